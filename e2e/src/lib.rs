@@ -1,0 +1,1 @@
+//! The whole system on a real cluster.

@@ -1,0 +1,17 @@
+//! What agent, process server, applier and recovery share.
+//!
+//! ```text
+//!   ids ── blocks ── wire (proto, generated) ── keys
+//!                      │                         │
+//!              agent ◄─┴─► process server    segment ──┐
+//!                                  │                   ▼
+//!                                  └────► log ──► vault (layout) ──► store (BlobStore: azure, model)
+//! ```
+//!
+//! No module here owns a task, a clock or a source of randomness: they are given by `env`.
+
+pub mod blocks;
+pub mod env;
+pub mod ids;
+pub mod store;
+pub mod wire;

@@ -1,0 +1,1 @@
+//! The store on Azure Storage (or Azurite) through the official crate.
