@@ -1,7 +1,10 @@
 # shellcheck shell=bash
 # What all scripts in dev/ share: where things are, messages with elapsed time, a cache
 # keyed by the hash of its inputs, and processes that are known by pid and start time.
-# Source it; it sets no options and starts nothing.
+# Source it after `set -euo pipefail`; it starts nothing.
+
+# Errors count inside $(…) too.
+shopt -s inherit_errexit
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 DEV=$ROOT/dev
@@ -41,6 +44,11 @@ need_disk() {
   free=$(df --output=avail -B1G "$1" | tail -1 | tr -d ' ')
   [ "$free" -ge "$2" ] || die "needs $2 GiB free in $1, only $free GiB are: make room, or point LIFEBOAT_CACHE and LIFEBOAT_STATE elsewhere"
 }
+# The state folder holds keys: ours alone, also where anyone may make folders.
+need_state() {
+  mkdir -p -m 0700 "$STATE"
+  [ -O "$STATE" ] || die "$STATE belongs to another user: set LIFEBOAT_STATE to a folder of your own"
+}
 
 # ---- the cache
 
@@ -56,7 +64,7 @@ hash_of() {
 # cached PATH FUNCTION: makes PATH (a file or folder in the cache) by calling `FUNCTION TMP`, which
 # builds at TMP; only a finished result gets the name, and two callers never build the same thing.
 cached() {
-  local path=$1 build=$2 lock tmp
+  local path=$1 build=$2 lock tmp status
   [ -e "$path" ] && return 0
   mkdir -p "$(dirname "$path")"
   lock=$path.lock
@@ -65,7 +73,12 @@ cached() {
   if [ ! -e "$path" ]; then
     tmp=$path.tmp
     remove_tree "$tmp"
-    "$build" "$tmp" || die "could not make $path (see above)"
+    # Not as a condition ("build || die"): bash then ignores errors inside the function.
+    set +e
+    (set -e; "$build" "$tmp")
+    status=$?
+    set -e
+    [ $status = 0 ] || die "could not make $path (see above)"
     mv "$tmp" "$path"
   fi
   exec {lock_fd}>&-
