@@ -1,0 +1,154 @@
+//! What the replicator needs from the machine: marks of changed blocks, their content, and freezing file systems.
+//!
+//! The kernel side implements these traits with eBPF maps, O_DIRECT reads and FIFREEZE; the simulation in memory.
+//! Disks are named by the tracker's own numbers (`v1::Disk::slot` of [`BlockSource::disks`], counted from 1, the
+//! same in the map and in the source, kept as long as the pinned maps live). The replicator translates them to the
+//! slots of the vault, which the process server gives.
+//!
+//! ```text
+//!   write issued ──► mark, generation g ─┐
+//!   write completed ► mark, generation g ┤ flip: g+1        take: held |= g; g = 0        forget, once durable
+//!                                        └──────────► old ───────────────────────► held ─────────────────────► clean
+//! ```
+
+use std::{io, time::Duration};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use lifeboat_replication::{
+    blocks::{BlockRun, BlockSet},
+    env::Micros,
+    wire::v1,
+};
+
+/// Tracking cannot go on. The replicator ends with it, and the service manager starts the agent again.
+#[derive(Debug, thiserror::Error)]
+pub enum TrackError {
+    #[error(
+        "the kernel's tracker failed to {operation}; the agent starts again, and if it keeps failing, send the output of `lifeboat-agent disks`"
+    )]
+    Kernel { operation: &'static str, source: io::Error },
+    #[error("tracking cannot work on this server: {reason}; {remedy}")]
+    Unsupported { reason: String, remedy: String },
+}
+
+/// Marks of changed blocks of all disks of this server. What a method changes is kept (pinned) before it returns:
+/// a crash of the agent between any two calls loses no mark.
+///
+/// Nothing here may write to a disk that is tracked: an idle server would never become clean.
+pub trait DirtyMap: Send {
+    /// Starts a new generation for all disks at one instant: every write issued before has its mark in the old one.
+    /// Returns the date of the flip. Marks of an earlier flip that were not taken yet are not lost.
+    fn flip(&mut self) -> Result<Micros, TrackError>;
+
+    /// Moves the old generation's marks (of issue and of completion) to the held ones and returns them.
+    /// In this order for each word: held |= old; old = 0.
+    fn take(&mut self) -> Result<BlockSet, TrackError>;
+
+    /// Which of `within` have been *issued* for writing in the current generation (completions of older writes do
+    /// not count, naming more than these is safe). Clears nothing. Called after each read, so it must be quick for
+    /// a small set.
+    fn issued_now(&mut self, within: &BlockSet) -> Result<BlockSet, TrackError>;
+
+    /// Everything taken and not forgotten, also by an earlier run of the agent.
+    fn held(&mut self) -> Result<BlockSet, TrackError>;
+
+    /// These blocks are durable as they were when last taken.
+    fn forget(&mut self, blocks: &BlockSet) -> Result<(), TrackError>;
+
+    /// What the initial or a full copy still has to make durable. A new map begins with every block of every disk.
+    fn to_copy(&mut self) -> Result<BlockSet, TrackError>;
+
+    /// These blocks of the copy are durable.
+    fn copied(&mut self, blocks: &BlockSet) -> Result<(), TrackError>;
+
+    /// Every block has to be copied again. Ends [`DirtyMap::lost`].
+    fn copy_all(&mut self, reason: &str) -> Result<(), TrackError>;
+
+    /// Why everything is copied again, as long as blocks are left; `None` for the first copy.
+    fn copy_reason(&self) -> Option<String>;
+
+    /// Number of blocks marked in the current generation, by issue or completion.
+    fn dirty_now(&mut self) -> Result<u64, TrackError>;
+
+    /// Writes issued and not completed; `None` where that cannot be known (issue-only tracking). A write's mark of
+    /// completion is made before it leaves this count.
+    fn in_flight(&mut self) -> Option<u64>;
+
+    /// Why marks may be missing (overflow, detached program, restart of the machine). Stays until
+    /// [`DirtyMap::copy_all`].
+    fn lost(&mut self) -> Option<String>;
+
+    /// The last record known to be durable. Lives and dies with the held marks.
+    fn durable_mark(&self) -> Option<v1::DurableMark>;
+
+    fn set_durable_mark(&mut self, mark: &v1::DurableMark) -> Result<(), TrackError>;
+
+    /// How changes are tracked, for status: for example `ebpf-request` or `ebpf-request (issue only)`.
+    fn tracking(&self) -> String;
+}
+
+/// Content of the disks.
+#[async_trait]
+pub trait BlockSource: Send + Sync {
+    /// The protected disks; `slot` is the tracker's number. The same for the life of the agent.
+    fn disks(&self) -> Vec<v1::Disk>;
+
+    /// Reads past every cache. The answer has `run.blocks` × 4096 bytes: a disk that ends within its last block is
+    /// padded with zeros. Several reads may be under way at once.
+    async fn read(&self, run: BlockRun) -> io::Result<Bytes>;
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum FreezeError {
+    #[error("no file system of the protected disks can be frozen: {reason}")]
+    NothingToFreeze { reason: String },
+    #[error("{path} did not freeze: {source}; everything frozen before it was thawed")]
+    Freeze { path: String, source: io::Error },
+    #[error("the watchdog does not answer: {reason}; start lifeboat-thaw.service")]
+    Watchdog { reason: String },
+    #[error("freezing took longer than {limit:?} and was given up; everything is thawed")]
+    TooSlow { limit: Duration },
+}
+
+/// What [`Freezer::thaw`] found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Thawed {
+    /// How long the longest-frozen file system stood still.
+    pub longest: Duration,
+    /// False when the watchdog thawed first: nothing may be concluded from the freeze.
+    pub held_until_now: bool,
+}
+
+/// Freezes the file systems on the protected disks. A watchdog of its own thaws them after the limit, whatever
+/// happens to the agent. Between freeze and thaw nobody here may log or touch a file.
+#[async_trait]
+pub trait Freezer: Send {
+    /// How long writing back what is dirty in memory would take at the measured rate; `None` when freezing is not
+    /// possible here (nothing mounted, no watchdog).
+    async fn estimate(&mut self) -> Option<Duration>;
+
+    /// Writes back (syncfs), then freezes all, root last; on an error everything is thawed again.
+    async fn freeze(&mut self, limit: Duration) -> Result<(), FreezeError>;
+
+    async fn thaw(&mut self) -> Thawed;
+}
+
+/// For machines (and simulations) without anything to freeze.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoFreezer;
+
+#[async_trait]
+impl Freezer for NoFreezer {
+    async fn estimate(&mut self) -> Option<Duration> {
+        None
+    }
+
+    async fn freeze(&mut self, _limit: Duration) -> Result<(), FreezeError> {
+        Err(FreezeError::NothingToFreeze { reason: "freezing is switched off".to_owned() })
+    }
+
+    async fn thaw(&mut self) -> Thawed {
+        Thawed { longest: Duration::ZERO, held_until_now: false }
+    }
+}

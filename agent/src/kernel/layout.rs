@@ -1,0 +1,172 @@
+//! Where everything is in the maps that agent and eBPF program share. Pure numbers; `bpf/tracker.bpf.c` says the same.
+//!
+//! ```text
+//!   MARKS    issued[0] │ issued[1] │ completed[0] │ completed[1] │ held │ to copy │ suspect
+//!            each: disk 1 │ disk 2 │ …   (1 bit per 4 KiB block, each disk begins at a multiple of 64 words)
+//!   SUMMARY  1 bit per word of MARKS (only the four sets of the program use it)
+//!   CONTROL  see the constants below
+//! ```
+//! Memory: 7 × 32 MiB per TiB of disk, in the kernel, allocated when tracking starts.
+
+use std::ops::Range;
+
+use lifeboat_replication::blocks::BLOCK_BYTES;
+
+use super::disks::Disk;
+
+/// Changes with every change of the layout here or in the program: older pins are then not taken up again.
+pub(super) const FORMAT: u64 = 1;
+/// First word of CONTROL's description: "lifeboat".
+pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"lifeboat");
+
+pub(super) const CONTROL_WORDS: usize = 1024;
+pub(super) const CONTROL_GENERATION: usize = 0;
+/// Bits `LOST_*`.
+pub(super) const CONTROL_LOST: usize = 8;
+/// Extents used, of generation 0 and 1.
+pub(super) const CONTROL_EXTENTS: usize = 16;
+/// From here on the program touches nothing below `CONTROL_COUNTERS`. Magic, then the layout's digest (4 words).
+pub(super) const CONTROL_MAGIC: usize = 32;
+pub(super) const CONTROL_DIGEST: Range<usize> = 33..37;
+/// 1 once everything is pinned, attached and filled.
+pub(super) const CONTROL_READY: usize = 37;
+/// 1 when completions were seen to escape the program.
+pub(super) const CONTROL_ISSUE_ONLY: usize = 38;
+/// Runs that the kernel left out, as far as they have been dealt with: of `issue`, of `complete`.
+pub(super) const CONTROL_ISSUE_MISSES: usize = 39;
+pub(super) const CONTROL_COMPLETE_MISSES: usize = 40;
+/// Length in bytes, then the text, of why everything is copied again.
+pub(super) const CONTROL_REASON: Range<usize> = 64..128;
+/// Two places for the durable mark, written in turn.
+pub(super) const CONTROL_DURABLE: [Range<usize>; 2] = [128..144, 144..160];
+pub(super) const CONTROL_COUNTERS: usize = 512;
+pub(super) const COUNTERS_PER_DISK: usize = 8;
+pub(super) const COUNT_WRITES: usize = 0;
+pub(super) const COUNT_ISSUED_BYTES: usize = 1;
+pub(super) const COUNT_COMPLETED_BYTES: usize = 2;
+pub(super) const COUNT_REQUEUED_BYTES: usize = 3;
+
+pub(super) const LOST_OVERFLOW: u64 = 1;
+pub(super) const LOST_PAST_END: u64 = 2;
+pub(super) const LOST_PASSTHROUGH: u64 = 4;
+pub(super) const LOST_ZONE: u64 = 8;
+pub(super) const LOST_INTERNAL: u64 = 16;
+/// Set by the agent: the kernel left out a run of the program at issue.
+pub(super) const LOST_MISSED_ISSUE: u64 = 32;
+
+pub(super) const EXTENTS: usize = 1024;
+pub(super) const EXTENT_WORDS: usize = 2 * EXTENTS * 2;
+pub(super) const EXTENT_VALID: u64 = 1 << 63;
+pub(super) const EXTENT_COMPLETED: u64 = 2 << 32;
+
+/// Disks of a server, at most (entries of DISKS, counters in CONTROL).
+pub const MAX_DISKS: usize = 64;
+
+/// The bitmaps in MARKS, in this order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Set {
+    Issued(usize),
+    Completed(usize),
+    Held,
+    ToCopy,
+    Suspect,
+}
+
+impl Set {
+    const COUNT: usize = 7;
+
+    fn position(self) -> usize {
+        match self {
+            Self::Issued(generation) => generation & 1,
+            Self::Completed(generation) => 2 + (generation & 1),
+            Self::Held => 4,
+            Self::ToCopy => 5,
+            Self::Suspect => 6,
+        }
+    }
+}
+
+/// Sizes and places for the disks given, in their order.
+#[derive(Debug, Clone)]
+pub(super) struct Layout {
+    /// Blocks of each disk, the last one perhaps partial.
+    blocks: Vec<u32>,
+    /// First word of each disk within a set.
+    starts: Vec<usize>,
+    set_words: usize,
+}
+
+impl Layout {
+    pub(super) fn new(disks: &[Disk]) -> Self {
+        let blocks: Vec<u32> = disks
+            .iter()
+            .map(|disk| u32::try_from(disk.size_bytes.div_ceil(BLOCK_BYTES)).unwrap_or(u32::MAX))
+            .collect();
+        let mut starts = Vec::new();
+        let mut set_words = 0;
+        for blocks in &blocks {
+            starts.push(set_words);
+            set_words += (*blocks as usize).div_ceil(64).next_multiple_of(64);
+        }
+        Self { blocks, starts, set_words }
+    }
+
+    pub(super) fn disks(&self) -> usize {
+        self.blocks.len()
+    }
+
+    pub(super) fn blocks(&self, disk: usize) -> u32 {
+        self.blocks.get(disk).copied().unwrap_or(0)
+    }
+
+    /// Entries of MARKS, or `None` when the map's 32-bit index cannot reach them (146 TiB of disks).
+    pub(super) fn mark_words(&self) -> Option<u32> {
+        u32::try_from(self.set_words * Set::COUNT).ok()
+    }
+
+    /// Entries of SUMMARY: the four sets of the program come first in MARKS.
+    pub(super) fn summary_words(&self) -> usize {
+        self.set_words * Set::COUNT / 64
+    }
+
+    /// Index in MARKS of the disk's first word.
+    pub(super) fn start(&self, set: Set, disk: usize) -> usize {
+        set.position() * self.set_words + self.starts.get(disk).copied().unwrap_or(self.set_words)
+    }
+
+    /// The disk's words in MARKS, whole summary words (a multiple of 64).
+    pub(super) fn words(&self, set: Set, disk: usize) -> Range<usize> {
+        let start = self.start(set, disk);
+        start..start + (self.blocks(disk) as usize).div_ceil(64).next_multiple_of(64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn disk(size_bytes: u64) -> Disk {
+        Disk { name: "x".into(), id: "x".into(), size_bytes, device: 0, sequence: 0 }
+    }
+
+    #[test]
+    fn sets_and_disks_do_not_overlap_and_begin_at_whole_summary_words() {
+        let layout = Layout::new(&[disk(4096 * 65), disk(1 << 30), disk(512)]);
+        let mut end = 0;
+        for set in [Set::Issued(0), Set::Issued(1), Set::Completed(0), Set::Completed(1), Set::Held, Set::ToCopy, Set::Suspect] {
+            for index in 0..layout.disks() {
+                let words = layout.words(set, index);
+                assert_eq!(words.start, end, "{set:?} {index}");
+                assert_eq!(words.start % 64, 0);
+                assert!((words.len() * 64) as u64 >= u64::from(layout.blocks(index)));
+                end = words.end;
+            }
+        }
+        assert_eq!(layout.mark_words(), Some(end as u32));
+    }
+
+    #[test]
+    fn the_last_partial_block_counts() {
+        assert_eq!(Layout::new(&[disk(4096 * 3 + 512)]).blocks(0), 4);
+    }
+}

@@ -1,0 +1,11 @@
+//! The mobility agent: tracks and replicates the disks of a server.
+//!
+//! ```text
+//!   kernel (eBPF marks, O_DIRECT, FIFREEZE) ──edge──► core (rounds, records, acknowledgements) ──Dial──► net (TLS)
+//!                                                                                                        ▲
+//!                                   enrol (token → certificate) ──► state (/var/lib/lifeboat-agent) ─────┘
+//! ```
+//!
+//! `core` decides and owns no thread, clock or socket; the simulation runs it as it is.
+
+pub mod edge;

@@ -1,0 +1,3 @@
+//! `lifeboat-agent`: the program that runs on a protected server.
+
+fn main() {}
