@@ -1,0 +1,417 @@
+//! `ReplicationAppliance`: the pods that serve one site, and the vault behind them.
+
+use k8s_openapi::{
+    api::core::v1::{Affinity, ResourceRequirements, Toleration, TopologySpreadConstraint},
+    apimachinery::pkg::api::resource::Quantity,
+};
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+use crate::{
+    Condition, Time,
+    refs::{LocalRef, SecretKeyRef},
+};
+
+/// The default of `exposure.dataPort`; the reference system's port.
+pub const DATA_PORT: u16 = 9443;
+/// The default of `exposure.managementPort`.
+pub const MANAGEMENT_PORT: u16 = 443;
+
+/// The appliance of one site.
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[kube(
+    group = "lifeboat.dev",
+    version = "v1alpha1",
+    kind = "ReplicationAppliance",
+    shortname = "appliance",
+    category = "lifeboat",
+    namespaced,
+    status = "ReplicationApplianceStatus",
+    derive = "PartialEq",
+    doc = "ReplicationAppliance is the set of pods that serve one site: process servers that agents send to, and the applier that turns what is in the vault into seed disks and recovery points.",
+    scale(
+        spec_replicas_path = ".spec.processServers.replicas",
+        status_replicas_path = ".status.replicas",
+        label_selector_path = ".status.selector"
+    ),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="Ready")].status"#
+    ),
+    printcolumn(
+        name = "Process servers",
+        type_ = "string",
+        json_path = ".status.processServersReady",
+        description = "Ready of wanted"
+    ),
+    printcolumn(name = "Servers", type_ = "integer", json_path = ".status.protectedServers"),
+    printcolumn(name = "Health", type_ = "string", json_path = ".status.health"),
+    printcolumn(
+        name = "Message",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="Ready")].message"#,
+        priority = 1
+    ),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct ReplicationApplianceSpec {
+    /// Where the data goes.
+    pub vault: Vault,
+    /// Secret with the data keys by id. The operator makes one, named `<appliance>-keys`, when this is absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encryption_key_secret_ref: Option<LocalRef>,
+    /// Public keys (age) to which the vault's key bundle is encrypted. Without one the appliance does not become
+    /// Ready: if the cluster were lost, so would the data be. `kubectl lifeboat recovery-key new` makes a pair.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 8),
+        inner(length(min = 62, max = 62), regex(pattern = r"^age1[023456789acdefghjklmnpqrstuvwxyz]{58}$")),
+        extend("x-kubernetes-list-type" = "set")
+    )]
+    pub recovery_key_recipients: Vec<String>,
+    /// The applier, which turns the journal into seed disks and recovery points.
+    #[serde(default)]
+    pub appliers: Appliers,
+    /// The process servers, which agents send to.
+    #[serde(default)]
+    pub process_servers: ProcessServers,
+    /// How agents reach the process servers.
+    #[serde(default)]
+    pub exposure: Exposure,
+}
+
+/// A place for data.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Vault {
+    /// Azure Blob Storage, or an emulator of it.
+    pub azure: AzureVault,
+}
+
+/// Two containers in Azure Blob Storage.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AzureVault {
+    /// URL of the blob service: public, private endpoint or emulator (with the account in the path).
+    #[schemars(length(max = 512), regex(pattern = r"^https?://[^/?#]+(/[^?#]*)?$"))]
+    pub endpoint: String,
+    /// Container of seed disks, logs and catalogue.
+    #[schemars(length(min = 3, max = 63), regex(pattern = r"^[a-z0-9]+(-[a-z0-9]+)*$"))]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("vault.azure.container cannot be changed: the data would stay behind; make another appliance"))]
+    pub container: String,
+    /// Where segments of the journal land; when absent, container `<container>-cache` at the same endpoint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<CacheStorage>,
+    /// How to authenticate, for both containers.
+    pub authentication: AzureAuthentication,
+}
+
+impl AzureVault {
+    /// URL of the blob service that holds the journal's segments.
+    pub fn cache_endpoint(&self) -> &str {
+        self.cache.as_ref().and_then(|cache| cache.endpoint.as_deref()).unwrap_or(&self.endpoint)
+    }
+
+    /// Container of the journal's segments.
+    pub fn cache_container(&self) -> String {
+        let given = self.cache.as_ref().and_then(|cache| cache.container.clone());
+        given.unwrap_or_else(|| format!("{}-cache", self.container))
+    }
+}
+
+/// Another place for the journal's segments.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CacheStorage {
+    /// URL of its blob service; the vault's when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 512), regex(pattern = r"^https?://[^/?#]+(/[^?#]*)?$"))]
+    pub endpoint: Option<String>,
+    /// Its container; `<container>-cache` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 3, max = 63), regex(pattern = r"^[a-z0-9]+(-[a-z0-9]+)*$"))]
+    pub container: Option<String>,
+}
+
+/// Credentials of the storage account. Exactly one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[x_kube(validation = Rule::new("has(self.sasSecretRef) != has(self.accountKeySecretRef)").message("choose exactly one of sasSecretRef and accountKeySecretRef"))]
+#[serde(rename_all = "camelCase")]
+pub struct AzureAuthentication {
+    /// A shared access signature (`sv=…&sig=…`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sas_secret_ref: Option<SecretKeyRef>,
+    /// The account's key, base64 as Azure shows it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub account_key_secret_ref: Option<SecretKeyRef>,
+}
+
+/// The one way to authenticate that is set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AzureCredential<'a> {
+    Sas(&'a SecretKeyRef),
+    AccountKey(&'a SecretKeyRef),
+}
+
+impl AzureAuthentication {
+    /// The credential; `None` only for an object that bypassed the API server's rules.
+    pub fn credential(&self) -> Option<AzureCredential<'_>> {
+        match (&self.sas_secret_ref, &self.account_key_secret_ref) {
+            (Some(sas), None) => Some(AzureCredential::Sas(sas)),
+            (None, Some(key)) => Some(AzureCredential::AccountKey(key)),
+            _ => None,
+        }
+    }
+}
+
+/// The applier's pod.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Appliers {
+    /// Compute resources of the container.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<ResourceRequirements>,
+}
+
+/// The process servers' pods.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ProcessServers {
+    /// How many; `kubectl scale` works too.
+    #[serde(default = "one")]
+    #[schemars(range(min = 0, max = 32))]
+    pub replicas: i32,
+    /// Where data waits that is not yet in the vault.
+    #[serde(default)]
+    pub spool: Spool,
+    /// Compute resources of the container.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<ResourceRequirements>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub node_selector: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    pub tolerations: Vec<Toleration>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub affinity: Option<Affinity>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub topology_spread_constraints: Vec<TopologySpreadConstraint>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub priority_class_name: Option<String>,
+}
+
+impl Default for ProcessServers {
+    fn default() -> Self {
+        Self {
+            replicas: one(),
+            spool: Spool::default(),
+            resources: None,
+            node_selector: BTreeMap::new(),
+            tolerations: Vec::new(),
+            affinity: None,
+            topology_spread_constraints: Vec::new(),
+            priority_class_name: None,
+        }
+    }
+}
+
+fn one() -> i32 {
+    1
+}
+
+/// A volume for each process server.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Spool {
+    /// Its size. A full spool slows agents down and loses nothing.
+    #[serde(default = "spool_size")]
+    #[x_kube(validation = Rule::new("quantity(string(self)).compareTo(quantity('64Mi')) >= 0").message("spool.size is at least 64Mi"))]
+    pub size: Quantity,
+    /// Its storage class; the cluster's default when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub storage_class_name: Option<String>,
+}
+
+impl Default for Spool {
+    fn default() -> Self {
+        Self { size: spool_size(), storage_class_name: None }
+    }
+}
+
+fn spool_size() -> Quantity {
+    Quantity("50Gi".to_owned())
+}
+
+/// Services in front of the process servers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[x_kube(
+    validation = Rule::new("self.type == 'NodePort' || !has(self.nodePorts)").message("nodePorts belong to type NodePort"),
+    validation = Rule::new("self.dataPort != self.managementPort").message("dataPort and managementPort must differ")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct Exposure {
+    /// Type of the Services.
+    #[serde(default, rename = "type")]
+    pub kind: ExposureType,
+    /// Port for data; one Service for each process server.
+    #[serde(default = "data_port")]
+    #[schemars(range(min = 1, max = 65535))]
+    pub data_port: u16,
+    /// Port for management and enrolment; one Service for all.
+    #[serde(default = "management_port")]
+    #[schemars(range(min = 1, max = 65535))]
+    pub management_port: u16,
+    /// Fixed ports on the nodes; the cluster chooses when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_ports: Option<NodePorts>,
+    /// Names and IP addresses by which agents reach the appliance from outside. They go into its certificate; the
+    /// first one is what agents are told. Inside the cluster the Services' own names work without any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 16),
+        inner(length(min = 1, max = 253), regex(pattern = r"^[a-zA-Z0-9]([-.:a-zA-Z0-9]*[a-zA-Z0-9])?$")),
+        extend("x-kubernetes-list-type" = "atomic")
+    )]
+    pub addresses: Vec<String>,
+}
+
+impl Default for Exposure {
+    fn default() -> Self {
+        Self {
+            kind: ExposureType::default(),
+            data_port: data_port(),
+            management_port: management_port(),
+            node_ports: None,
+            addresses: Vec::new(),
+        }
+    }
+}
+
+fn data_port() -> u16 {
+    DATA_PORT
+}
+
+fn management_port() -> u16 {
+    MANAGEMENT_PORT
+}
+
+/// How Services are exposed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ExposureType {
+    /// Only inside the cluster.
+    #[default]
+    ClusterIP,
+    /// On a port of every node.
+    NodePort,
+}
+
+/// Ports on the nodes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NodePorts {
+    /// Port for management.
+    #[schemars(range(min = 1, max = 65535))]
+    pub management: u16,
+    /// Port for data of the first process server; each further one takes the next port.
+    #[schemars(range(min = 1, max = 65535))]
+    pub data_base: u16,
+}
+
+/// What the operator has seen.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ReplicationApplianceStatus {
+    /// The generation of the spec that the last successful pass has seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Ready, VaultReachable, RecoveryKeyReady, CertificatesReady, ProcessServersReady, AppliersReady.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
+    /// The worst of the components.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<Health>,
+    /// Every part of the appliance and how it is.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub components: Vec<Component>,
+    /// Every process server.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub process_servers: Vec<ProcessServerStatus>,
+    /// Ready of wanted process servers, for people: `2/2`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process_servers_ready: Option<String>,
+    /// Identity of the vault; made once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vault_id: Option<String>,
+    /// Servers that use this appliance.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protected_servers: Option<u32>,
+    /// SHA-256 of the management server's public key (`sha256//<base64>`), which enrolment pins.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub management_public_key: Option<String>,
+    /// URL by which agents reach management.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub management_endpoint: Option<String>,
+    /// Process-server pods that exist (scale subresource).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replicas: Option<i32>,
+    /// Label selector of the process-server pods (scale subresource).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selector: Option<String>,
+}
+
+/// Health, worst last but for `Unknown`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+pub enum Health {
+    Healthy,
+    /// Nothing has been heard.
+    #[default]
+    Unknown,
+    /// Works; somebody should look at it in working hours.
+    Warning,
+    /// Does not do its job, or soon will not.
+    Critical,
+}
+
+/// A part of an appliance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Component {
+    pub name: String,
+    pub health: Health,
+    /// One word.
+    pub reason: String,
+    /// What is wrong and what to do.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+    /// Since when its health is this.
+    pub since: Time,
+}
+
+/// A process server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ProcessServerStatus {
+    /// Name of its pod.
+    pub name: String,
+    pub ready: bool,
+    pub health: Health,
+    /// Where agents reach it for data: host and port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    /// Servers placed on it.
+    pub servers: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spool_used_bytes: Option<u64>,
+    /// Age of the oldest record that waits for upload.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upload_backlog_seconds: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ingest_bytes_per_second: Option<u64>,
+}

@@ -1,0 +1,170 @@
+//! `ReplicationPolicy`: how often, how tight, how compressed; shared by any number of servers.
+
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{Condition, Duration};
+
+/// How servers are replicated.
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[kube(
+    group = "lifeboat.dev",
+    version = "v1alpha1",
+    kind = "ReplicationPolicy",
+    plural = "replicationpolicies",
+    shortname = "rpolicy",
+    category = "lifeboat",
+    namespaced,
+    status = "ReplicationPolicyStatus",
+    derive = "PartialEq",
+    doc = "ReplicationPolicy says how often servers send their changes, which RPO is promised, and how data is compressed.",
+    printcolumn(
+        name = "Round",
+        type_ = "string",
+        json_path = ".spec.roundInterval",
+        description = "Time between rounds"
+    ),
+    printcolumn(
+        name = "RPO threshold",
+        type_ = "string",
+        json_path = ".spec.rpoThreshold",
+        description = "RPO above which a server is unhealthy"
+    ),
+    printcolumn(
+        name = "Points",
+        type_ = "string",
+        json_path = ".spec.recoveryPoints.interval",
+        description = "Time between recovery points"
+    ),
+    printcolumn(
+        name = "Servers",
+        type_ = "integer",
+        json_path = ".status.protectedServers",
+        description = "Servers with this policy"
+    ),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[x_kube(validation = Rule::new("duration(self.rpoThreshold) >= duration(self.roundInterval)").message("rpoThreshold must not be shorter than roundInterval: no server could ever meet it"))]
+#[serde(rename_all = "camelCase")]
+pub struct ReplicationPolicySpec {
+    /// Time between two rounds, from 1s to 5m.
+    #[serde(default = "round_interval")]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('1s') && duration(self) <= duration('5m')").message("roundInterval is from 1s to 5m"))]
+    pub round_interval: Duration,
+    /// RPO above which a server is unhealthy. It raises alerts and changes nothing in replication.
+    #[serde(default = "rpo_threshold")]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('1s') && duration(self) <= duration('24h')").message("rpoThreshold is from 1s to 24h"))]
+    pub rpo_threshold: Duration,
+    /// Recovery points: snapshots of the seed disks.
+    #[serde(default)]
+    pub recovery_points: RecoveryPoints,
+    /// Compression of what goes to the vault.
+    #[serde(default)]
+    pub compression: Compression,
+    /// How often an hour the file systems of a server may be frozen to get a consistent point. 0 forbids it.
+    #[serde(default = "max_freezes_per_hour")]
+    #[schemars(range(min = 0, max = 120))]
+    pub max_freezes_per_hour: u32,
+    /// Longest time that a file system may be frozen; a watchdog of its own thaws after it.
+    #[serde(default = "freeze_timeout")]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('1s') && duration(self) <= duration('30s')").message("freezeTimeout is from 1s to 30s"))]
+    pub freeze_timeout: Duration,
+}
+
+impl Default for ReplicationPolicySpec {
+    fn default() -> Self {
+        Self {
+            round_interval: round_interval(),
+            rpo_threshold: rpo_threshold(),
+            recovery_points: RecoveryPoints::default(),
+            compression: Compression::default(),
+            max_freezes_per_hour: max_freezes_per_hour(),
+            freeze_timeout: freeze_timeout(),
+        }
+    }
+}
+
+fn round_interval() -> Duration {
+    Duration::from_secs(15)
+}
+
+// The reference system's threshold.
+fn rpo_threshold() -> Duration {
+    Duration::from_mins(15)
+}
+
+fn max_freezes_per_hour() -> u32 {
+    12
+}
+
+fn freeze_timeout() -> Duration {
+    Duration::from_secs(5)
+}
+
+/// When recovery points are cut.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RecoveryPoints {
+    /// Time between two recovery points, from 1m to 12h.
+    #[serde(default = "point_interval")]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('1m') && duration(self) <= duration('12h')").message("recoveryPoints.interval is from 1m to 12h"))]
+    pub interval: Duration,
+}
+
+impl Default for RecoveryPoints {
+    fn default() -> Self {
+        Self { interval: point_interval() }
+    }
+}
+
+// The reference system's interval of crash-consistent points.
+fn point_interval() -> Duration {
+    Duration::from_mins(5)
+}
+
+/// Compression of segments.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Compression {
+    /// The algorithm.
+    #[serde(default)]
+    pub algorithm: CompressionAlgorithm,
+    /// 1 is fastest, 19 smallest.
+    #[serde(default = "compression_level")]
+    #[schemars(range(min = 1, max = 19))]
+    pub level: i32,
+}
+
+impl Default for Compression {
+    fn default() -> Self {
+        Self { algorithm: CompressionAlgorithm::default(), level: compression_level() }
+    }
+}
+
+fn compression_level() -> i32 {
+    1
+}
+
+/// Known algorithms.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum CompressionAlgorithm {
+    #[default]
+    #[serde(rename = "zstd")]
+    Zstd,
+}
+
+/// What the operator has seen.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ReplicationPolicyStatus {
+    /// The generation of the spec that the last successful pass has seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
+    /// Servers that use this policy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protected_servers: Option<u32>,
+}

@@ -1,0 +1,342 @@
+//! `ProtectedServer`: a machine under protection and what becomes of it in a failover.
+
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{Condition, Time, appliance::Health, check::HealthCheck, refs::LocalRef};
+
+/// A machine under protection.
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[kube(
+    group = "lifeboat.dev",
+    version = "v1alpha1",
+    kind = "ProtectedServer",
+    shortname = "pserver",
+    category = "lifeboat",
+    namespaced,
+    status = "ProtectedServerStatus",
+    derive = "PartialEq",
+    doc = "ProtectedServer is a machine under protection: which appliance and policy serve it, and which machine it becomes in a failover.",
+    printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
+    printcolumn(name = "Health", type_ = "string", json_path = ".status.replicationHealth"),
+    printcolumn(name = "RPO", type_ = "integer", json_path = ".status.rpo.seconds", description = "Seconds of data that a disaster at the time of observation would have cost"),
+    printcolumn(name = "Progress", type_ = "string", json_path = ".status.progress", description = "Of the initial replication or a resynchronization"),
+    printcolumn(name = "Last point", type_ = "date", json_path = ".status.lastPointTime"),
+    printcolumn(name = "Process server", type_ = "string", json_path = ".status.processServer", priority = 1),
+    printcolumn(name = "Agent", type_ = "string", json_path = ".status.agent.version", priority = 1),
+    printcolumn(name = "Message", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].message"#, priority = 1),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    validation = Rule::new("self.metadata.name.size() <= 63 && self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')").message("metadata.name of a ProtectedServer has at most 63 characters: small letters, digits and dashes, since other names are made from it")
+)]
+#[x_kube(validation = Rule::new("!has(self.healthCheck) || self.target.virtualMachinePod.ports.exists(p, p.port == (has(self.healthCheck.http) ? self.healthCheck.http.port : has(self.healthCheck.tcp) ? self.healthCheck.tcp.port : -1))").message("the port of healthCheck must be one of target.virtualMachinePod.ports, otherwise the check cannot reach the recovered machine"))]
+#[serde(rename_all = "camelCase")]
+pub struct ProtectedServerSpec {
+    /// The appliance that serves this machine.
+    #[x_kube(validation = Rule::new("self == oldSelf").message("applianceRef cannot be changed: the data would stay behind; delete this ProtectedServer and make another"))]
+    pub appliance_ref: LocalRef,
+    /// How it is replicated.
+    pub policy_ref: LocalRef,
+    /// What the machine is; it decides what is possible after a failover.
+    #[serde(default)]
+    pub platform: Platform,
+    /// Which disks are protected.
+    #[serde(default, skip_serializing_if = "Disks::is_default")]
+    pub disks: Disks,
+    /// Paused stops replication at once, also for a connected agent; the data stays.
+    #[serde(default)]
+    pub replication: Replication,
+    /// What it becomes in a failover.
+    pub target: Target,
+    /// How to hear that the recovered machine's service works. Without it a machine counts as up when it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_check: Option<HealthCheck>,
+}
+
+/// Kinds of machines.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Platform {
+    #[default]
+    Physical,
+    VMware,
+    HyperV,
+    Azure,
+}
+
+/// Which disks are protected: all but those excluded.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Disks {
+    /// Disks that are not replicated, each by one of its names.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), extend("x-kubernetes-list-type" = "atomic"))]
+    pub exclude: Vec<DiskSelector>,
+}
+
+impl Disks {
+    fn is_default(&self) -> bool {
+        self.exclude.is_empty()
+    }
+}
+
+/// A disk by one of its names. Exactly one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[x_kube(validation = Rule::new("[has(self.serial), has(self.path), has(self.wwn)].filter(given, given).size() == 1").message("name a disk by exactly one of serial, path and wwn"))]
+pub struct DiskSelector {
+    /// Serial number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 256))]
+    pub serial: Option<String>,
+    /// Path of the device on the machine, such as /dev/sdc.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 6, max = 256), regex(pattern = r"^/dev/[^/]"))]
+    pub path: Option<String>,
+    /// World-wide name, such as 0x5000c500a1b2c3d4.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 256))]
+    pub wwn: Option<String>,
+}
+
+/// Whether changes are taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Replication {
+    #[default]
+    Enabled,
+    Paused,
+}
+
+/// What the server becomes in a failover.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Target {
+    /// A QEMU virtual machine in a pod of this cluster.
+    pub virtual_machine_pod: VirtualMachinePod,
+}
+
+/// A QEMU virtual machine in a pod of this cluster, booting from a recovery point in the vault.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+pub struct VirtualMachinePod {
+    /// Virtual CPUs.
+    #[serde(default = "cpus")]
+    #[schemars(range(min = 1, max = 64))]
+    pub cpus: u32,
+    /// Memory of the machine.
+    #[serde(default = "memory")]
+    #[x_kube(validation = Rule::new("quantity(string(self)).compareTo(quantity('128Mi')) >= 0").message("memory is at least 128Mi"))]
+    pub memory: Quantity,
+    /// How the machine starts.
+    #[serde(default)]
+    pub firmware: Firmware,
+    /// Ports of the machine that can be reached: by checks in a test. Every other one stays closed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    #[x_kube(validation = Rule::new("self.all(p, self.exists_one(q, q.port == p.port))").message("each port may be listed once"))]
+    pub ports: Vec<MachinePort>,
+}
+
+fn cpus() -> u32 {
+    2
+}
+
+fn memory() -> Quantity {
+    Quantity("2Gi".to_owned())
+}
+
+/// Firmware of a virtual machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Firmware {
+    /// Starts the boot sector of the first disk.
+    #[default]
+    BIOS,
+}
+
+/// A TCP port of the machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct MachinePort {
+    /// What listens there.
+    #[schemars(length(min = 1, max = 15), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    pub name: String,
+    /// The port.
+    #[schemars(range(min = 1, max = 65535))]
+    pub port: u16,
+}
+
+/// What the operator has seen.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ProtectedServerStatus {
+    /// The generation of the spec that the last successful pass has seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Ready, Enrolled, AgentConnected, InitialReplicationComplete, RPOMet; ResynchronizationRequired while true.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
+    /// Where it stands.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<ServerPhase>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replication_health: Option<Health>,
+    /// Identity in the vault; made once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// Number of the server's writer in the vault.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<u64>,
+    /// The process server that serves it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process_server: Option<String>,
+    /// Written on a change of state and from time to time; live figures are in metrics and `kubectl lifeboat status`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rpo: Option<Rpo>,
+    /// T0 of the newest point in the vault.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_point_time: Option<Time>,
+    /// Of the initial replication or a resynchronization, for people: `42%`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<AgentStatus>,
+    /// Every disk that is protected.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["id"]))]
+    pub disks: Vec<DiskStatus>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recovery_points: Option<RecoveryPointsStatus>,
+    /// What is wrong, each with its remedy.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["code"]))]
+    pub issues: Vec<Issue>,
+    /// The run that has this server at the moment, or the last one that has left machines.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failover: Option<FailoverState>,
+}
+
+/// Where a server stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ServerPhase {
+    /// Something that it refers to is missing or not ready.
+    #[default]
+    Pending,
+    /// The token waits for the agent.
+    Enrolling,
+    /// The first copy is under way.
+    InitialReplication,
+    /// There is a point to fail over to, and rounds go on.
+    Protected,
+    /// Disk and seed disk are compared.
+    Resynchronizing,
+    /// Switched off by the spec.
+    Paused,
+    /// A person must act; the Ready condition says how.
+    Failed,
+}
+
+/// Data that a disaster would have cost.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Rpo {
+    pub seconds: u64,
+    pub observed_at: Time,
+}
+
+/// The program on the machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentStatus {
+    pub version: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub os: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine_id: Option<String>,
+    /// How changes are tracked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tracking: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_seen: Option<Time>,
+}
+
+/// A protected disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DiskStatus {
+    /// Identity in the vault.
+    pub id: String,
+    /// Path on the machine.
+    pub path: String,
+    pub size_bytes: u64,
+    pub state: DiskState,
+    /// Of the initial replication or a resynchronization.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replicated_bytes: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub total_bytes: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_per_second: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub estimated_completion: Option<Time>,
+    /// Changed and not yet durable in the vault.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dirty_bytes: Option<u64>,
+}
+
+/// Where a disk stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum DiskState {
+    InitialReplication,
+    Replicating,
+    Resynchronizing,
+    /// It cannot be protected; an issue says why.
+    Unsupported,
+    /// The agent no longer sees it.
+    Missing,
+}
+
+/// What can be recovered.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RecoveryPointsStatus {
+    /// Snapshots of the seed disks. Points inside the journal are not counted: there is one for each exact round.
+    pub count: u32,
+    /// The earliest instant that can be recovered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oldest: Option<Time>,
+    /// The latest instant that can be recovered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latest: Option<Time>,
+}
+
+/// Something that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Issue {
+    /// Stable word for alerts and documentation.
+    pub code: String,
+    pub severity: Severity,
+    /// What is wrong.
+    #[schemars(length(max = 1024))]
+    pub message: String,
+    /// What to do.
+    #[schemars(length(max = 1024))]
+    pub remedy: String,
+    pub since: Time,
+}
+
+/// How bad an issue is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+pub enum Severity {
+    Warning,
+    Critical,
+}
+
+/// A run that has this server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct FailoverState {
+    /// Name of the FailoverRun.
+    pub run: String,
+    /// Its phase.
+    pub state: crate::run::RunPhase,
+}
