@@ -1,0 +1,27 @@
+# Commands for people; the work is done by the scripts in dev/. `make help` lists them.
+.DEFAULT_GOAL := help
+.PHONY: help setup build lint test demo demo-down clean
+
+help: ## what there is
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+setup: ## install what building and running need (Debian 12, root)
+	@dev/setup
+
+build: ## build all programs
+	@cargo build --locked --workspace
+
+lint: ## formatting, clippy, licences, shell scripts
+	@dev/test 00-lint
+
+test: ## all test suites, with the time of each
+	@dev/test
+
+demo: ## one real server, end to end: replicate it, drill it, boot it (Debian 12, root)
+	@dev/demo
+
+demo-down: ## remove every trace of the demo
+	@dev/demo-down
+
+clean: demo-down ## remove what was built in this checkout (the cache in ~/.cache/lifeboat stays)
+	@cargo clean
