@@ -126,7 +126,11 @@ stop() {
   for name in "$@"; do pid=$(pid_of "$name") && kill "$pid" 2>/dev/null || true; done
   for name in "$@"; do
     for ((i = 0; i < seconds * 10; i++)); do alive "$name" || break; sleep 0.1; done
-    if pid=$(pid_of "$name"); then say "$name did not end in ${seconds}s, killing it"; kill -9 "$pid" 2>/dev/null || true; fi
+    if pid=$(pid_of "$name"); then
+      [ "$seconds" -le 2 ] || say "$name did not end in ${seconds}s, killing it"
+      kill -9 "$pid" 2>/dev/null || true
+      for ((i = 0; i < 50; i++)); do alive "$name" || break; sleep 0.1; done
+    fi
     rm -f "$RUN/$name.pid"
   done
 }
