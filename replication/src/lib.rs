@@ -11,7 +11,13 @@
 //! No module here owns a task, a clock or a source of randomness: they are given by `env`.
 
 pub mod blocks;
+pub mod catalogue;
 pub mod env;
 pub mod ids;
+pub mod journal;
+pub mod keys;
+pub mod log;
+pub mod segment;
 pub mod store;
+pub mod vault;
 pub mod wire;

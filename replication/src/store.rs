@@ -6,6 +6,7 @@
 
 pub mod azure;
 pub mod conformance;
+mod limits;
 pub mod model;
 
 use std::{fmt, ops::Range, time::Duration};

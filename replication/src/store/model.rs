@@ -1,1 +1,0 @@
-//! A store in memory with the same promises, for tests and the simulation.
