@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034 # used by those who source this
 # What all scripts in dev/ share: where things are, messages with elapsed time, a cache
 # keyed by the hash of its inputs, and processes that are known by pid and start time.
 # Source it after `set -euo pipefail`; it starts nothing.
@@ -13,10 +13,8 @@ CACHE=${LIFEBOAT_CACHE:-${HOME:-/root}/.cache/lifeboat}
 # Running things: pids, logs, keys, data.
 STATE=${LIFEBOAT_STATE:-/var/tmp/lifeboat-dev}
 # The network namespace of cluster, storage and servers, and this machine's address in it.
-# shellcheck disable=SC2034 # used by those who source this
 NETNS=lbdev NODE_IP=10.240.0.1
 # Where cargo puts the programs (.cargo/config.toml names the target).
-# shellcheck disable=SC2034
 BIN_DIR=${CARGO_TARGET_DIR:-$ROOT/target}/x86_64-unknown-linux-gnu/debug
 # Names under which processes are recorded; a script may set another folder.
 RUN=$STATE/run
@@ -46,7 +44,7 @@ need_disk() {
 }
 # The state folder holds keys: ours alone, also where anyone may make folders.
 need_state() {
-  mkdir -p -m 0700 "$STATE"
+  (umask 077; mkdir -p "$STATE")
   [ -O "$STATE" ] || die "$STATE belongs to another user: set LIFEBOAT_STATE to a folder of your own"
 }
 
@@ -65,7 +63,7 @@ hash_of() {
 # builds at TMP; only a finished result gets the name, and two callers never build the same thing.
 cached() {
   local path=$1 build=$2 lock tmp status
-  [ -e "$path" ] && return 0
+  if [ -e "$path" ]; then touch "$path"; return 0; fi
   mkdir -p "$(dirname "$path")"
   lock=$path.lock
   exec {lock_fd}>"$lock"
@@ -80,8 +78,17 @@ cached() {
     set -e
     [ $status = 0 ] || die "could not make $path (see above)"
     mv "$tmp" "$path"
+    forget_old "$path"
   fi
   exec {lock_fd}>&-
+}
+# Earlier states of the same thing that nobody has used for two weeks.
+forget_old() {
+  local name old
+  name=$(basename "$1" | sed 's/-[0-9a-f]\{16\}.*//')
+  while read -r old; do
+    [ "$old" = "$1" ] || remove_tree "$old"
+  done < <(find "$(dirname "$1")" -maxdepth 1 -mtime +14 -regex ".*/$name-[0-9a-f]+\(\.[a-z.]*\)?")
 }
 
 # Removes a tree, but never through a mount that a build left behind.

@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034 # used by those who source this
 # Configuration and command lines of what runs on the one node: containerd, kubelet, kube-proxy.
 # Source it after lib.sh with C (configuration), DATA, PKI and SOCKET set; write_node_config writes the files.
 

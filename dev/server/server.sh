@@ -1,9 +1,8 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034 # used by those who source this
 # Where a server of dev/server keeps its things; source it after lib.sh, then call `server NAME`.
 server() {
   [[ $1 =~ ^[a-z0-9][a-z0-9-]{0,11}$ ]] || die "a server's name has up to 12 small letters, digits and '-': '$1'"
   NAME=$1
-  # shellcheck disable=SC2034
   HOME_DIR=$STATE/servers/$NAME DISK=$STATE/servers/$NAME/disk.raw TAP=lb-$NAME QMP=$STATE/servers/$NAME/qmp.sock
   RUN=$STATE/servers/$NAME/run
   LOG=$STATE/servers/$NAME/log

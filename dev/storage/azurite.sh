@@ -19,6 +19,7 @@ credentials() {
       mv "$file.tmp" "$file"
     )
   fi
+  # shellcheck source=/dev/null
   . "$file"
 }
 # run_azurite COMMAND...: the account goes by environment: arguments are everyone's to read.
