@@ -1,0 +1,68 @@
+//! The commit log of a server: the truth of what the vault holds.
+//!
+//! ```text
+//!   frame (bytes ⇄ authenticated record) ─► state (the fold: what the records add up to)
+//!                                              │
+//!        decide (what an outcome means)        ├─► writer   (append, settle, rotate; holds the lease)
+//!                    └─────────────────────────┤      ▲
+//!                                              ├─► takeover (fence the old writer, open an epoch)
+//!                                              └─► reader   (follow the log from a place in it)
+//! ```
+//! - **Consistency.** A record is committed when its frame stands in an alive part. One append carries one frame, or
+//!   a header and the `Closed`/`Release` that belongs to it. The store takes it whole, in order, from the holder of
+//!   the lease, at the expected position, or not at all.
+//! - **Retries.** A call without an answer is settled by reading the blob's tail; the same bytes are sent again to
+//!   the same position, so a late copy of the first try is refused by its position.
+//! - **Parts.** `<epoch>-<part>`. Part 0 of an epoch is alive if it has a header; a later part is alive if its base's
+//!   last frame is `Rotate` to it. A part whose maker died before the header is dead: it is sealed and passed over.
+//! - **Takeover.** Break the lease, acquire it, seal, and only then read: whatever the old writer had committed
+//!   stays, and the store refuses it from then on.
+//! - **Closed.** A log closed by a failover opens no epoch but for that run's own.
+
+pub mod decide;
+pub mod frame;
+mod part;
+mod reader;
+mod retry;
+pub mod state;
+mod takeover;
+mod writer;
+
+pub use part::PartName;
+pub use reader::{Entry, LogReader, ReadError, history};
+pub use retry::Patience;
+pub use state::{LogDisk, LogState};
+pub use takeover::{Order, TakeOverError};
+pub use writer::{Committed, LogWriter, WriteError};
+
+/// Appends to a part before the writer goes on in another one: the store ends at 50,000.
+pub const ROTATE_AFTER_APPENDS: u32 = 40_000;
+
+/// How a log is written. The planted faults are wrong on purpose: the simulation sets one of them to show that it
+/// would notice. Nothing else does.
+#[derive(Debug, Clone)]
+pub struct LogOptions {
+    pub rotate_after_appends: u32,
+    pub planted: PlantedFaults,
+}
+
+impl Default for LogOptions {
+    fn default() -> Self {
+        Self { rotate_after_appends: ROTATE_AFTER_APPENDS, planted: PlantedFaults::default() }
+    }
+}
+
+/// Mistakes that the simulation must find.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PlantedFaults {
+    /// An append without an answer is sent again to wherever the blob ends now.
+    pub retry_at_new_end: bool,
+    /// A takeover reads the log before it fences the old writer.
+    pub log_read_before_fence: bool,
+    /// A takeover opens an epoch in a closed log.
+    pub takeover_ignores_closed: bool,
+    /// The process server sends `Durable` before the record is appended.
+    pub acknowledge_before_append: bool,
+    /// The agent forgets blocks on `Received`.
+    pub forget_on_received: bool,
+}

@@ -1,0 +1,108 @@
+//! Names of the parts of a log, and their bytes.
+
+use std::{fmt, str::FromStr};
+
+use bytes::Bytes;
+
+use super::retry::{Patience, sure};
+use crate::{
+    ids::{Epoch, ServerId},
+    store::{Properties, Refusal, StoreError},
+    vault::{Vault, layout},
+};
+
+/// `<epoch>-<part>`, as it stands in the blob's name and in headers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PartName {
+    pub epoch: Epoch,
+    pub part: u32,
+}
+
+impl PartName {
+    pub fn blob(&self, server: &ServerId) -> String {
+        layout::log_part(server, self.epoch, self.part)
+    }
+}
+
+impl fmt::Display for PartName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:010}-{:010}", self.epoch.0, self.part)
+    }
+}
+
+impl FromStr for PartName {
+    type Err = std::num::ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (epoch, part) = text.split_once('-').unwrap_or((text, ""));
+        Ok(Self { epoch: Epoch(epoch.parse()?), part: part.parse()? })
+    }
+}
+
+/// Bytes asked for at once.
+const READ_BYTES: u64 = 4 << 20;
+
+/// All parts there are, dead ones too, in order.
+pub(super) async fn list(vault: &Vault, server: &ServerId, patience: &Patience) -> Result<Vec<PartName>, StoreError> {
+    let prefix = layout::log_prefix(server);
+    let mut parts = Vec::new();
+    let mut after = None;
+    loop {
+        let page = sure(patience, || vault.store.list(&prefix, false, after.as_deref())).await?;
+        parts.extend(
+            page.blobs
+                .iter()
+                .filter_map(|blob| layout::parse_log_part(server, &blob.name))
+                .map(|(epoch, part)| PartName { epoch, part }),
+        );
+        after = page.next;
+        if after.is_none() {
+            return Ok(parts);
+        }
+    }
+}
+
+pub(super) async fn properties(
+    vault: &Vault,
+    server: &ServerId,
+    part: PartName,
+    patience: &Patience,
+) -> Result<Properties, StoreError> {
+    let name = part.blob(server);
+    sure(patience, || vault.store.properties(&name, None)).await
+}
+
+/// Up to 4 MiB from `offset`; empty when the part ends there; `None` when it ends before.
+pub(super) async fn read(
+    vault: &Vault,
+    server: &ServerId,
+    part: PartName,
+    offset: u64,
+    patience: &Patience,
+) -> Result<Option<Bytes>, StoreError> {
+    let name = part.blob(server);
+    match sure(patience, || vault.store.get(&name, None, Some(offset..offset + READ_BYTES))).await {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.is(Refusal::Range) => {
+            let length = properties(vault, server, part, patience).await?.length;
+            Ok((length >= offset).then(Bytes::new))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Everything from the part's beginning to its end as it is now.
+pub(super) async fn read_all(
+    vault: &Vault,
+    server: &ServerId,
+    part: PartName,
+    patience: &Patience,
+) -> Result<Vec<u8>, StoreError> {
+    let mut all = Vec::new();
+    loop {
+        match read(vault, server, part, all.len() as u64, patience).await? {
+            Some(bytes) if !bytes.is_empty() => all.extend_from_slice(&bytes),
+            _ => return Ok(all),
+        }
+    }
+}
