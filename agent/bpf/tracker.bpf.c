@@ -1,0 +1,257 @@
+// Marks every block that the protected disks are told to change, in bitmaps that the agent maps into its memory.
+//
+// In: the kernel's tracepoints of request-based disks (block_rq_issue, block_rq_complete, block_rq_requeue).
+// Out: one bit per 4 KiB block and generation, once at issue and once at completion; ranges too long for a loop go
+// to a table of extents. What cannot be recorded sets a bit in the control words: tracking is lost, with the reason.
+//
+// The layout of the maps is told in src/kernel/layout.rs; numbers here and there must agree (FORMAT).
+// Only the fields used are declared; clang records their names and the loader relocates them to the running kernel,
+// so neither kernel headers nor vmlinux.h are needed. Works from Linux 5.15 (request_queue.disk) on.
+
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+#define SEC(name) __attribute__((section(name), used))
+#define INLINE static __attribute__((always_inline))
+#define __uint(name, value) int(*name)[value]
+#define __type(name, value) typeof(value) *name
+static void *(*bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
+
+#define BPF_MAP_TYPE_HASH 1
+#define BPF_MAP_TYPE_ARRAY 2
+#define BPF_F_MMAPABLE 1024
+
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+struct block_device { u32 bd_dev; };
+struct gendisk { struct block_device *part0; };
+struct request_queue { struct gendisk *disk; };
+struct request { struct request_queue *q; u32 cmd_flags; u32 __data_len; u64 __sector; };
+#pragma clang attribute pop
+
+// Operations of a request (low 8 bits of cmd_flags). Odd ones carry data to the disk or change it.
+#define OP_READ 0
+#define OP_FIRST_PASSTHROUGH 32
+
+// Words of CONTROL (u64 each). The generation has a cache line of its own.
+#define CONTROL_GENERATION 0
+#define CONTROL_LOST 8
+#define CONTROL_EXTENTS 16
+#define CONTROL_COUNTERS 512
+#define COUNTERS_PER_DISK 8
+#define COUNT_WRITES 0
+#define COUNT_ISSUED_BYTES 1
+#define COUNT_COMPLETED_BYTES 2
+#define COUNT_REQUEUED_BYTES 3
+
+// Bits of CONTROL_LOST.
+#define LOST_OVERFLOW 1
+#define LOST_PAST_END 2
+#define LOST_PASSTHROUGH 4
+#define LOST_ZONE 8
+#define LOST_INTERNAL 16
+
+// Which bitmap of a generation: index into disk.base is kind + generation.
+#define ISSUED 0
+#define COMPLETED 2
+
+// Longest range that is marked bit by bit: 128 MiB, the block group of ext4, so that trimming a file system does
+// not fill the table. Long enough to be rare above, short enough for the verifier (a bounded loop, no helper).
+#define LOOP_WORDS 512
+// Extents kept for each generation.
+#define EXTENTS 1024
+
+struct disk {
+	u64 base[4]; // first word in MARKS of issued[0], issued[1], completed[0], completed[1]
+	u64 blocks;
+	u64 number; // from 0
+};
+
+// Filled by the agent before the programs are attached; sizes of MARKS and SUMMARY are set when loading.
+struct { __uint(type, BPF_MAP_TYPE_HASH); __type(key, u32); __type(value, struct disk); __uint(max_entries, 64); } DISKS SEC(".maps");
+struct { __uint(type, BPF_MAP_TYPE_ARRAY); __type(key, u32); __type(value, u64); __uint(max_entries, 64); __uint(map_flags, BPF_F_MMAPABLE); } MARKS SEC(".maps");
+// One bit for each word of MARKS that is not zero, so that the agent finds the marks without reading it all.
+struct { __uint(type, BPF_MAP_TYPE_ARRAY); __type(key, u32); __type(value, u64); __uint(max_entries, 1); __uint(map_flags, BPF_F_MMAPABLE); } SUMMARY SEC(".maps");
+// For each generation EXTENTS entries of two words: first block | blocks << 32; 1 << 63 | kind << 32 | disk number.
+struct { __uint(type, BPF_MAP_TYPE_ARRAY); __type(key, u32); __type(value, u64); __uint(max_entries, 2 * EXTENTS * 2); __uint(map_flags, BPF_F_MMAPABLE); } EXTENT_TABLE SEC(".maps");
+struct { __uint(type, BPF_MAP_TYPE_ARRAY); __type(key, u32); __type(value, u64); __uint(max_entries, 1024); __uint(map_flags, BPF_F_MMAPABLE); } CONTROL SEC(".maps");
+
+INLINE void lost(u64 reason)
+{
+	u32 key = CONTROL_LOST;
+	u64 *word = bpf_map_lookup_elem(&CONTROL, &key);
+	if (word)
+		__sync_fetch_and_or(word, reason);
+}
+
+INLINE void count(struct disk *disk, u32 counter, u64 value)
+{
+	u32 key = CONTROL_COUNTERS + (u32)disk->number * COUNTERS_PER_DISK + counter;
+	u64 *word = bpf_map_lookup_elem(&CONTROL, &key);
+	if (word)
+		__sync_fetch_and_add(word, value);
+}
+
+// Sets bits of one word; false when the word is out of the map.
+INLINE int mark_word(u32 index, u64 bits)
+{
+	u64 *word = bpf_map_lookup_elem(&MARKS, &index);
+	if (!word)
+		return 0;
+	u64 now = *(volatile u64 *)word;
+	if ((now & bits) == bits)
+		return 1;
+	if (now == 0) {
+		// Before the word: whoever finds the word set may rely on its bit here.
+		u32 key = index >> 6;
+		u64 *summary = bpf_map_lookup_elem(&SUMMARY, &key);
+		if (!summary)
+			return 0;
+		__sync_fetch_and_or(summary, 1ULL << (index & 63));
+	}
+	__sync_fetch_and_or(word, bits);
+	return 1;
+}
+
+INLINE void mark_extent(struct disk *disk, u32 kind, u32 generation, u64 first, u64 blocks)
+{
+	u32 key = CONTROL_EXTENTS + generation;
+	u64 *used = bpf_map_lookup_elem(&CONTROL, &key);
+	if (!used)
+		return;
+	u64 entry = __sync_fetch_and_add(used, 1);
+	if (entry >= EXTENTS) {
+		lost(LOST_OVERFLOW);
+		return;
+	}
+	u32 low = (generation * EXTENTS + (u32)entry) * 2, high = low + 1;
+	u64 *place = bpf_map_lookup_elem(&EXTENT_TABLE, &low);
+	u64 *owner = bpf_map_lookup_elem(&EXTENT_TABLE, &high);
+	if (!place || !owner) {
+		lost(LOST_INTERNAL);
+		return;
+	}
+	__sync_fetch_and_or(place, first | blocks << 32);
+	// Last, and atomic: a reader of the live table takes only entries that have this word.
+	__sync_fetch_and_or(owner, 1ULL << 63 | (u64)kind << 32 | disk->number);
+}
+
+INLINE void mark(struct disk *disk, u32 kind, u64 sector, u64 bytes)
+{
+	u32 key = CONTROL_GENERATION;
+	u64 *current = bpf_map_lookup_elem(&CONTROL, &key);
+	if (!current)
+		return;
+	u32 generation = *(volatile u64 *)current & 1;
+	u64 first = sector >> 3;
+	u64 last = (sector + ((bytes + 511) >> 9) - 1) >> 3;
+	if (last >= disk->blocks) {
+		lost(LOST_PAST_END);
+		return;
+	}
+	u64 first_word = first >> 6, last_word = last >> 6;
+	if (last_word - first_word > LOOP_WORDS) {
+		mark_extent(disk, kind, generation, first, last - first + 1);
+		return;
+	}
+	u32 base = (u32)(generation ? disk->base[kind + 1] : disk->base[kind]);
+	u32 index = base + (u32)first_word;
+	u32 more = (u32)(last_word - first_word);
+	u64 head = ~0ULL << (first & 63), tail = ~0ULL >> (63 - (last & 63));
+	if (more == 0)
+		head &= tail;
+	// The last word first: when it is inside the map, all are.
+	if (more && !mark_word(index + more, tail)) {
+		lost(LOST_INTERNAL);
+		return;
+	}
+	if (!mark_word(index, head)) {
+		lost(LOST_INTERNAL);
+		return;
+	}
+	// Whole words between. Few paths, or the verifier follows each of them through every turn.
+#pragma clang loop unroll(disable)
+	for (u32 i = 1; i < LOOP_WORDS; i++) {
+		if (i >= more)
+			break;
+		u32 whole = index + i, key = whole >> 6;
+		u64 *word = bpf_map_lookup_elem(&MARKS, &whole);
+		u64 *summary = bpf_map_lookup_elem(&SUMMARY, &key);
+		if (!word || !summary)
+			break;
+		__sync_fetch_and_or(summary, 1ULL << (whole & 63));
+		// Others only set bits, so all ones may replace whatever is there.
+		*(volatile u64 *)word = ~0ULL;
+	}
+}
+
+// The disk that a request changes, or null: not protected, a read, a flush without data, or nothing to mark.
+INLINE struct disk *changed_disk(struct request *rq)
+{
+	u32 operation = rq->cmd_flags & 0xff;
+	if (operation == OP_READ)
+		return 0;
+	struct gendisk *whole = rq->q->disk;
+	if (!whole)
+		return 0;
+	// Requests to partitions carry sectors of the whole disk.
+	u32 device = whole->part0->bd_dev;
+	struct disk *disk = bpf_map_lookup_elem(&DISKS, &device);
+	if (!disk)
+		return 0;
+	if (operation >= OP_FIRST_PASSTHROUGH) {
+		// A command of somebody's own (SG_IO, NVMe): what it changes is not known.
+		if ((operation & 1) && rq->__data_len)
+			lost(LOST_PASSTHROUGH);
+		return 0;
+	}
+	return disk;
+}
+
+INLINE int has_no_place(struct request *rq, u64 bytes)
+{
+	if (bytes && rq->__sector != ~0ULL)
+		return 0;
+	// Odd operations without data are resets of zones; even ones are flushes and the like.
+	u32 operation = rq->cmd_flags & 0xff;
+	if ((operation & 1) && operation > 9)
+		lost(LOST_ZONE);
+	return 1;
+}
+
+SEC("tp_btf/block_rq_issue") int issue(u64 *ctx)
+{
+	struct request *rq = (struct request *)ctx[0];
+	struct disk *disk = changed_disk(rq);
+	u64 bytes = rq->__data_len;
+	if (!disk || has_no_place(rq, bytes))
+		return 0;
+	mark(disk, ISSUED, rq->__sector, bytes);
+	count(disk, COUNT_WRITES, 1);
+	count(disk, COUNT_ISSUED_BYTES, bytes);
+	return 0;
+}
+
+// A completion may be partial: the kernel calls with the sector reached and the bytes done from there.
+SEC("tp_btf/block_rq_complete") int complete(u64 *ctx)
+{
+	struct request *rq = (struct request *)ctx[0];
+	u64 bytes = (u32)ctx[2];
+	struct disk *disk = changed_disk(rq);
+	if (!disk || !bytes || rq->__sector == ~0ULL)
+		return 0;
+	mark(disk, COMPLETED, rq->__sector, bytes);
+	count(disk, COUNT_COMPLETED_BYTES, bytes);
+	return 0;
+}
+
+// The request will be issued, and so marked, again; only the count of what is under way changes.
+SEC("tp_btf/block_rq_requeue") int requeue(u64 *ctx)
+{
+	struct request *rq = (struct request *)ctx[0];
+	struct disk *disk = changed_disk(rq);
+	if (disk)
+		count(disk, COUNT_REQUEUED_BYTES, rq->__data_len);
+	return 0;
+}
+
+char LICENSE[] SEC("license") = "Dual MIT/GPL";
