@@ -1,0 +1,381 @@
+//! One server's applier: reads where it is, applies one batch at a time, writes down how far it came.
+//!
+//! **Order of a batch**: seed disks created; sequence numbers raised and checked; pages written; if the batch ends in
+//! a point: snapshots, then `points.json`; at last `position.json`.
+//! **Crash** anywhere: the next applier starts at the position and does the batch again, to the same or a later
+//! record; pages are written with the same content, a point that is listed already is not cut again.
+//! **Another applier** that works on the same server raises the sequence numbers further; our writes are refused, we
+//! read the position again. Both may go on like that; neither can spoil a seed disk or a point.
+//! **A store that went back in time** (seed disk or log behind the position): everything is applied again from the
+//! log's first record; a seed disk that is ahead of the log waits until the log has a newer epoch.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use lifeboat_replication::{
+    catalogue::{self, CatalogueError, FORMAT, Point, Points, Position, Seed},
+    env::Env,
+    ids::{DiskSlot, RecordNumber, ServerId, sequence_number},
+    journal::JournalError,
+    log::{LogReader, LogState, Patience, ReadError},
+    store::{ETag, Refusal, StoreError},
+    vault::Vault,
+};
+use tokio::sync::{Semaphore, watch};
+
+use super::{
+    Options, Status, batch, chain,
+    plan::{Batch, PointRule},
+    point,
+    seeds::Seeds,
+};
+
+/// Longest pause between tries of a server that cannot go on.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    #[error(transparent)]
+    Log(#[from] ReadError),
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    #[error(transparent)]
+    Catalogue(#[from] CatalogueError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("seed disk {name} belongs to a newer batch of another applier: the position is read again")]
+    Superseded { name: String },
+    #[error("seed disk {name} is missing: it is made again from the log")]
+    SeedLost { name: String },
+    #[error(
+        "seed disk {name} stands at an older record than the position says, so the store went back in time: it is \
+         brought up to date again from the log"
+    )]
+    SeedBehind { name: String },
+    #[error(
+        "seed disk {name} carries record {record} of epoch {epoch}, which the log does not hold: the store's log went \
+         back in time; it goes on when the server's full copy has opened a newer epoch"
+    )]
+    SeedAhead { name: String, epoch: u64, record: u64 },
+    #[error("seed disk {name} is {found} bytes long and should be {wanted}: delete it, it is made again from the log")]
+    SeedLength { name: String, found: u64, wanted: u64 },
+    #[error("seed disk {name} does not come to rest for a snapshot: look for a second applier and stop it")]
+    Restless { name: String },
+    #[error("record {record} names block {block} of disk {disk}, which is not on any disk of the server: protect the server anew")]
+    OffDisk { record: u64, disk: DiskSlot, block: u32 },
+    #[error("disk {disk} changed from {from} to {to} bytes: this version cannot follow; remove the ProtectedServer and protect it anew")]
+    DiskChanged { disk: String, from: u64, to: u64 },
+    #[error("disk {disk} came back as slot {second} after slot {first}: remove the ProtectedServer and protect it anew")]
+    SecondSlot { disk: String, first: u32, second: u32 },
+    #[error("a page write was stopped")]
+    Stopped(#[source] tokio::task::JoinError),
+}
+
+impl ApplyError {
+    /// What the position says is not what the store holds any more.
+    fn needs_rebuild(&self) -> bool {
+        matches!(self, Self::SeedLost { .. } | Self::SeedBehind { .. } | Self::Log(ReadError::WentBack { .. }))
+    }
+}
+
+/// What a step did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Everything that the log holds stands on the seed disks.
+    CaughtUp,
+    Applied { number: RecordNumber, point: bool },
+}
+
+/// What was read from the vault; dropped after every error, so that going on is the same as starting.
+#[derive(Debug)]
+struct Loaded {
+    position: Option<Position>,
+    position_etag: Option<ETag>,
+    points: Points,
+    points_etag: Option<ETag>,
+    reader: LogReader,
+}
+
+impl Loaded {
+    fn seeds(&self) -> BTreeMap<u32, Seed> {
+        self.position.as_ref().map(|position| position.seeds.clone()).unwrap_or_default()
+    }
+
+    fn has_seed(&self, slot: u32) -> bool {
+        self.position.as_ref().is_some_and(|position| position.seeds.contains_key(&slot))
+    }
+
+    fn tell(&self, status: &mut Status) {
+        let log = self.position.as_ref().map(|position| &position.log);
+        status.epoch = log.map_or(0, |log| log.epoch.0);
+        status.applied_number = log.map_or(0, |log| log.last_number.0);
+        status.log_number = status.log_number.max(status.applied_number);
+        status.applied_t0_micros = log.map_or(0, |log| log.last_t0.0);
+        status.points = self.points.points.iter().map(Into::into).collect();
+    }
+}
+
+#[derive(Debug)]
+pub struct Applier {
+    seeds: Seeds,
+    env: Env,
+    options: Options,
+    loaded: Option<Loaded>,
+    /// The position cannot be trusted: start at the log's first record.
+    rebuild: bool,
+    /// Shared by all servers of the program: bounds memory.
+    turns: Option<Arc<Semaphore>>,
+    status: watch::Sender<Status>,
+}
+
+impl Applier {
+    pub fn new(vault: Vault, server: ServerId, env: Env, options: Options) -> Self {
+        let patience = Patience { env: env.clone(), tries: 4 };
+        Self {
+            seeds: Seeds { vault, server, patience },
+            env,
+            options,
+            loaded: None,
+            rebuild: false,
+            turns: None,
+            status: watch::Sender::new(Status::default()),
+        }
+    }
+
+    /// Batches are only applied while a permit of `turns` is held.
+    #[must_use]
+    pub fn with_turns(self, turns: Arc<Semaphore>) -> Self {
+        Self { turns: Some(turns), ..self }
+    }
+
+    pub fn status(&self) -> watch::Receiver<Status> {
+        self.status.subscribe()
+    }
+
+    /// Applies for ever; errors go into the status and are tried again with growing pauses.
+    pub async fn run(mut self) {
+        let mut failed: u32 = 0;
+        loop {
+            match self.step().await {
+                Ok(Step::Applied { .. }) => failed = 0,
+                Ok(Step::CaughtUp) => {
+                    failed = 0;
+                    tokio::time::sleep(self.options.poll_interval).await;
+                }
+                Err(error) => {
+                    let pause = self.options.poll_interval.saturating_mul(1 << failed.min(5)).min(LONGEST_PAUSE);
+                    tracing::warn!(server = %self.seeds.server, error = %chain(&error), ?pause, "applying stopped, trying again");
+                    failed += 1;
+                    let jitter = self.env.entropy.next_u64() % 1000;
+                    tokio::time::sleep(pause + Duration::from_millis(jitter)).await;
+                }
+            }
+        }
+    }
+
+    /// Applies one batch, if there is something to apply.
+    ///
+    /// # Errors
+    /// Nothing is lost by one; the next step starts from what the vault holds.
+    pub async fn step(&mut self) -> Result<Step, ApplyError> {
+        let result = self.try_step().await;
+        let superseded = matches!(result, Err(ApplyError::Superseded { .. }));
+        let text = match &result {
+            Err(error) if !superseded => chain(error),
+            _ => String::new(),
+        };
+        if let Err(error) = &result {
+            self.loaded = None;
+            self.rebuild |= error.needs_rebuild();
+        }
+        self.status.send_if_modified(|status| {
+            let changed = superseded || status.error != text;
+            status.figures.superseded_batches += u64::from(superseded);
+            status.error = text;
+            changed
+        });
+        result
+    }
+
+    async fn try_step(&mut self) -> Result<Step, ApplyError> {
+        let mut loaded = match self.loaded.take() {
+            Some(loaded) => loaded,
+            None => self.load().await?,
+        };
+        let rule = PointRule::new(self.options.point_interval, loaded.points.points.last());
+        let mut batch = Batch::new();
+        self.collect(&mut loaded.reader, &mut batch, &rule).await?;
+        if batch.is_empty() {
+            self.loaded = Some(loaded);
+            return Ok(Step::CaughtUp);
+        }
+        let turns = self.turns.clone();
+        let _turn = match &turns {
+            // Never closed; without a permit the batch would only take more memory.
+            Some(turns) => turns.acquire().await.ok(),
+            None => None,
+        };
+        let step = self.apply(&mut loaded, &mut batch, &rule).await?;
+        self.loaded = Some(loaded);
+        Ok(step)
+    }
+
+    /// Position and points as the vault has them, checked against the seed disks.
+    async fn load(&mut self) -> Result<Loaded, ApplyError> {
+        let Seeds { vault, server, .. } = &self.seeds;
+        let store = &*vault.store;
+        let position = catalogue::read::<Position>(store, server).await?;
+        let points = catalogue::read::<Points>(store, server).await?;
+        let (position, position_etag) = position.map_or((None, None), |(position, etag)| (Some(position), Some(etag)));
+        let (points, points_etag) = match points {
+            Some((points, etag)) => (points, Some(etag)),
+            None => (Points { format: FORMAT, server: server.to_string(), points: Vec::new() }, None),
+        };
+        let position = position.filter(|_| !self.rebuild);
+        let reader = match &position {
+            Some(position) => {
+                self.check_seeds(position).await?;
+                LogReader::resume(vault, server, &self.env, position.log.clone())?
+            }
+            None => LogReader::from_start(vault, server, &self.env),
+        };
+        let loaded = Loaded { position, position_etag, points, points_etag, reader };
+        self.status.send_modify(|status| loaded.tell(status));
+        Ok(loaded)
+    }
+
+    /// Seed disks may be ahead of the position (a batch that was begun), never behind it.
+    async fn check_seeds(&self, position: &Position) -> Result<(), ApplyError> {
+        let LogState { last_number, disks, .. } = &position.log;
+        for seed in position.seeds.values().filter(|seed| disks.iter().any(|disk| disk.id == seed.disk_id)) {
+            let name = self.seeds.name(&seed.disk_id);
+            let Some(sequence) = self.seeds.sequence(seed).await? else {
+                return Err(ApplyError::SeedLost { name });
+            };
+            // The epoch of the position may be newer than that of its last record: only the record is compared.
+            if sequence & 0xffff_ffff < last_number.0 & 0xffff_ffff && sequence < position_sequence(position) {
+                return Err(ApplyError::SeedBehind { name });
+            }
+        }
+        Ok(())
+    }
+
+    async fn collect(&self, reader: &mut LogReader, batch: &mut Batch, rule: &PointRule) -> Result<(), ApplyError> {
+        while !batch.ended() {
+            let Some(entry) = reader.next().await? else { break };
+            let Some(after) = reader.state() else { break };
+            batch.take(entry.body, after, rule, &self.options.limits);
+        }
+        if let Some(record) = batch.records.last() {
+            self.status.send_if_modified(|status| {
+                let before = status.log_number;
+                status.log_number = before.max(record.number);
+                before != status.log_number
+            });
+        }
+        Ok(())
+    }
+
+    async fn apply(&mut self, loaded: &mut Loaded, batch: &mut Batch, rule: &PointRule) -> Result<Step, ApplyError> {
+        let mut figures = self.status.borrow().figures;
+        let mut seeds = loaded.seeds();
+        if !batch.records.is_empty() {
+            let sequence = self.fence(loaded, batch, rule, &mut seeds).await?;
+            for (_, seed) in seeds.iter().filter(|(slot, _)| !loaded.has_seed(**slot)) {
+                self.seeds.write_footer(seed, sequence).await?;
+            }
+            batch::write(&self.seeds, &seeds, &batch.records, sequence, &mut figures).await?;
+            if let (true, Some(record), Some(log)) = (batch.point, batch.records.last(), &batch.end) {
+                let point = point::cut(&self.seeds, log, record, sequence).await?;
+                figures.snapshots += point.disks.len() as u64;
+                self.list(loaded, point).await?;
+            }
+        }
+        let Some(log) = batch.end.take() else { return Ok(Step::CaughtUp) };
+        let number = log.last_number;
+        self.advance(loaded, log, seeds).await?;
+        figures.batches += 1;
+        figures.records += batch.records.len() as u64;
+        self.status.send_modify(|status| {
+            status.figures = figures;
+            loaded.tell(status);
+        });
+        Ok(Step::Applied { number, point: batch.point })
+    }
+
+    /// Makes the seed disks that the batch needs and raises the sequence numbers of all to the batch's. When one is
+    /// higher already, the batch grows until it reaches that record.
+    async fn fence(
+        &self,
+        loaded: &mut Loaded,
+        batch: &mut Batch,
+        rule: &PointRule,
+        seeds: &mut BTreeMap<u32, Seed>,
+    ) -> Result<u64, ApplyError> {
+        loop {
+            *seeds = point::seeds_with(&loaded.seeds(), &batch.disks)?;
+            for disk in batch.disks.iter().filter(|disk| !loaded.has_seed(disk.slot.0)) {
+                self.seeds.create(disk).await?;
+            }
+            let sequence = batch.sequence().unwrap_or(0);
+            let mut highest = (sequence, None);
+            for seed in seeds.values() {
+                let raised = self.seeds.raise(seed, sequence).await?;
+                if raised > highest.0 {
+                    highest = (raised, Some(seed));
+                }
+            }
+            let (raised, Some(seed)) = highest else { return Ok(sequence) };
+            batch.extend_to(raised);
+            self.collect(&mut loaded.reader, batch, rule).await?;
+            if !batch.reaches(raised) {
+                let name = self.seeds.name(&seed.disk_id);
+                return Err(ApplyError::SeedAhead { name, epoch: raised >> 32, record: raised & 0xffff_ffff });
+            }
+        }
+    }
+
+    /// Puts a point into `points.json`.
+    async fn list(&self, loaded: &mut Loaded, point: Point) -> Result<(), ApplyError> {
+        let mut points = loaded.points.clone();
+        // Later numbers are of a history that the store has lost.
+        points.points.retain(|listed| listed.number < point.number);
+        points.points.push(point);
+        let Seeds { vault, server, .. } = &self.seeds;
+        let name = || lifeboat_replication::vault::layout::catalogue(server, "points.json");
+        let written = catalogue::write(&*vault.store, server, &points, loaded.points_etag.as_ref()).await;
+        loaded.points_etag = Some(replaced(written, name)?);
+        loaded.points = points;
+        Ok(())
+    }
+
+    /// Writes down that everything up to `log` stands on the seed disks.
+    async fn advance(
+        &mut self,
+        loaded: &mut Loaded,
+        log: LogState,
+        seeds: BTreeMap<u32, Seed>,
+    ) -> Result<(), ApplyError> {
+        let Seeds { vault, server, .. } = &self.seeds;
+        let position = Position { format: FORMAT, server: server.to_string(), log, seeds };
+        let name = || lifeboat_replication::vault::layout::catalogue(server, "position.json");
+        let written = catalogue::write(&*vault.store, server, &position, loaded.position_etag.as_ref()).await;
+        loaded.position_etag = Some(replaced(written, name)?);
+        loaded.position = Some(position);
+        self.rebuild = false;
+        Ok(())
+    }
+}
+
+fn position_sequence(position: &Position) -> u64 {
+    sequence_number(position.log.epoch, position.log.last_number)
+}
+
+/// Somebody else was faster, or our own answer was lost: either way the vault is read again.
+fn replaced(written: Result<ETag, StoreError>, name: impl Fn() -> String) -> Result<ETag, ApplyError> {
+    match written {
+        Err(error) if error.is(Refusal::Condition) || error.is(Refusal::AlreadyExists) => {
+            Err(ApplyError::Superseded { name: name() })
+        }
+        written => Ok(written?),
+    }
+}

@@ -1,0 +1,82 @@
+//! The deciding part: no clock but tokio's, no thread, nothing between two steps but what the vault holds.
+
+mod applier;
+mod batch;
+mod coalesce;
+mod plan;
+mod point;
+mod seeds;
+pub mod vhd;
+
+pub use self::{
+    applier::{Applier, ApplyError, Step},
+    plan::Limits,
+};
+
+use std::time::Duration;
+
+/// How a server's log is applied.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Time between recovery points (snapshots).
+    pub point_interval: Duration,
+    /// Pause before the log is looked at again when everything is applied.
+    pub poll_interval: Duration,
+    pub limits: Limits,
+}
+
+impl Default for Options {
+    /// The defaults of ReplicationPolicy.
+    fn default() -> Self {
+        Self {
+            point_interval: Duration::from_secs(300),
+            poll_interval: Duration::from_secs(2),
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// What is known about a server, for metrics and the operator.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Status {
+    pub epoch: u32,
+    /// Last record that stands on the seed disks.
+    pub applied_number: u64,
+    /// Last record seen in the log.
+    pub log_number: u64,
+    /// Instant of the last exact record that stands on the seed disks; 0: none.
+    pub applied_t0_micros: i64,
+    pub points: Vec<lifeboat_replication::wire::v1::Point>,
+    /// Why nothing goes on, with the remedy; empty: all is well.
+    pub error: String,
+    /// Since this applier was started.
+    pub figures: Figures,
+}
+
+/// What was done since the applier was started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Figures {
+    pub batches: u64,
+    pub records: u64,
+    pub page_writes: u64,
+    pub written_bytes: u64,
+    pub cleared_bytes: u64,
+    /// Blocks that a later record of the same batch replaced, so that they were not written.
+    pub superseded_bytes: u64,
+    pub fetched_bytes: u64,
+    pub snapshots: u64,
+    /// Batches given up because another applier was ahead.
+    pub superseded_batches: u64,
+}
+
+/// An error with its causes on one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

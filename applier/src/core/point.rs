@@ -1,0 +1,65 @@
+//! Cuts a recovery point: one snapshot of each disk at one exact record.
+
+use std::collections::BTreeMap;
+
+use lifeboat_replication::{
+    catalogue::{Point, PointConsistency, PointDisk, Seed},
+    log::LogState,
+    wire::v1,
+};
+
+use super::{ApplyError, seeds::Seeds};
+
+/// Snapshots of all disks that the server has at `log`, whose last record is `record`; the seed disks stand at
+/// exactly that record, with `sequence`.
+pub(super) async fn cut(
+    seeds: &Seeds,
+    log: &LogState,
+    record: &v1::Data,
+    sequence: u64,
+) -> Result<Point, ApplyError> {
+    let mut disks = Vec::new();
+    for disk in &log.disks {
+        let seed = Seed { disk_id: disk.id.clone(), size_bytes: disk.size_bytes };
+        let snapshot = seeds.snapshot(&seed, sequence).await?;
+        disks.push(PointDisk {
+            slot: disk.slot.0,
+            disk_id: disk.id.clone(),
+            size_bytes: disk.size_bytes,
+            snapshot: snapshot.0,
+        });
+    }
+    Ok(Point {
+        number: record.number,
+        epoch: log.epoch.0,
+        t0_micros: record.t0_micros,
+        consistency: PointConsistency::of(record),
+        disks,
+        log: log.clone(),
+    })
+}
+
+/// The seed disks after the log has named `disks`.
+///
+/// # Errors
+/// When a disk changed in a way that its seed disk cannot follow.
+pub(super) fn seeds_with(
+    known: &BTreeMap<u32, Seed>,
+    disks: &[lifeboat_replication::log::LogDisk],
+) -> Result<BTreeMap<u32, Seed>, ApplyError> {
+    let mut seeds = known.clone();
+    for disk in disks {
+        let new = Seed { disk_id: disk.id.clone(), size_bytes: disk.size_bytes };
+        let same_blob = seeds.iter().find(|(slot, seed)| **slot != disk.slot.0 && seed.disk_id == disk.id);
+        if let Some((slot, _)) = same_blob {
+            return Err(ApplyError::SecondSlot { disk: disk.id.clone(), first: *slot, second: disk.slot.0 });
+        }
+        match seeds.insert(disk.slot.0, new.clone()) {
+            Some(before) if before != new => {
+                return Err(ApplyError::DiskChanged { disk: disk.id.clone(), from: before.size_bytes, to: new.size_bytes });
+            }
+            _ => {}
+        }
+    }
+    Ok(seeds)
+}

@@ -1,0 +1,148 @@
+//! Seed disks in the store: creating, fencing and writing page blobs.
+//!
+//! **Ordering.** A lease cannot order writes here: one whose answer was lost may land after its successor. The page
+//! blob's sequence number can: it is raised to that of the batch's last record before the first page is written, and
+//! every write is refused once somebody has raised it further. Writes of one batch touch no block twice, so they may
+//! run in parallel, be repeated, and land late.
+
+use lifeboat_replication::{
+    blocks::BLOCK_BYTES,
+    catalogue::Seed,
+    ids::ServerId,
+    log::{LogDisk, Patience},
+    store::{ETag, Refusal, SnapshotId, StoreError},
+    vault::{Vault, layout},
+};
+
+use super::{ApplyError, vhd};
+
+/// The store, patiently: for calls that may be done twice.
+#[derive(Debug, Clone)]
+pub(super) struct Seeds {
+    pub vault: Vault,
+    pub server: ServerId,
+    pub patience: Patience,
+}
+
+/// Repeats a call without an answer.
+pub(super) async fn sure<T, F>(patience: &Patience, mut call: impl FnMut() -> F) -> Result<T, StoreError>
+where
+    F: Future<Output = Result<T, StoreError>>,
+{
+    let mut tried = 0;
+    loop {
+        match call().await {
+            Err(StoreError::Unknown { .. }) if tried + 1 < patience.tries => {
+                patience.pause(tried).await;
+                tried += 1;
+            }
+            answer => return answer,
+        }
+    }
+}
+
+impl Seeds {
+    pub(super) fn name(&self, disk_id: &str) -> String {
+        layout::seed_disk(&self.server, disk_id)
+    }
+
+    /// Makes the page blob of a new disk, of the right length and all zeros.
+    pub(super) async fn create(&self, disk: &LogDisk) -> Result<(), ApplyError> {
+        let name = self.name(&disk.id);
+        let length = vhd::blob_bytes(disk.size_bytes);
+        match sure(&self.patience, || self.vault.store.create_page(&name, length)).await {
+            Ok(_) => Ok(()),
+            // Ours, from before a crash, or an answer that was lost.
+            Err(error) if error.is(Refusal::AlreadyExists) => {
+                let found = sure(&self.patience, || self.vault.store.properties(&name, None)).await?.length;
+                if found == length {
+                    return Ok(());
+                }
+                Err(ApplyError::SeedLength { name, found, wanted: length })
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The blob's sequence number; `None`: there is no such blob.
+    pub(super) async fn sequence(&self, seed: &Seed) -> Result<Option<u64>, StoreError> {
+        let name = self.name(&seed.disk_id);
+        match sure(&self.patience, || self.vault.store.properties(&name, None)).await {
+            Ok(properties) => Ok(Some(properties.sequence_number)),
+            Err(error) if error.is(Refusal::NotFound) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Raises the sequence number and returns what it is then.
+    pub(super) async fn raise(&self, seed: &Seed, sequence: u64) -> Result<u64, ApplyError> {
+        let name = self.name(&seed.disk_id);
+        match sure(&self.patience, || self.vault.store.raise_sequence(&name, sequence, None)).await {
+            Err(error) if error.is(Refusal::NotFound) => Err(ApplyError::SeedLost { name }),
+            raised => Ok(raised?),
+        }
+    }
+
+    /// Writes the footer. It is always the same.
+    pub(super) async fn write_footer(&self, seed: &Seed, sequence: u64) -> Result<(), ApplyError> {
+        let footer = vhd::footer(self.server.as_str(), &seed.disk_id, seed.size_bytes).to_vec();
+        self.write(seed, vhd::virtual_bytes(seed.size_bytes), footer.into(), sequence).await
+    }
+
+    pub(super) async fn write(&self, seed: &Seed, offset: u64, content: bytes::Bytes, sequence: u64) -> Result<(), ApplyError> {
+        let name = self.name(&seed.disk_id);
+        let store = &self.vault.store;
+        let written = sure(&self.patience, || store.write_pages(&name, offset, content.clone(), None, sequence)).await;
+        fenced(written, name).map(drop)
+    }
+
+    pub(super) async fn clear(&self, seed: &Seed, offset: u64, length: u64, sequence: u64) -> Result<(), ApplyError> {
+        let name = self.name(&seed.disk_id);
+        let range = offset..offset + length;
+        let store = &self.vault.store;
+        let cleared = sure(&self.patience, || store.clear_pages(&name, range.clone(), None, sequence)).await;
+        fenced(cleared, name).map(drop)
+    }
+
+    /// A snapshot of the seed disk at exactly `sequence`.
+    ///
+    /// The number is read with the ETag that the snapshot must meet: if anybody raised it since, or wrote, the
+    /// snapshot is refused. A late copy of one of our own writes changes the ETag too, but no content: then it is
+    /// tried again.
+    pub(super) async fn snapshot(&self, seed: &Seed, sequence: u64) -> Result<SnapshotId, ApplyError> {
+        let name = self.name(&seed.disk_id);
+        for tried in 0..self.patience.tries {
+            let properties = match sure(&self.patience, || self.vault.store.properties(&name, None)).await {
+                Err(error) if error.is(Refusal::NotFound) => return Err(ApplyError::SeedLost { name }),
+                properties => properties?,
+            };
+            if properties.sequence_number != sequence {
+                return Err(ApplyError::Superseded { name });
+            }
+            let etag: ETag = properties.etag;
+            match self.vault.store.snapshot(&name, None, Some(&etag)).await {
+                Ok(snapshot) => return Ok(snapshot),
+                Err(error) if error.is(Refusal::Condition) => {}
+                // A snapshot that was made without an answer is not listed by any point: it costs only its changes.
+                Err(StoreError::Unknown { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+            self.patience.pause(tried).await;
+        }
+        Err(ApplyError::Restless { name })
+    }
+}
+
+/// A refused page write means that a newer applier has raised the sequence number.
+fn fenced(result: Result<ETag, StoreError>, name: String) -> Result<ETag, ApplyError> {
+    match result {
+        Err(error) if error.is(Refusal::Condition) => Err(ApplyError::Superseded { name }),
+        Err(error) if error.is(Refusal::NotFound) => Err(ApplyError::SeedLost { name }),
+        result => Ok(result?),
+    }
+}
+
+/// Blocks that an extent of this disk may name.
+pub(super) fn blocks(seed: &Seed) -> u64 {
+    vhd::virtual_bytes(seed.size_bytes) / BLOCK_BYTES
+}

@@ -1,0 +1,143 @@
+//! A server that writes its log as a process server does, and remembers what its disks looked like at each point.
+#![allow(dead_code, reason = "each test program uses a part of it")]
+
+pub mod faulty;
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use bytes::Bytes;
+use lifeboat_replication::{
+    blocks::{BLOCK_BYTES, BlockRun},
+    env::Env,
+    ids::{DiskSlot, RecordNumber, ServerId},
+    keys::DataKeys,
+    log::{LogOptions, LogWriter, Order},
+    segment::{self, ExtentData},
+    store::{BlobStore, PutCondition, model::ModelStore},
+    vault::{Vault, layout},
+    wire::v1::{self, RecordKind, log_record::Body},
+};
+
+/// A run of blocks filled with one byte; `None`: zeros without data.
+#[derive(Debug, Clone, Copy)]
+pub struct Write {
+    pub disk: u32,
+    pub first: u32,
+    pub blocks: u32,
+    pub byte: Option<u8>,
+}
+
+/// Disks by slot, padded to whole blocks.
+pub type Images = BTreeMap<u32, Vec<u8>>;
+
+pub struct Source {
+    pub store: ModelStore,
+    pub vault: Vault,
+    pub server: ServerId,
+    pub env: Env,
+    pub log: LogWriter,
+    pub images: Images,
+    /// What the disks were at each exact and complete record.
+    pub points: BTreeMap<u64, Images>,
+    sizes: Vec<u64>,
+}
+
+pub fn disk_id(slot: u32) -> String {
+    format!("disk-{slot}")
+}
+
+impl Source {
+    /// A vault with one server whose disks (slots from 1) have these sizes.
+    pub async fn new(sizes: &[u64]) -> Self {
+        let env = Env::system();
+        let store = ModelStore::new();
+        let keys = Arc::new(DataKeys::generate(&*env.entropy));
+        let vault =
+            Vault { store: Arc::new(store.clone()), cache: Arc::new(store.clone()), keys, id: "test".to_owned() };
+        let server: ServerId = "6d3f9a52-7c1e-4b6a-9d0e-0123456789ab".parse().unwrap();
+        let log = take(&vault, &server, &env, Order::WhenFree).await;
+        let images = (1..).zip(sizes).map(|(slot, size)| (slot, vec![0; size.next_multiple_of(BLOCK_BYTES) as usize]));
+        let images = images.collect();
+        let mut source = Self { store, vault, server, env, log, images, points: BTreeMap::new(), sizes: sizes.to_vec() };
+        source.name_disks().await;
+        source
+    }
+
+    async fn name_disks(&mut self) {
+        let disks = (1..).zip(&self.sizes).map(|(slot, size)| v1::Disk {
+            slot,
+            id: disk_id(slot),
+            size_bytes: *size,
+            path: format!("/dev/d{slot}"),
+        });
+        self.log.append(Body::Disks(v1::Disks { disks: disks.collect() })).await.unwrap();
+    }
+
+    /// Another process server takes over: the next record has a higher epoch.
+    pub async fn next_epoch(&mut self) {
+        self.log = take(&self.vault, &self.server, &self.env, Order::Forced).await;
+    }
+
+    /// Commits one record. Each group of writes becomes a segment; a single small one travels inline.
+    pub async fn record(&mut self, kind: RecordKind, complete: bool, t0_seconds: i64, groups: &[Vec<Write>]) -> u64 {
+        let state = self.log.state();
+        let number = state.last_number.next();
+        let epoch = state.epoch;
+        let mut data = v1::Data {
+            first_number: number.0,
+            number: number.0,
+            kind: kind.into(),
+            consistency: v1::Consistency::CrashConsistent.into(),
+            t0_micros: t0_seconds * 1_000_000,
+            complete,
+            ..Default::default()
+        };
+        for (part, group) in (0..).zip(groups) {
+            let name = layout::segment(&self.server, epoch, RecordNumber(number.0), "writer", part);
+            let extents: Vec<ExtentData> = group.iter().map(extent).collect();
+            let sealed = segment::seal(&self.vault.keys, &name, &extents, 1).unwrap();
+            let sha256 = ring::digest::digest(&ring::digest::SHA256, &sealed).as_ref().to_vec();
+            data.segments.push(v1::SegmentRef { name: name.clone(), length: sealed.len() as u64, sha256 });
+            if groups.len() == 1 && sealed.len() < 1000 {
+                data.inline_segment = sealed.to_vec();
+            } else {
+                self.vault.cache.put(&name, sealed, &PutCondition::IfAbsent).await.unwrap();
+            }
+            for write in group {
+                let image = self.images.get_mut(&write.disk).unwrap();
+                let range = write.first as usize * 4096..(write.first + write.blocks) as usize * 4096;
+                image[range].fill(write.byte.unwrap_or(0));
+                data.changed_bytes += u64::from(write.blocks) * BLOCK_BYTES;
+            }
+        }
+        self.log.append(Body::Data(data)).await.unwrap();
+        if complete && kind == RecordKind::Exact {
+            self.points.insert(number.0, self.images.clone());
+        }
+        number.0
+    }
+
+    /// The seed disk's virtual disk as it is now, or at a snapshot.
+    pub async fn seed(&self, slot: u32, snapshot: Option<&str>) -> Vec<u8> {
+        let name = layout::seed_disk(&self.server, &disk_id(slot));
+        let snapshot = snapshot.map(|snapshot| lifeboat_replication::store::SnapshotId(snapshot.to_owned()));
+        let whole = self.store.get(&name, snapshot.as_ref(), None).await.unwrap();
+        assert_eq!(&whole[whole.len() - 512..][..8], b"conectix", "the footer is missing");
+        whole[..whole.len() - 512].to_vec()
+    }
+}
+
+/// Does `disk` begin with `image`, and is the rest zero?
+pub fn same_disk(disk: &[u8], image: &[u8]) -> bool {
+    disk.starts_with(image) && disk[image.len()..].iter().all(|byte| *byte == 0)
+}
+
+fn extent(write: &Write) -> ExtentData {
+    let run = BlockRun { disk: DiskSlot(write.disk), first: write.first, blocks: write.blocks };
+    let data = write.byte.map(|byte| Bytes::from(vec![byte; write.blocks as usize * BLOCK_BYTES as usize]));
+    ExtentData { run, data }
+}
+
+async fn take(vault: &Vault, server: &ServerId, env: &Env, order: Order) -> LogWriter {
+    LogWriter::take_over(vault, server, "test", env, order, LogOptions::default()).await.unwrap()
+}

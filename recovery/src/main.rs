@@ -1,0 +1,262 @@
+//! lifeboat-recovery: see `lib.rs` for what it is made of.
+//!
+//! Exit codes: 0 done; 1 something else; 2 wrong arguments; 3 there is no such point; 4 the vault cannot be reached
+//! (worth trying again); 5 the vault is damaged, or the keys are not its keys.
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
+
+use clap::{Args, Parser, Subcommand};
+use lifeboat_recovery::{
+    BlockIndex, IndexError, IndexOptions, PointSelector, ScanError, chain, list,
+    scan,
+    serve::{self, Server},
+};
+use lifeboat_replication::{
+    env::Env,
+    ids::ServerId,
+    journal::JournalError,
+    log::ReadError,
+    store::StoreError,
+    vault::{self, Vault, VaultError, config::VaultConfig},
+};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// `stats.json` is renewed this often.
+const STATS_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Reads any point of a vault as a disk, without copying it.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+    /// What is logged to standard error, as tracing's filter directives.
+    #[arg(long, env = "LIFEBOAT_LOG", default_value = "info", global = true)]
+    log: String,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Shows a point's disks as NBD on Unix sockets; what is written to them stays in a local overlay.
+    Serve {
+        #[command(flatten)]
+        which: Which,
+        /// `latest`, the number of a record, or a time (RFC 3339): the newest point up to it.
+        #[arg(long, default_value = "latest")]
+        point: PointSelector,
+        /// Where `<disk slot>.sock` and `stats.json` are made.
+        #[arg(long)]
+        socket_dir: PathBuf,
+        /// Where the overlays are made: as much space as the machine will write.
+        #[arg(long)]
+        overlay_dir: PathBuf,
+        /// Memory for what was read, in MiB.
+        #[arg(long, default_value_t = 256)]
+        cache_mib: u64,
+    },
+    /// Lists a server's recovery points, oldest first.
+    Points {
+        #[command(flatten)]
+        which: Which,
+        /// As JSON, one array.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Says what a point is made of, as JSON.
+    Info {
+        #[command(flatten)]
+        which: Which,
+        /// `latest`, the number of a record, or a time (RFC 3339).
+        #[arg(long, default_value = "latest")]
+        point: PointSelector,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Which {
+    /// The vault's configuration file.
+    #[arg(long, env = "LIFEBOAT_VAULT_CONFIG")]
+    vault_config: PathBuf,
+    /// Id of the server (ProtectedServer.status.id).
+    #[arg(long)]
+    server: ServerId,
+}
+
+type Error = Box<dyn std::error::Error + Send + Sync>;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let filter = EnvFilter::new(&arguments.log);
+    tracing_subscriber::fmt().json().with_writer(std::io::stderr).with_env_filter(filter).init();
+    let result = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(Error::from)
+        .and_then(|runtime| runtime.block_on(run(arguments.command)));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(error = chain(&*error), "stopped");
+            eprintln!("lifeboat-recovery: {}", chain(&*error));
+            ExitCode::from(exit_code(&*error))
+        }
+    }
+}
+
+async fn run(command: Command) -> Result<(), Error> {
+    let env = Env::system();
+    match command {
+        Command::Serve { which, point, socket_dir, overlay_dir, cache_mib } => {
+            let vault = open(&which.vault_config).await?;
+            let options = IndexOptions { cache_bytes: cache_mib << 20 };
+            let index = BlockIndex::open(&vault, &which.server, &env, point, &options).await?;
+            let server = serve::start(&index, &which.server, &socket_dir, &overlay_dir)?;
+            println!("{}", serde_json::to_string(&server.ready())?);
+            until_told(&server, &socket_dir).await?;
+            println!("{}", serde_json::to_string(&server.stats())?);
+            server.stop().await?;
+        }
+        Command::Points { which, json } => {
+            let vault = open(&which.vault_config).await?;
+            let points = list::points(&vault, &which.server, &env).await?;
+            if json {
+                println!("{}", serde_json::to_string(&points)?);
+            } else {
+                println!("{:>10}  {:>5}  {:<30}  {:<20}  SNAPSHOT", "RECORD", "EPOCH", "TIME", "CONSISTENCY");
+                for point in points {
+                    let consistency = format!("{:?}", point.consistency);
+                    let snapshot = if point.snapshot { "yes" } else { "" };
+                    println!("{:>10}  {:>5}  {:<30}  {consistency:<20}  {snapshot}", point.number, point.epoch, point.t0);
+                }
+            }
+        }
+        Command::Info { which, point } => {
+            let vault = open(&which.vault_config).await?;
+            let found = scan::find(&vault, &which.server, &env, point).await?;
+            let segments: u64 = found.records.iter().flat_map(|record| &record.segments).map(|segment| segment.length).sum();
+            let disks = found.disks.iter().map(|disk| {
+                serde_json::json!({"slot": disk.slot.0, "id": disk.id, "path": disk.path, "sizeBytes": disk.size_bytes})
+            });
+            let info = serde_json::json!({
+                "vault": vault.id,
+                "server": which.server.as_str(),
+                "point": found.number,
+                "epoch": found.epoch.0,
+                "t0": lifeboat_recovery::select::time_text(found.t0),
+                "t0Micros": found.t0.0,
+                "consistency": found.consistency,
+                "base": found.base.as_ref().map(|base| base.number),
+                "journalRecords": found.records.len(),
+                "journalBytes": segments,
+                "disks": disks.collect::<Vec<_>>(),
+            });
+            println!("{}", serde_json::to_string_pretty(&info)?);
+        }
+    }
+    Ok(())
+}
+
+async fn open(config: &Path) -> Result<Vault, Error> {
+    let config = VaultConfig::read(config)?;
+    let (store, cache) = config.connect()?;
+    let keys = Arc::new(config.keys()?);
+    Ok(vault::open(store, cache, keys).await?)
+}
+
+/// Until SIGTERM or SIGINT; meanwhile the figures are kept in a file.
+async fn until_told(server: &Server, dir: &Path) -> std::io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut last = None;
+    loop {
+        let stats = server.stats();
+        if last.as_ref() != Some(&stats) {
+            write_stats(&stats, dir);
+            last = Some(stats);
+        }
+        tokio::select! {
+            biased;
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            () = tokio::time::sleep(STATS_INTERVAL) => {}
+        }
+    }
+    write_stats(&server.stats(), dir);
+    Ok(())
+}
+
+/// Whole or not at all: it is read while we run.
+fn write_stats(stats: &serve::Stats, dir: &Path) {
+    let partial = dir.join("stats.json.partial");
+    let written = serde_json::to_vec(stats)
+        .map_err(std::io::Error::other)
+        .and_then(|text| std::fs::write(&partial, text))
+        .and_then(|()| std::fs::rename(&partial, dir.join("stats.json")));
+    if let Err(error) = written {
+        tracing::warn!(%error, "stats.json cannot be written");
+    }
+}
+
+fn exit_code(error: &(dyn std::error::Error + 'static)) -> u8 {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(code) = code_of(error) {
+            return code;
+        }
+        cause = error.source();
+    }
+    1
+}
+
+/// `None`: the cause says more.
+fn code_of(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
+    const NO_POINT: u8 = 3;
+    const UNREACHABLE: u8 = 4;
+    const DAMAGED: u8 = 5;
+    if let Some(error) = error.downcast_ref::<IndexError>() {
+        return match error {
+            IndexError::Scan(error) => code_of(error),
+            IndexError::Journal(error) => code_of(error),
+            IndexError::Store(error) => code_of(error),
+            IndexError::Missing { .. } | IndexError::Short { .. } => Some(DAMAGED),
+            IndexError::NoDisk(_) => None,
+        };
+    }
+    if let Some(error) = error.downcast_ref::<ScanError>() {
+        return match error {
+            ScanError::NoLog { .. }
+            | ScanError::NoPoint { .. }
+            | ScanError::NotAPoint { .. }
+            | ScanError::NoRecord { .. }
+            | ScanError::TooOld { .. } => Some(NO_POINT),
+            ScanError::Log(ReadError::Store(error)) | ScanError::Store(error) => code_of(error),
+            ScanError::Log(_) | ScanError::Catalogue(_) => Some(DAMAGED),
+        };
+    }
+    if let Some(error) = error.downcast_ref::<JournalError>() {
+        return match error {
+            JournalError::Store(error) => code_of(error),
+            _ => Some(DAMAGED),
+        };
+    }
+    if let Some(error) = error.downcast_ref::<VaultError>() {
+        return match error {
+            VaultError::Unreachable(_) => Some(UNREACHABLE),
+            VaultError::WrongKey { .. } | VaultError::MissingKey { .. } | VaultError::Damaged { .. } | VaultError::Format { .. } => {
+                Some(DAMAGED)
+            }
+            VaultError::Store(error) => code_of(error),
+            _ => None,
+        };
+    }
+    match error.downcast_ref::<StoreError>() {
+        Some(StoreError::Unknown { .. }) => Some(UNREACHABLE),
+        _ => None,
+    }
+}
