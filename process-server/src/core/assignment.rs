@@ -1,0 +1,30 @@
+//! What the operator wants for one server.
+
+use lifeboat_replication::wire::v1;
+
+/// `None` in the channel that carries it means: not assigned to this process server (any more).
+#[derive(Debug, Clone, PartialEq)]
+pub struct Assigned {
+    /// namespace/name, for logs and metrics.
+    pub display_name: String,
+    pub settings: v1::Settings,
+    /// zstd level, 1 to 19.
+    pub compression_level: i32,
+}
+
+/// Fast enough for a core to keep up with a disk; what an assignment without a level gets.
+const DEFAULT_COMPRESSION_LEVEL: i32 = 1;
+
+impl From<&v1::Assignment> for Assigned {
+    fn from(assignment: &v1::Assignment) -> Self {
+        let level = match assignment.compression_level {
+            level @ 1..=19 => level,
+            _ => DEFAULT_COMPRESSION_LEVEL,
+        };
+        Self {
+            display_name: assignment.display_name.clone(),
+            settings: assignment.settings.unwrap_or_default(),
+            compression_level: level,
+        }
+    }
+}

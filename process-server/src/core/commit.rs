@@ -1,0 +1,221 @@
+//! Last stage: records enter the log, in order, and only then the agent hears `Durable`.
+//!
+//! In: [`Uploaded`] pieces of the session that began last. Out: appends, `Durable`. It owns the log's writer and
+//! outlives sessions: a session that ends with the agent's server gone is still committed to its last whole record,
+//! while a new session waits for the append under way and drops what the old one had not committed.
+//!
+//! Ordering: one append at a time. Completion: [`Commit::run`] ends when the log is lost, or when no session can come
+//! any more and the last one is committed. Cancellation: dropping it leaves open whether the append under way is
+//! committed; the log has to be taken over anew.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
+
+use lifeboat_replication::{
+    ids::{Epoch, RecordNumber, ServerId},
+    log::{LogWriter, WriteError},
+    wire::v1::{self, log_record::Body},
+};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{MissedTickBehavior, interval},
+};
+
+use super::{
+    hello::{self, HelloRefused, Judged},
+    intake::RecordEnd,
+    status::StatusSender,
+    upload::{Placed, Uploaded},
+};
+
+/// How often the lease is looked at; the writer decides whether renewing is due.
+const LEASE_CHECK: Duration = Duration::from_secs(2);
+/// Chain values kept to compare with what agents believe. An agent lags behind by what it has in flight.
+const RECENT: usize = 1024;
+
+/// A new session: the one before it is over.
+pub(super) struct Begin {
+    pub hello: v1::Hello,
+    pub pieces: mpsc::Receiver<Uploaded>,
+    pub down: mpsc::Sender<v1::Down>,
+    pub answer: oneshot::Sender<Result<Begun, HelloRefused>>,
+}
+
+/// Where the session starts.
+#[derive(Debug)]
+pub(super) struct Begun {
+    pub epoch: Epoch,
+    pub last_number: RecordNumber,
+    pub judged: Judged,
+}
+
+pub(super) struct Commit {
+    pub server: ServerId,
+    pub log: LogWriter,
+    pub status: StatusSender,
+    pub begins: mpsc::Receiver<Begin>,
+    /// Planted fault for the simulation: says `Durable` before the append.
+    pub ack_before_append: bool,
+}
+
+/// The session whose records are committed.
+struct Current {
+    session: u64,
+    pieces: mpsc::Receiver<Uploaded>,
+    down: mpsc::Sender<v1::Down>,
+    /// Said as soon as the connection takes it: a slow agent must not keep the lease from being renewed.
+    owed: VecDeque<v1::Durable>,
+    segments: Vec<v1::SegmentRef>,
+    inline_segment: Vec<u8>,
+}
+
+enum Event {
+    Begin(Option<Begin>),
+    Piece(Option<Uploaded>),
+    CanSay,
+    CheckLease,
+}
+
+impl Commit {
+    /// Gives the writer back when there is nothing more to commit.
+    pub(super) async fn run(mut self) -> Result<LogWriter, WriteError> {
+        let mut current: Option<Current> = None;
+        let mut recent = BTreeMap::new();
+        let mut closing = false;
+        let mut lease = interval(LEASE_CHECK);
+        lease.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while !(closing && current.is_none()) {
+            let event = tokio::select! {
+                biased;
+                begin = self.begins.recv(), if !closing => Event::Begin(begin),
+                _ = lease.tick() => Event::CheckLease,
+                event = next_event(current.as_mut()) => event,
+            };
+            match (event, &mut current) {
+                (Event::Begin(None), _) => closing = true,
+                (Event::Begin(Some(begin)), _) => current = self.begin(begin, &recent).await?,
+                (Event::CheckLease, _) => self.log.renew_if_due().await?,
+                (Event::CanSay, Some(session)) => session.say(),
+                (Event::Piece(Some(piece)), Some(session)) => self.take(session, piece, &mut recent).await?,
+                (Event::Piece(None), Some(session)) => {
+                    session.say();
+                    current = None;
+                }
+                (Event::CanSay | Event::Piece(_), None) => {}
+            }
+        }
+        Ok(self.log)
+    }
+
+    async fn begin(
+        &mut self,
+        begin: Begin,
+        recent: &BTreeMap<u64, [u8; 32]>,
+    ) -> Result<Option<Current>, WriteError> {
+        let Begin { hello, pieces, down, answer } = begin;
+        let judged = match hello::judge(&hello, &self.server, self.log.state(), recent) {
+            Ok(judged) => judged,
+            Err(refused) => {
+                let _ = answer.send(Err(refused));
+                return Ok(None);
+            }
+        };
+        if let Some(disks) = &judged.new_set {
+            self.log.append(Body::Disks(v1::Disks { disks: disks.clone() })).await?;
+        }
+        let state = self.log.state();
+        let begun = Begun { epoch: state.epoch, last_number: state.last_number, judged };
+        // The asker may have given up meanwhile; then its pieces end at once.
+        let _ = answer.send(Ok(begun));
+        Ok(Some(Current {
+            session: hello.session,
+            pieces,
+            down,
+            owed: VecDeque::new(),
+            segments: Vec::new(),
+            inline_segment: Vec::new(),
+        }))
+    }
+
+    async fn take(
+        &mut self,
+        session: &mut Current,
+        piece: Uploaded,
+        recent: &mut BTreeMap<u64, [u8; 32]>,
+    ) -> Result<(), WriteError> {
+        let Uploaded { number, placed, end } = piece;
+        match placed {
+            Some(Placed::Inline(segment, content)) => {
+                session.segments.push(segment);
+                session.inline_segment = content.to_vec();
+            }
+            Some(Placed::Blob(segment)) => session.segments.push(segment),
+            None => {}
+        }
+        let Some(RecordEnd { end, changed_bytes, received_bytes: _ }) = end else { return Ok(()) };
+        let data = v1::Data {
+            first_number: number.0,
+            number: number.0,
+            kind: end.kind,
+            consistency: end.consistency,
+            t0_micros: end.t0_micros,
+            clock_offset_micros: end.clock_offset_micros,
+            complete: end.complete,
+            segments: std::mem::take(&mut session.segments),
+            inline_segment: std::mem::take(&mut session.inline_segment),
+            changed_bytes,
+            session: session.session,
+            copy_remaining_blocks: end.copy_remaining_blocks,
+        };
+        if self.ack_before_append {
+            let state = self.log.state();
+            session.owe(v1::Durable { number: number.0, epoch: state.epoch.0, chain: state.chain.to_vec() });
+        }
+        let inline = data.inline_segment.len() as u64;
+        let stored = data.segments.iter().map(|segment| segment.length).sum();
+        let committed = self.log.append(Body::Data(data.clone())).await?;
+        self.status.sent(inline);
+        self.status.durable(&data, stored);
+        recent.insert(committed.number.0, committed.chain);
+        while recent.len() > RECENT {
+            recent.pop_first();
+        }
+        session.owe(v1::Durable {
+            number: committed.number.0,
+            epoch: committed.epoch.0,
+            chain: committed.chain.to_vec(),
+        });
+        Ok(())
+    }
+}
+
+impl Current {
+    fn owe(&mut self, durable: v1::Durable) {
+        self.owed.push_back(durable);
+        self.say();
+    }
+
+    /// Says what the connection takes now.
+    fn say(&mut self) {
+        while let Some(durable) = self.owed.front() {
+            let message = Some(v1::down::Message::Durable(durable.clone()));
+            match self.down.try_send(v1::Down { message }) {
+                Err(mpsc::error::TrySendError::Full(_)) => return,
+                // Said, or the connection is gone and the agent learns it from the next Welcome.
+                Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => _ = self.owed.pop_front(),
+            }
+        }
+    }
+}
+
+/// What the session has next: room for something owed, or a piece.
+async fn next_event(current: Option<&mut Current>) -> Event {
+    let Some(session) = current else { return std::future::pending().await };
+    tokio::select! {
+        biased;
+        _ = session.down.reserve(), if !session.owed.is_empty() => Event::CanSay,
+        piece = session.pieces.recv() => Event::Piece(piece),
+    }
+}

@@ -1,0 +1,28 @@
+//! What the process server decides for one protected server, free of sockets, files and threads.
+//!
+//! ```text
+//!            Accepted                 (one connection at a time; a newer Hello drops the older one)
+//!               │ Up                                                   ▲ Down
+//!   session ────┴► intake ──► sealing ──► upload ──► commit ── Durable ┤
+//!   (Hello,       numbers,    compress,   cache      log       Received┘ (by sealing, once in the spool)
+//!    Welcome)     checksums,  encrypt,    storage
+//!                 admission   spool
+//! ```
+//! The stages are joined by bounded channels and run inside one future, so dropping [`Ingest::run`] is a crash: what
+//! was not committed is still held by the agent. Nothing is remembered outside of the vault but the spool, which
+//! holds encrypted segments on their way and is wiped when it is opened.
+
+pub mod assignment;
+mod backoff;
+mod commit;
+pub mod hello;
+mod ingest;
+mod intake;
+pub mod sealing;
+mod session;
+pub mod spool;
+pub mod status;
+mod upload;
+
+pub use assignment::Assigned;
+pub use ingest::{Ended, Ingest, MemoryBudget, Shared};

@@ -1,0 +1,195 @@
+//! Second stage: compress, encrypt, keep in the spool.
+//!
+//! In: [`Admitted`] batches in order. Out: [`Piece`]s in the same order; once the last one of a record is kept, the
+//! agent hears `Received`. Bounds: a few segments of a server are sealed at a time, within the memory budget.
+
+use std::{fmt, sync::Arc};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::{StreamExt as _, stream::FuturesOrdered};
+use lifeboat_replication::{
+    ids::{Epoch, RecordNumber, ServerId},
+    keys::DataKeys,
+    segment::{self, ExtentData, SegmentError},
+    vault::layout,
+    wire::v1,
+};
+use tokio::sync::{mpsc, watch};
+
+use super::{
+    assignment::Assigned,
+    intake::{Admitted, RecordEnd},
+    spool::{Room, Spool, SpoolError},
+};
+
+/// A record whose only segment is at most this large travels inside its commit record: one store operation less, and
+/// sixty of them still fit into one append.
+const INLINE_BYTES: usize = 64 << 10;
+/// Segments of one server that are sealed at a time.
+const PARALLEL: usize = 2;
+
+/// What to seal.
+#[derive(Debug)]
+pub struct SealJob {
+    pub keys: Arc<DataKeys>,
+    pub name: String,
+    pub extents: Vec<ExtentData>,
+    /// zstd level.
+    pub level: i32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sealed {
+    pub content: Bytes,
+    pub sha256: [u8; 32],
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum SealError {
+    #[error(transparent)]
+    Segment(#[from] SegmentError),
+    #[error("the sealing threads are gone: the process server is stopping")]
+    Gone,
+}
+
+/// Does the work: inline in the simulation, on a bounded thread pool in production.
+#[async_trait]
+pub trait Sealer: fmt::Debug + Send + Sync + 'static {
+    async fn seal(&self, job: SealJob) -> Result<Sealed, SealError>;
+}
+
+/// Seals in place.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct InlineSealer;
+
+#[async_trait]
+impl Sealer for InlineSealer {
+    async fn seal(&self, job: SealJob) -> Result<Sealed, SealError> {
+        seal_now(&job)
+    }
+}
+
+/// The work itself.
+pub fn seal_now(job: &SealJob) -> Result<Sealed, SealError> {
+    let content = segment::seal(&job.keys, &job.name, &job.extents, job.level)?;
+    Ok(Sealed { sha256: sha256(&content), content })
+}
+
+pub(super) fn sha256(content: &[u8]) -> [u8; 32] {
+    let mut sum = [0; 32];
+    sum.copy_from_slice(ring::digest::digest(&ring::digest::SHA256, content).as_ref());
+    sum
+}
+
+/// A sealed segment and where it is.
+#[derive(Debug)]
+pub(super) enum Stored {
+    /// Named like the others, so that it opens; no blob has that name.
+    Inline {
+        segment: v1::SegmentRef,
+        content: Bytes,
+    },
+    Spooled {
+        segment: v1::SegmentRef,
+        room: Room,
+    },
+}
+
+/// One batch further on: a segment, the end of its record, or both.
+#[derive(Debug)]
+pub(super) struct Piece {
+    pub number: RecordNumber,
+    pub stored: Option<Stored>,
+    pub end: Option<RecordEnd>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SealingError {
+    #[error(transparent)]
+    Seal(#[from] SealError),
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
+}
+
+pub(super) struct Sealing {
+    pub server: ServerId,
+    pub epoch: Epoch,
+    /// Random for each session, so that a segment's name is never used twice.
+    pub writer: String,
+    pub keys: Arc<DataKeys>,
+    pub sealer: Arc<dyn Sealer>,
+    pub spool: Arc<dyn Spool>,
+    pub assigned: watch::Receiver<Option<Assigned>>,
+    pub input: mpsc::Receiver<Admitted>,
+    pub out: mpsc::Sender<Piece>,
+    pub down: mpsc::Sender<v1::Down>,
+}
+
+impl Sealing {
+    /// Ends when the intake has ended and everything is passed on.
+    pub(super) async fn run(mut self) -> Result<(), SealingError> {
+        let mut running = FuturesOrdered::new();
+        let mut open = true;
+        while open || !running.is_empty() {
+            tokio::select! {
+                biased;
+                Some(piece) = running.next(), if !running.is_empty() => {
+                    if !self.pass_on(piece?).await {
+                        return Ok(());
+                    }
+                }
+                admitted = self.input.recv(), if open && running.len() < PARALLEL => match admitted {
+                    Some(admitted) => running.push_back(self.seal(admitted)),
+                    None => open = false,
+                },
+            }
+        }
+        Ok(())
+    }
+
+    fn seal(&self, admitted: Admitted) -> impl Future<Output = Result<Piece, SealingError>> + Send + use<> {
+        let Admitted { batch, mut room, memory } = admitted;
+        let name = layout::segment(&self.server, self.epoch, batch.number, &self.writer, batch.part);
+        let level = self.assigned.borrow().as_ref().map_or(1, |assigned| assigned.compression_level);
+        let (keys, sealer, spool) =
+            (Arc::clone(&self.keys), Arc::clone(&self.sealer), Arc::clone(&self.spool));
+        let spool_name = spool_name(&self.server, &name);
+        async move {
+            let (number, end) = (batch.number, batch.end);
+            if batch.extents.is_empty() {
+                return Ok(Piece { number, stored: None, end });
+            }
+            let only = batch.part == 0 && end.is_some();
+            let job = SealJob { keys, name: name.clone(), extents: batch.extents, level };
+            let Sealed { content, sha256 } = sealer.seal(job).await?;
+            drop(memory);
+            let segment = v1::SegmentRef { name, length: content.len() as u64, sha256: sha256.to_vec() };
+            if only && content.len() <= INLINE_BYTES {
+                return Ok(Piece { number, stored: Some(Stored::Inline { segment, content }), end });
+            }
+            room.shrink(segment.length);
+            spool.write(&spool_name, content).await?;
+            Ok(Piece { number, stored: Some(Stored::Spooled { segment, room }), end })
+        }
+    }
+
+    /// False when nobody listens any more.
+    async fn pass_on(&self, piece: Piece) -> bool {
+        let ended = piece.end.is_some().then_some(piece.number);
+        if self.out.send(piece).await.is_err() {
+            return false;
+        }
+        if let Some(number) = ended {
+            let message = Some(v1::down::Message::Received(v1::Received { number: number.0 }));
+            // The agent may be gone; what it has sent is committed nevertheless.
+            let _ = self.down.send(v1::Down { message }).await;
+        }
+        true
+    }
+}
+
+/// Name of a segment in the spool.
+pub(super) fn spool_name(server: &ServerId, segment: &str) -> String {
+    format!("{server}/{}", segment.replace('/', "."))
+}

@@ -1,0 +1,218 @@
+//! One connection of one agent: Hello, Welcome, and the stages that carry its records to the log.
+
+use std::{sync::Arc, time::Duration};
+
+use lifeboat_replication::{
+    ids::{RecordNumber, ServerId},
+    wire::{Accepted, PROTOCOL_VERSION, v1},
+};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::timeout,
+};
+
+use super::{
+    assignment::Assigned,
+    commit::{Begin, Begun},
+    ingest::Shared,
+    intake::{Assembler, Intake},
+    sealing::{Sealing, SealingError},
+    status::StatusSender,
+    upload::{Upload, UploadError},
+};
+use crate::chain::chain;
+
+/// An agent says Hello at once.
+const HELLO_LIMIT: Duration = Duration::from_secs(10);
+/// The append under way has to be settled before a Welcome; a vault that takes longer is away.
+const BEGIN_LIMIT: Duration = Duration::from_secs(5);
+/// Batches waiting between stages: each stage has its own work in hand, so one is enough to keep it busy.
+const BATCHES: usize = 1;
+/// Records that wait for the append under way. Their segments are in the vault already (or at most 64 KiB each).
+const UPLOADED: usize = 64;
+/// When an agent should come again after something that mends itself.
+pub(super) const SOON: Duration = Duration::from_secs(2);
+
+#[derive(Debug, thiserror::Error)]
+enum StageError {
+    #[error(transparent)]
+    Sealing(#[from] SealingError),
+    #[error(transparent)]
+    Upload(#[from] UploadError),
+}
+
+/// Waits for the Hello of a connection; a message of another kind, or none, ends it.
+pub(super) async fn greeting(mut accepted: Accepted) -> Option<(Accepted, v1::Hello)> {
+    let up = timeout(HELLO_LIMIT, accepted.up.recv()).await.ok().flatten()?;
+    match up.message {
+        Some(v1::up::Message::Hello(hello)) => Some((accepted, hello)),
+        _ => {
+            refuse(&accepted.down, "the first message was no Hello", "update the agent", None);
+            None
+        }
+    }
+}
+
+/// Says why the connection ends. Best effort: an agent that takes nothing learns nothing.
+pub(super) fn refuse(
+    down: &mpsc::Sender<v1::Down>,
+    reason: &str,
+    remedy: &str,
+    retry_after: Option<Duration>,
+) {
+    let retry_after_micros =
+        retry_after.map_or(0, |after| u64::try_from(after.as_micros()).unwrap_or(u64::MAX).max(1));
+    let refused = v1::Refused { reason: reason.to_owned(), remedy: remedy.to_owned(), retry_after_micros };
+    let _ = down.try_send(v1::Down { message: Some(v1::down::Message::Refused(refused)) });
+}
+
+pub(super) struct Session {
+    pub shared: Shared,
+    pub server: ServerId,
+    pub status: StatusSender,
+    pub assigned: watch::Receiver<Option<Assigned>>,
+    pub begins: mpsc::Sender<Begin>,
+    pub accepted: Accepted,
+    pub hello: v1::Hello,
+}
+
+impl Session {
+    /// Ends when the connection is gone and all whole records of it are on their way to the log.
+    pub(super) async fn run(self) {
+        let (pieces, uploaded) = mpsc::channel(UPLOADED);
+        let down = self.accepted.down.clone();
+        let Some(begun) = self.begin(uploaded).await else { return };
+        let Some(settings) = self.assigned.borrow().as_ref().map(|assigned| assigned.settings) else {
+            return;
+        };
+        let welcome = v1::Welcome {
+            protocol: PROTOCOL_VERSION.min(self.hello.protocol),
+            epoch: begun.epoch.0,
+            last_number: begun.last_number.0,
+            disks: begun.judged.disks.clone(),
+            settings: Some(settings),
+            full_copy_reason: begun.judged.full_copy_reason.clone(),
+            process_server_time_micros: self.shared.env.wall.now().0,
+        };
+        if down.send(v1::Down { message: Some(v1::down::Message::Welcome(welcome)) }).await.is_err() {
+            return;
+        }
+        self.status.connected(true, self.shared.env.wall.now());
+        tracing::info!(
+            server = %self.server, session = self.hello.session, last_number = %begun.last_number,
+            full_copy = begun.judged.full_copy_reason, "agent connected"
+        );
+        self.stages(begun, pieces, down).await;
+    }
+
+    async fn begin(&self, pieces: mpsc::Receiver<super::upload::Uploaded>) -> Option<Begun> {
+        let (answer, answered) = oneshot::channel();
+        let down = &self.accepted.down;
+        let begin = Begin { hello: self.hello.clone(), pieces, down: down.clone(), answer };
+        let begun = timeout(BEGIN_LIMIT, async {
+            self.begins.send(begin).await.ok()?;
+            answered.await.ok()
+        });
+        match begun.await {
+            Ok(Some(Ok(begun))) => Some(begun),
+            Ok(Some(Err(refused))) => {
+                self.status.violated();
+                tracing::warn!(server = %self.server, reason = %refused, "agent refused");
+                refuse(down, &refused.to_string(), &refused.remedy(), None);
+                None
+            }
+            Ok(None) => None,
+            Err(_) => {
+                refuse(
+                    down,
+                    "the process server waits for the vault",
+                    "nothing is lost: what has changed stays marked and is sent when the vault answers",
+                    Some(BEGIN_LIMIT),
+                );
+                None
+            }
+        }
+    }
+
+    async fn stages(
+        self,
+        begun: Begun,
+        pieces: mpsc::Sender<super::upload::Uploaded>,
+        down: mpsc::Sender<v1::Down>,
+    ) {
+        let Self { shared, server, status, assigned, begins, accepted, hello } = self;
+        // Held to the end: the log's writer is not given back before this session is committed.
+        let _begins = begins;
+        let Accepted { up, down: _, server_id: _ } = accepted;
+        let (admitted, to_seal) = mpsc::channel(BATCHES);
+        let (sealed, to_upload) = mpsc::channel(BATCHES);
+        let intake = Intake {
+            env: shared.env.clone(),
+            status: status.clone(),
+            space: Arc::clone(&shared.space),
+            memory: Arc::clone(&shared.memory.semaphore),
+            memory_units: shared.memory.units,
+            server: server.to_string(),
+            assigned: assigned.clone(),
+            up,
+            down: down.clone(),
+            out: admitted,
+        };
+        let sealing = Sealing {
+            server: server.clone(),
+            epoch: begun.epoch,
+            writer: format!("{:016x}", shared.env.entropy.next_u64()),
+            keys: Arc::clone(&shared.vault.keys),
+            sealer: Arc::clone(&shared.sealer),
+            spool: Arc::clone(&shared.spool),
+            assigned,
+            input: to_seal,
+            out: sealed,
+            down: down.clone(),
+        };
+        let upload = Upload {
+            server: server.clone(),
+            env: shared.env.clone(),
+            cache: Arc::clone(&shared.vault.cache),
+            spool: Arc::clone(&shared.spool),
+            slots: Arc::clone(&shared.uploads),
+            status: status.clone(),
+            input: to_upload,
+            out: pieces,
+        };
+        let intake = take_in(intake, &begun.judged.disks, begun.last_number, &server, &status, &down);
+        let stages = futures::future::try_join3(
+            async {
+                intake.await;
+                status.connected(false, shared.env.wall.now());
+                tracing::info!(%server, session = hello.session, "agent's connection ended");
+                Ok(())
+            },
+            async { sealing.run().await.map_err(StageError::from) },
+            async { upload.run().await.map_err(StageError::from) },
+        );
+        if let Err(error) = stages.await {
+            tracing::error!(%server, error = %chain(&error), "session ended: its records are sent again");
+            status.connected(false, shared.env.wall.now());
+            status.upload_trouble(&chain(&error));
+            refuse(&down, &chain(&error), "look at the process server's log", Some(SOON));
+        }
+    }
+}
+
+/// What came whole before a violation is still committed; the agent sends the rest again.
+async fn take_in(
+    intake: Intake,
+    disks: &[v1::Disk],
+    last_number: RecordNumber,
+    server: &ServerId,
+    status: &StatusSender,
+    down: &mpsc::Sender<v1::Down>,
+) {
+    if let Err(violation) = intake.run(Assembler::new(disks, last_number)).await {
+        status.violated();
+        tracing::warn!(%server, %violation, "agent broke the protocol");
+        let remedy = "the agent sends it again by itself; if this comes back, check the network path and the agent's version";
+        refuse(down, &violation.to_string(), remedy, Some(SOON));
+    }
+}

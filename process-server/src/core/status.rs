@@ -1,0 +1,185 @@
+//! What a server's ingest says about itself: the stages write it, reports and metrics read it.
+
+use std::sync::Arc;
+
+use lifeboat_replication::{env::Micros, log::LogState, wire::v1};
+use tokio::sync::watch;
+
+const SPOOL_FULL: &str = "the spool is full and the agent waits: more changes than the uplink or the vault takes; \
+    nothing is lost, but the RPO grows until it has caught up (or raise spec.spool.size or the bandwidth)";
+
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Status {
+    /// Counters and instants as the operator gets them; rates are left to who reports.
+    pub report: v1::ServerReport,
+    /// namespace/name.
+    pub display_name: String,
+    /// This process server holds the log.
+    pub holds_log: bool,
+    /// The agent waits for room in the spool or in memory.
+    pub waiting_for_room: bool,
+    /// Bytes of `Copy` records that are durable.
+    pub copied_bytes: u64,
+    /// Connections refused or ended for what the agent did.
+    pub violations: u64,
+    log_trouble: String,
+    upload_trouble: String,
+    /// Times that the log was taken over.
+    pub takeovers: u64,
+}
+
+/// Shared by the stages of one server.
+#[derive(Debug, Clone)]
+pub(super) struct StatusSender(Arc<watch::Sender<Status>>);
+
+impl StatusSender {
+    pub(super) fn new(server_id: &str) -> Self {
+        let report = v1::ServerReport { server_id: server_id.to_owned(), ..Default::default() };
+        Self(Arc::new(watch::Sender::new(Status { report, ..Default::default() })))
+    }
+
+    pub(super) fn subscribe(&self) -> watch::Receiver<Status> {
+        self.0.subscribe()
+    }
+
+    pub(super) fn named(&self, display_name: &str) {
+        self.0.send_if_modified(|status| {
+            let changed = status.display_name != display_name;
+            if changed {
+                display_name.clone_into(&mut status.display_name);
+            }
+            changed
+        });
+    }
+
+    pub(super) fn log_taken(&self, log: &LogState) {
+        self.0.send_modify(|status| {
+            status.holds_log = true;
+            status.takeovers += 1;
+            status.report.error.clear();
+            status.log_trouble.clear();
+            status.upload_trouble.clear();
+            status.report.epoch = log.epoch.0;
+            status.report.last_number = log.last_number.0;
+            status.report.complete = log.complete;
+            if log.complete {
+                status.point_at(log.last_t0);
+            }
+        });
+    }
+
+    /// The log is not (or no longer) this process server's: why, and what to do.
+    pub(super) fn log_lost(&self, error: String) {
+        self.0.send_modify(|status| {
+            status.holds_log = false;
+            status.report.connected = false;
+            status.waiting_for_room = false;
+            status.report.error = error;
+        });
+    }
+
+    /// What keeps the log from being written at the moment; empty: nothing.
+    pub(super) fn log_trouble(&self, trouble: &str) {
+        self.troubled(|status| &mut status.log_trouble, trouble);
+    }
+
+    /// What keeps segments from being uploaded at the moment; empty: nothing.
+    pub(super) fn upload_trouble(&self, trouble: &str) {
+        self.troubled(|status| &mut status.upload_trouble, trouble);
+    }
+
+    fn troubled(&self, which: fn(&mut Status) -> &mut String, trouble: &str) {
+        self.0.send_if_modified(|status| {
+            let field = which(status);
+            let changed = field != trouble;
+            if changed {
+                trouble.clone_into(field);
+                status.show_trouble();
+            }
+            changed
+        });
+    }
+
+    pub(super) fn connected(&self, connected: bool, now: Micros) {
+        self.0.send_modify(|status| {
+            status.report.connected = connected;
+            status.report.last_seen_micros = now.0;
+            status.waiting_for_room &= connected;
+            status.show_trouble();
+        });
+    }
+
+    pub(super) fn violated(&self) {
+        self.0.send_modify(|status| status.violations += 1);
+    }
+
+    pub(super) fn received(&self, bytes: u64, now: Micros) {
+        self.0.send_modify(|status| {
+            status.report.received_bytes += bytes;
+            status.report.last_seen_micros = now.0;
+        });
+    }
+
+    pub(super) fn heartbeat(&self, heartbeat: v1::Heartbeat, now: Micros) {
+        self.0.send_modify(|status| {
+            status.report.last_seen_micros = now.0;
+            // A proof that nothing is dirty says how far the vault is up to date, if it holds every block.
+            if heartbeat.clean_at_micros > 0 && status.report.complete {
+                let clean_at = heartbeat.clean_at_micros.min(now.0);
+                status.report.recoverable_until_micros = status.report.recoverable_until_micros.max(clean_at);
+            }
+            status.report.heartbeat = Some(heartbeat);
+        });
+    }
+
+    pub(super) fn waiting(&self, waiting: bool) {
+        self.0.send_if_modified(|status| {
+            let changed = std::mem::replace(&mut status.waiting_for_room, waiting) != waiting;
+            if changed {
+                status.show_trouble();
+            }
+            changed
+        });
+    }
+
+    pub(super) fn sent(&self, bytes: u64) {
+        self.0.send_modify(|status| status.report.sent_bytes += bytes);
+    }
+
+    pub(super) fn durable(&self, data: &v1::Data, stored_bytes: u64) {
+        self.0.send_modify(|status| {
+            status.report.last_number = data.number;
+            status.report.records += 1;
+            status.report.stored_bytes += stored_bytes;
+            status.report.complete = data.complete;
+            status.upload_trouble.clear();
+            status.show_trouble();
+            match data.kind() {
+                v1::RecordKind::Copy => status.copied_bytes += data.changed_bytes,
+                v1::RecordKind::Exact if data.complete => status.point_at(Micros(data.t0_micros)),
+                _ => {}
+            }
+        });
+    }
+}
+
+impl Status {
+    /// The most serious of what hinders this server at the moment; what lost the log stays until it is taken again.
+    fn show_trouble(&mut self) {
+        if !self.holds_log {
+            return;
+        }
+        let troubles = [
+            self.log_trouble.as_str(),
+            &self.upload_trouble,
+            if self.waiting_for_room { SPOOL_FULL } else { "" },
+        ];
+        let first = troubles.into_iter().find(|trouble| !trouble.is_empty()).unwrap_or_default();
+        self.report.error = first.to_owned();
+    }
+
+    fn point_at(&mut self, t0: Micros) {
+        self.report.last_point_micros = t0.0;
+        self.report.recoverable_until_micros = self.report.recoverable_until_micros.max(t0.0);
+    }
+}

@@ -1,0 +1,39 @@
+//! Compression and encryption on threads of their own, so that they never keep connections or leases waiting.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tokio::sync::Semaphore;
+
+use crate::core::sealing::{SealError, SealJob, Sealed, Sealer, seal_now};
+
+/// As many jobs at a time as the machine has cores; further ones wait in order of arrival.
+#[derive(Debug)]
+pub struct SealPool {
+    cores: Arc<Semaphore>,
+}
+
+impl Default for SealPool {
+    fn default() -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Self { cores: Arc::new(Semaphore::new(cores)) }
+    }
+}
+
+#[async_trait]
+impl Sealer for SealPool {
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "the edge that core::sealing::Sealer hides from the simulation"
+    )]
+    async fn seal(&self, job: SealJob) -> Result<Sealed, SealError> {
+        // Moved into the job: one whose caller is gone still counts until it ends.
+        let core = Arc::clone(&self.cores).acquire_owned().await.map_err(|_| SealError::Gone)?;
+        let sealing = tokio::task::spawn_blocking(move || {
+            let sealed = seal_now(&job);
+            drop(core);
+            sealed
+        });
+        sealing.await.map_err(|_| SealError::Gone)?
+    }
+}

@@ -1,0 +1,21 @@
+//! Takes replication data in, compresses, encrypts, uploads and commits it.
+//!
+//! ```text
+//!   agents ──► net::data ───────► servers (one Ingest for each that is assigned here)
+//!                  ▲                    │  core: intake ► sealing ► upload ► commit ──► vault
+//!                  │ directory          ▼ statuses
+//!   operator ─► net::control ◄──── report, figures ──► net::probes
+//!   machines ─► net::management (enrolment passed on to the operator; downloads)
+//! ```
+//! `core` decides and knows no sockets, files or threads: the simulation runs it. `edge` gives it the machine,
+//! `program` puts everything together.
+
+pub mod chain;
+pub mod config;
+pub mod core;
+pub mod directory;
+pub mod edge;
+pub mod figures;
+pub mod net;
+pub mod report;
+pub mod servers;

@@ -1,0 +1,271 @@
+//! The core over a vault in memory, with the agent's end scripted.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+mod support;
+
+use std::time::Duration;
+
+use lifeboat_process_server::core::Ended;
+use lifeboat_replication::{
+    log::{LogOptions, LogWriter, Order},
+    wire::v1,
+};
+use support::{Agent, Weather, World};
+use tokio::time::{Instant, sleep, timeout};
+
+#[tokio::test(start_paused = true)]
+async fn records_become_durable_in_order_and_stand_in_the_log_as_they_were_sent() {
+    let world = World::new();
+    let process_server = world.process_server("ps-0");
+    let (mut agent, welcome) = process_server.welcome(None).await;
+    assert_eq!((welcome.last_number, welcome.disks[0].slot, welcome.full_copy_reason.as_str()), (0, 1, ""));
+    agent.record(1, 3).await;
+    agent.send_chunk(Agent::chunk(2, 0, 7, 1)).await;
+    agent.end(2, 1).await;
+    agent.record(3, 1).await;
+    for number in 1..=3 {
+        assert_eq!(agent.durable(number).await.epoch, 1);
+    }
+    let log = world.log().await;
+    assert_eq!(log[1], (2, vec![(1, 7, Some(2))]));
+    assert_eq!(log[0], (1, vec![(1, 0, Some(1)), (1, 512, Some(1)), (1, 1024, Some(1))]));
+    assert_eq!(log.iter().map(|record| record.0).collect::<Vec<_>>(), [1, 2, 3]);
+    assert_eq!(process_server.spool.bytes(), 0);
+    assert_eq!(process_server.space.used_bytes(), 0);
+    let status = process_server.status.borrow().clone();
+    assert_eq!((status.report.last_number, status.report.records, status.report.connected), (3, 3, true));
+    assert_eq!(status.report.last_point_micros, 1_700_000_000_000_003);
+    assert_eq!(status.report.error, "");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_came_whole_before_the_connection_broke_is_committed_and_nothing_else() {
+    let world = World::new();
+    let mut process_server = world.process_server("ps-0");
+    let (agent, _) = process_server.welcome(None).await;
+    agent.record(1, 2).await;
+    agent.send_chunk(Agent::chunk(2, 0, 0, 512)).await;
+    drop(agent);
+    process_server.until("record 1 durable", |status| status.report.last_number == 1).await;
+    process_server.until("seen as gone", |status| !status.report.connected).await;
+    sleep(Duration::from_secs(5)).await;
+    assert_eq!(world.numbers().await, [1]);
+    assert_eq!(process_server.space.used_bytes(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_damaged_chunk_and_a_number_out_of_order_end_the_connection_with_the_reason() {
+    let world = World::new();
+    let process_server = world.process_server("ps-0");
+    let (mut agent, _) = process_server.welcome(None).await;
+    agent.record(1, 1).await;
+    let mut damaged = Agent::chunk(2, 0, 0, 4);
+    damaged.crc32c ^= 1;
+    agent.send_chunk(damaged).await;
+    let refused = agent.refusal().await;
+    assert!(refused.reason.contains("arrived damaged"), "{refused:?}");
+    assert!(refused.retry_after_micros > 0, "worth trying again");
+
+    let (mut agent, welcome) = process_server.welcome(None).await;
+    assert_eq!(welcome.last_number, 1, "what was whole before is kept");
+    agent.record(1, 1).await;
+    let refused = agent.refusal().await;
+    assert!(refused.reason.contains("record 2 was due"), "{refused:?}");
+    assert_eq!(world.numbers().await, [1]);
+    assert_eq!(process_server.status.borrow().violations, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn lost_answers_commit_each_record_once() {
+    let world = World::new();
+    world.set(Weather::LosesAnswers);
+    let process_server = world.process_server("ps-0");
+    let (mut agent, _) = process_server.welcome(None).await;
+    for number in 1..=20 {
+        agent.record(number, 2).await;
+        agent.durable(number).await;
+    }
+    world.set(Weather::Fair);
+    assert_eq!(world.numbers().await, (1..=20).collect::<Vec<_>>());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_spool_holds_the_agent_back_until_the_vault_takes_data_again() {
+    let world = World::new();
+    let mut process_server = world.process_server_with_spool("ps-0", 12 << 20);
+    let (mut agent, _) = process_server.welcome(None).await;
+    agent.record(1, 1).await;
+    let believes = agent.durable(1).await;
+    world.set(Weather::Away);
+    let up = agent.up.clone();
+    let sending = tokio::spawn(async move {
+        for sequence in 0..30 {
+            let message = Some(v1::up::Message::Chunk(Agent::chunk(2, sequence, 0, 512)));
+            up.send(v1::Up { message }).await.unwrap();
+        }
+    });
+    process_server.until("waiting for room", |status| status.waiting_for_room).await;
+    process_server.until("in trouble", |status| status.report.error.contains("connection refused")).await;
+    // The agent hears from it meanwhile, and the spool stays within its bounds.
+    assert!(timeout(Duration::from_secs(10), agent.down.recv()).await.unwrap().is_some());
+    sleep(Duration::from_secs(300)).await;
+    assert!(!sending.is_finished());
+    assert!(process_server.spool.bytes() <= 12 << 20, "{}", process_server.spool.bytes());
+
+    world.set(Weather::Fair);
+    timeout(Duration::from_secs(60), sending).await.unwrap().unwrap();
+    agent.end(2, 30).await;
+    agent.durable(2).await;
+    assert_eq!(process_server.status.borrow().report.error, "");
+    assert_eq!(world.numbers().await, [1, 2]);
+    let (_, welcome) = process_server.welcome(Some(&believes)).await;
+    assert_eq!(welcome.full_copy_reason, "", "no resynchronization");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_crash_between_upload_and_append_leaves_the_record_to_the_agent() {
+    let world = World::new();
+    let process_server = world.process_server("ps-0");
+    let (mut agent, _) = process_server.welcome(None).await;
+    agent.record(1, 1).await;
+    let believes = agent.durable(1).await;
+    world.set(Weather::AppendsHang);
+    agent.record(2, 1).await;
+    assert!(matches!(agent.next().await, Some(v1::down::Message::Received(_))));
+    sleep(Duration::from_secs(2)).await;
+    process_server.crash().await;
+    world.set(Weather::Fair);
+    assert_eq!(agent.next().await, None, "nothing was acknowledged");
+
+    let process_server = world.process_server("ps-0");
+    let (mut agent, welcome) = process_server.welcome(Some(&believes)).await;
+    assert_eq!((welcome.last_number, welcome.epoch, welcome.full_copy_reason.as_str()), (1, 2, ""));
+    agent.record(2, 1).await;
+    agent.durable(2).await;
+    assert_eq!(world.numbers().await, [1, 2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_process_server_waits_for_the_lease_and_tells_the_agent_so() {
+    let world = World::new();
+    let first = world.process_server("ps-0");
+    let (mut agent, _) = first.welcome(None).await;
+    agent.record(1, 1).await;
+    let believes = agent.durable(1).await;
+
+    let mut second = world.process_server("ps-1");
+    second.until("busy", |status| status.report.error.contains("another process server holds the log")).await;
+    sleep(Duration::from_secs(120)).await;
+    assert!(!second.status.borrow().holds_log, "the first one renews its lease");
+    let mut early = second.connect().await;
+    early.hello(Some(&believes)).await;
+    let refused = early.refusal().await;
+    assert!(refused.reason.contains("another process server"), "{refused:?}");
+    assert!(refused.retry_after_micros > 0);
+
+    let crashed = Instant::now();
+    first.crash().await;
+    second.until("taken over", |status| status.holds_log).await;
+    assert!(crashed.elapsed() < Duration::from_secs(45), "{:?}", crashed.elapsed());
+    let (mut agent, welcome) = second.welcome(Some(&believes)).await;
+    assert_eq!((welcome.last_number, welcome.full_copy_reason.as_str()), (1, ""));
+    agent.record(2, 1).await;
+    agent.durable(2).await;
+    assert_eq!(world.numbers().await, [1, 2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_orderly_hand_over_commits_what_came_and_takes_seconds() {
+    let world = World::new();
+    let first = world.process_server("ps-0");
+    let (mut agent, _) = first.welcome(None).await;
+    agent.record(1, 2).await;
+    agent.durable(1).await;
+    agent.record(2, 2).await;
+    assert!(matches!(agent.next().await, Some(v1::down::Message::Received(_))));
+    first.assign.send_replace(None);
+    let believes = agent.durable(2).await;
+    assert_eq!(first.running.await.unwrap(), Ended::Released);
+
+    let mut second = world.process_server("ps-1");
+    let started = Instant::now();
+    second.until("taken over", |status| status.holds_log).await;
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    let (_, welcome) = second.welcome(Some(&believes)).await;
+    assert_eq!((welcome.last_number, welcome.full_copy_reason.as_str()), (2, ""));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fenced_process_server_stops_and_says_so() {
+    let world = World::new();
+    let mut process_server = world.process_server("ps-0");
+    let (mut agent, _) = process_server.welcome(None).await;
+    agent.record(1, 1).await;
+    agent.durable(1).await;
+    let order = Order::Failover { run: "run-1".into() };
+    LogWriter::take_over(&world.vault, &world.server, "failover", &world.env, order, LogOptions::default())
+        .await
+        .unwrap();
+    agent.record(2, 1).await;
+    process_server.until("fenced", |status| !status.holds_log).await;
+    while let Some(message) = agent.next().await {
+        assert!(!matches!(message, v1::down::Message::Durable(_)), "{message:?}");
+    }
+    process_server
+        .until("closed", |status| status.report.error.contains("closed by failover run run-1"))
+        .await;
+    let refused = {
+        let mut agent = process_server.connect().await;
+        agent.hello(None).await;
+        agent.refusal().await
+    };
+    assert!(refused.reason.contains("run-1"), "{refused:?}");
+    assert_eq!(world.numbers().await, [1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_newer_hello_takes_the_place_of_the_older_connection() {
+    let world = World::new();
+    let process_server = world.process_server("ps-0");
+    let (mut old, _) = process_server.welcome(None).await;
+    old.record(1, 1).await;
+    let believes = old.durable(1).await;
+    // One that says nothing takes nobody's place.
+    let _silent = process_server.connect().await;
+    old.heartbeat().await;
+    assert!(matches!(old.next().await, Some(v1::down::Message::HeartbeatAnswer(_))));
+    let (mut new, _) = process_server.welcome(Some(&believes)).await;
+    assert_eq!(old.next().await, None);
+    new.record(2, 1).await;
+    new.durable(2).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vault_that_is_away_at_the_start_is_waited_for() {
+    let world = World::new();
+    world.set(Weather::Away);
+    let mut process_server = world.process_server("ps-0");
+    process_server.until("in trouble", |status| status.report.error.contains("connection refused")).await;
+    let mut agent = process_server.connect().await;
+    agent.hello(None).await;
+    assert!(agent.refusal().await.reason.contains("connection refused"));
+    world.set(Weather::Fair);
+    let (mut agent, _) = process_server.welcome(None).await;
+    agent.record(1, 1).await;
+    agent.durable(1).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn settings_reach_the_agent_while_it_is_connected() {
+    let world = World::new();
+    let process_server = world.process_server("ps-0");
+    let (mut agent, welcome) = process_server.welcome(None).await;
+    assert_eq!(welcome.settings.unwrap().round_interval_micros, 1_000_000);
+    process_server.assign.send_modify(|assigned| {
+        assigned.as_mut().unwrap().settings.round_interval_micros = 5;
+    });
+    let message = timeout(Duration::from_secs(5), agent.down.recv()).await.unwrap().unwrap().message;
+    let Some(v1::down::Message::Settings(settings)) = message else { panic!("{message:?}") };
+    assert_eq!(settings.round_interval_micros, 5);
+}

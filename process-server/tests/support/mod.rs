@@ -1,0 +1,458 @@
+//! A vault in memory that can be away, forget answers or stand still, and the agent's end of a connection by hand.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+pub mod pki;
+
+use std::{
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use lifeboat_process_server::core::{
+    Assigned, Ended, Ingest, MemoryBudget, Shared,
+    sealing::InlineSealer,
+    spool::{MemSpool, SpoolSpace},
+    status::Status,
+};
+use lifeboat_replication::{
+    blocks::BLOCK_BYTES,
+    env::{Entropy, Env, Micros, Wall},
+    ids::ServerId,
+    journal,
+    keys::DataKeys,
+    log::{LogOptions, LogReader, Patience},
+    store::{
+        BlobStore, ETag, LeaseId, ListPage, Properties, PutCondition, Result, SnapshotId, StoreError,
+        model::ModelStore,
+    },
+    vault::Vault,
+    wire::{
+        Accepted,
+        v1::{self, log_record::Body},
+    },
+};
+use tokio::{
+    sync::{Semaphore, mpsc, watch},
+    task::JoinHandle,
+    time::timeout,
+};
+
+#[derive(Debug)]
+struct Clock(tokio::time::Instant);
+
+impl Wall for Clock {
+    fn now(&self) -> Micros {
+        Micros(1_700_000_000_000_000 + i64::try_from(self.0.elapsed().as_micros()).unwrap())
+    }
+}
+
+#[derive(Debug, Default)]
+struct Counting(AtomicU64);
+
+impl Entropy for Counting {
+    fn fill(&self, bytes: &mut [u8]) {
+        for byte in bytes {
+            // splitmix64's steps are enough to make ids differ.
+            let mut value = self.0.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
+            value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            *byte = (value >> 56) as u8;
+        }
+    }
+}
+
+/// What goes wrong with the store at the moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Weather {
+    Fair,
+    /// Nothing arrives.
+    Away,
+    /// Every second change is done, and its answer lost.
+    LosesAnswers,
+    /// Appends never end; segments are taken.
+    AppendsHang,
+}
+
+#[derive(Debug)]
+pub struct Faulty {
+    inner: ModelStore,
+    weather: watch::Receiver<Weather>,
+    calls: AtomicU64,
+}
+
+impl Faulty {
+    async fn change<T>(
+        &self,
+        operation: &'static str,
+        name: &str,
+        call: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        let lost = |detail: &str| StoreError::Unknown {
+            operation,
+            name: name.to_owned(),
+            detail: detail.to_owned(),
+        };
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        let weather = *self.weather.borrow();
+        match weather {
+            Weather::AppendsHang if operation == "append" => std::future::pending().await,
+            Weather::Fair | Weather::AppendsHang => call.await,
+            Weather::Away => Err(lost("connection refused")),
+            Weather::LosesAnswers => {
+                let done = call.await?;
+                match self.calls.fetch_add(1, Ordering::Relaxed) % 2 {
+                    0 => Err(lost("connection reset")),
+                    _ => Ok(done),
+                }
+            }
+        }
+    }
+
+    async fn look<T>(
+        &self,
+        operation: &'static str,
+        name: &str,
+        call: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        let weather = *self.weather.borrow();
+        match weather {
+            Weather::Away => Err(StoreError::Unknown {
+                operation,
+                name: name.to_owned(),
+                detail: "connection refused".into(),
+            }),
+            _ => call.await,
+        }
+    }
+}
+
+#[async_trait]
+impl BlobStore for Faulty {
+    async fn ensure_container(&self) -> Result<()> {
+        self.inner.ensure_container().await
+    }
+    async fn properties(&self, name: &str, snapshot: Option<&SnapshotId>) -> Result<Properties> {
+        self.look("properties", name, self.inner.properties(name, snapshot)).await
+    }
+    async fn get(
+        &self,
+        name: &str,
+        snapshot: Option<&SnapshotId>,
+        range: Option<Range<u64>>,
+    ) -> Result<Bytes> {
+        self.look("get", name, self.inner.get(name, snapshot, range)).await
+    }
+    async fn list(&self, prefix: &str, with_snapshots: bool, after: Option<&str>) -> Result<ListPage> {
+        self.look("list", prefix, self.inner.list(prefix, with_snapshots, after)).await
+    }
+    async fn put(&self, name: &str, content: Bytes, condition: &PutCondition) -> Result<ETag> {
+        self.change("put", name, self.inner.put(name, content, condition)).await
+    }
+    async fn delete(&self, name: &str, snapshot: Option<&SnapshotId>) -> Result<()> {
+        self.change("delete", name, self.inner.delete(name, snapshot)).await
+    }
+    async fn create_append(&self, name: &str) -> Result<ETag> {
+        self.change("create_append", name, self.inner.create_append(name)).await
+    }
+    async fn append(&self, name: &str, content: Bytes, lease: &LeaseId, position: u64) -> Result<()> {
+        self.change("append", name, self.inner.append(name, content, lease, position)).await
+    }
+    async fn seal(&self, name: &str, lease: &LeaseId) -> Result<()> {
+        self.change("seal", name, self.inner.seal(name, lease)).await
+    }
+    async fn create_page(&self, name: &str, length: u64) -> Result<ETag> {
+        self.inner.create_page(name, length).await
+    }
+    async fn write_pages(
+        &self,
+        name: &str,
+        offset: u64,
+        content: Bytes,
+        lease: Option<&LeaseId>,
+        at_most: u64,
+    ) -> Result<ETag> {
+        self.inner.write_pages(name, offset, content, lease, at_most).await
+    }
+    async fn clear_pages(
+        &self,
+        name: &str,
+        range: Range<u64>,
+        lease: Option<&LeaseId>,
+        at_most: u64,
+    ) -> Result<ETag> {
+        self.inner.clear_pages(name, range, lease, at_most).await
+    }
+    async fn page_ranges(&self, name: &str, snapshot: Option<&SnapshotId>) -> Result<Vec<Range<u64>>> {
+        self.inner.page_ranges(name, snapshot).await
+    }
+    async fn raise_sequence(&self, name: &str, sequence: u64, lease: Option<&LeaseId>) -> Result<u64> {
+        self.inner.raise_sequence(name, sequence, lease).await
+    }
+    async fn snapshot(
+        &self,
+        name: &str,
+        lease: Option<&LeaseId>,
+        if_match: Option<&ETag>,
+    ) -> Result<SnapshotId> {
+        self.inner.snapshot(name, lease, if_match).await
+    }
+    async fn acquire_lease(&self, name: &str, lease: &LeaseId, term: Duration) -> Result<()> {
+        self.change("acquire_lease", name, self.inner.acquire_lease(name, lease, term)).await
+    }
+    async fn renew_lease(&self, name: &str, lease: &LeaseId) -> Result<()> {
+        self.change("renew_lease", name, self.inner.renew_lease(name, lease)).await
+    }
+    async fn release_lease(&self, name: &str, lease: &LeaseId) -> Result<()> {
+        self.change("release_lease", name, self.inner.release_lease(name, lease)).await
+    }
+    async fn break_lease(&self, name: &str) -> Result<()> {
+        self.change("break_lease", name, self.inner.break_lease(name)).await
+    }
+}
+
+/// One vault, one server, any number of process servers.
+pub struct World {
+    pub env: Env,
+    pub vault: Vault,
+    pub server: ServerId,
+    pub weather: watch::Sender<Weather>,
+}
+
+impl World {
+    pub fn new() -> Self {
+        let env = Env {
+            wall: Arc::new(Clock(tokio::time::Instant::now())),
+            entropy: Arc::new(Counting::default()),
+        };
+        let (weather, now) = watch::channel(Weather::Fair);
+        let store = |inner| Arc::new(Faulty { inner, weather: now.clone(), calls: AtomicU64::new(0) });
+        let keys = Arc::new(DataKeys::generate(&*env.entropy));
+        let vault = Vault {
+            store: store(ModelStore::new()),
+            cache: store(ModelStore::new()),
+            keys,
+            id: "test".into(),
+        };
+        Self { env, vault, server: ServerId::from_random([3; 16]), weather }
+    }
+
+    pub fn set(&self, weather: Weather) {
+        self.weather.send_replace(weather);
+    }
+
+    pub fn process_server(&self, name: &str) -> ProcessServer {
+        self.process_server_with_spool(name, 64 << 20)
+    }
+
+    pub fn shared(&self, name: &str, spool: Arc<MemSpool>, space: Arc<SpoolSpace>) -> Shared {
+        Shared {
+            vault: self.vault.clone(),
+            env: self.env.clone(),
+            name: name.to_owned(),
+            spool,
+            space,
+            memory: MemoryBudget::new(32 << 20),
+            sealer: Arc::new(InlineSealer),
+            uploads: Arc::new(Semaphore::new(16)),
+            log_options: LogOptions::default(),
+        }
+    }
+
+    pub fn process_server_with_spool(&self, name: &str, spool_bytes: u64) -> ProcessServer {
+        let space = SpoolSpace::new(spool_bytes);
+        let spool = Arc::new(MemSpool::default());
+        let shared = self.shared(name, Arc::clone(&spool), Arc::clone(&space));
+        let settings = v1::Settings { round_interval_micros: 1_000_000, ..Default::default() };
+        let assigned = Assigned { display_name: "default/web".into(), settings, compression_level: 1 };
+        let (assign, assigned) = watch::channel(Some(assigned));
+        let ingest = Ingest::new(shared, self.server.clone(), assigned);
+        let status = ingest.status();
+        let (connections, accepted) = mpsc::channel(2);
+        let running = tokio::spawn(ingest.run(accepted));
+        ProcessServer { connections, assign, status, running, space, spool, server: self.server.to_string() }
+    }
+
+    /// Data records of the log and the blocks they carry: (number, [(slot, first block, first byte or zero)]).
+    pub async fn log(&self) -> Vec<(u64, Vec<(u32, u32, Option<u8>)>)> {
+        let mut reader = LogReader::from_start(&self.vault, &self.server, &self.env);
+        let mut records = Vec::new();
+        while let Some(entry) = reader.next().await.unwrap() {
+            let Body::Data(data) = entry.body else { continue };
+            let mut blocks = Vec::new();
+            for source in journal::sources(&data).unwrap() {
+                for extent in source.read(&self.vault, &Patience::new(self.env.clone())).await.unwrap() {
+                    let byte = extent.data.as_ref().map(|data| data[0]);
+                    blocks.push((extent.run.disk.0, extent.run.first, byte));
+                }
+            }
+            records.push((data.number, blocks));
+        }
+        records
+    }
+
+    pub async fn numbers(&self) -> Vec<u64> {
+        self.log().await.into_iter().map(|(number, _)| number).collect()
+    }
+}
+
+pub struct ProcessServer {
+    pub connections: mpsc::Sender<Accepted>,
+    pub assign: watch::Sender<Option<Assigned>>,
+    pub status: watch::Receiver<Status>,
+    pub running: JoinHandle<Ended>,
+    pub space: Arc<SpoolSpace>,
+    pub spool: Arc<MemSpool>,
+    server: String,
+}
+
+impl ProcessServer {
+    pub async fn until(&mut self, what: &str, reached: impl FnMut(&Status) -> bool) {
+        let waited = timeout(Duration::from_secs(300), self.status.wait_for(reached)).await;
+        let waited = matches!(waited, Ok(Ok(_)));
+        assert!(waited, "never {what}: {:?}", *self.status.borrow());
+    }
+
+    /// Stops it as a crash does.
+    pub async fn crash(self) {
+        self.running.abort();
+        let _ = self.running.await;
+    }
+
+    pub async fn connect(&self) -> Agent {
+        let (up, from_agent) = mpsc::channel(8);
+        let (to_agent, down) = mpsc::channel(64);
+        let accepted = Accepted { up: from_agent, down: to_agent, server_id: self.server.clone() };
+        self.connections.send(accepted).await.unwrap();
+        Agent { up, down, server: self.server.clone() }
+    }
+
+    /// Connects, again and again while it is asked to come again.
+    pub async fn welcome(&self, believes: Option<&v1::Durable>) -> (Agent, v1::Welcome) {
+        for _ in 0..200 {
+            let mut agent = self.connect().await;
+            agent.hello(believes).await;
+            match agent.next().await {
+                Some(v1::down::Message::Welcome(welcome)) => return (agent, welcome),
+                Some(v1::down::Message::Refused(refused)) => {
+                    assert!(refused.retry_after_micros > 0, "{refused:?}");
+                    tokio::time::sleep(Duration::from_micros(refused.retry_after_micros)).await;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        panic!("never welcome");
+    }
+}
+
+pub struct Agent {
+    pub up: mpsc::Sender<v1::Up>,
+    pub down: mpsc::Receiver<v1::Down>,
+    server: String,
+}
+
+impl Agent {
+    async fn send(&self, message: v1::up::Message) {
+        let _ = self.up.send(v1::Up { message: Some(message) }).await;
+    }
+
+    pub async fn hello(&self, believes: Option<&v1::Durable>) {
+        let disk = v1::Disk { slot: 0, id: "serial-1".into(), size_bytes: 1 << 30, path: "/dev/vda".into() };
+        let believes = believes.cloned();
+        let believes =
+            believes.map(|v1::Durable { number, epoch, chain }| v1::DurableMark { number, epoch, chain });
+        self.send(v1::up::Message::Hello(v1::Hello {
+            protocol: 1,
+            server_id: self.server.clone(),
+            session: 1,
+            disks: vec![disk],
+            believes,
+            ..Default::default()
+        }))
+        .await;
+    }
+
+    /// Content that does not compress.
+    pub fn chunk(number: u64, sequence: u32, first: u64, blocks: u32) -> v1::Chunk {
+        let mut data = Vec::with_capacity(blocks as usize * BLOCK_BYTES as usize);
+        let mut value = number * 1_000_003 + u64::from(sequence);
+        while data.len() < blocks as usize * BLOCK_BYTES as usize {
+            value = value.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            data.extend_from_slice(&(value >> 16).to_le_bytes()[..4]);
+        }
+        data[0] = number as u8;
+        let extents = vec![v1::Extent { disk_slot: 1, first_block: first, blocks, zero: false }];
+        let crc32c = crc32c::crc32c(&data);
+        v1::Chunk { number, sequence, extents, data: data.into(), crc32c }
+    }
+
+    pub async fn send_chunk(&self, chunk: v1::Chunk) {
+        self.send(v1::up::Message::Chunk(chunk)).await;
+    }
+
+    pub async fn end(&self, number: u64, chunks: u32) {
+        self.send(v1::up::Message::End(v1::End {
+            number,
+            chunks,
+            kind: v1::RecordKind::Exact.into(),
+            consistency: v1::Consistency::CrashConsistent.into(),
+            t0_micros: 1_700_000_000_000_000 + number as i64,
+            complete: true,
+            ..Default::default()
+        }))
+        .await;
+    }
+
+    /// A record of `chunks` chunks of 2 MiB each.
+    pub async fn record(&self, number: u64, chunks: u32) {
+        for sequence in 0..chunks {
+            self.send_chunk(Self::chunk(number, sequence, u64::from(sequence) * 512, 512)).await;
+        }
+        self.end(number, chunks).await;
+    }
+
+    pub async fn heartbeat(&self) {
+        self.send(v1::up::Message::Heartbeat(v1::Heartbeat { agent_time_micros: 5, ..Default::default() }))
+            .await;
+    }
+
+    /// The next message, settings left out; `None` when the connection is gone or nothing comes.
+    pub async fn next(&mut self) -> Option<v1::down::Message> {
+        loop {
+            match timeout(Duration::from_secs(120), self.down.recv()).await.ok().flatten()?.message? {
+                v1::down::Message::Settings(_) => {}
+                message => return Some(message),
+            }
+        }
+    }
+
+    /// Waits for `Durable` of this number; says nothing is skipped.
+    pub async fn durable(&mut self, number: u64) -> v1::Durable {
+        loop {
+            match self.next().await {
+                Some(v1::down::Message::Durable(durable)) => {
+                    assert_eq!(durable.number, number, "in order");
+                    return durable;
+                }
+                Some(v1::down::Message::Received(_) | v1::down::Message::HeartbeatAnswer(_)) => {}
+                other => panic!("waiting for Durable({number}): {other:?}"),
+            }
+        }
+    }
+
+    pub async fn refusal(&mut self) -> v1::Refused {
+        loop {
+            match self.next().await {
+                Some(v1::down::Message::Refused(refused)) => return refused,
+                Some(_) => {}
+                None => panic!("no refusal"),
+            }
+        }
+    }
+}
