@@ -38,11 +38,12 @@ pub enum TrackError {
 /// Nothing here may write to a disk that is tracked: an idle server would never become clean.
 pub trait DirtyMap: Send {
     /// Starts a new generation for all disks at one instant: every write issued before has its mark in the old one.
-    /// Returns the date of the flip. Marks of an earlier flip that were not taken yet are not lost.
+    /// Returns the date of the flip.
     fn flip(&mut self) -> Result<Micros, TrackError>;
 
     /// Moves the old generation's marks (of issue and of completion) to the held ones and returns them.
-    /// In this order for each word: held |= old; old = 0.
+    /// In this order for each word: held |= old; old = 0. Without a flip before it, it takes what an agent left that
+    /// stopped between the two; the replicator does so at the beginning of each session.
     fn take(&mut self) -> Result<BlockSet, TrackError>;
 
     /// Which of `within` have been *issued* for writing in the current generation (completions of older writes do

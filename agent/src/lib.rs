@@ -8,4 +8,14 @@
 //!
 //! `core` decides and owns no thread, clock or socket; the simulation runs it as it is.
 
+pub mod cli;
+pub mod core;
 pub mod edge;
+pub mod enrol;
+pub mod install;
+pub mod kernel;
+pub mod machine;
+pub mod memory;
+pub mod net;
+pub mod run;
+pub mod state;

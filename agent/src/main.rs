@@ -1,3 +1,117 @@
 //! `lifeboat-agent`: the program that runs on a protected server.
 
-fn main() {}
+use std::{
+    error::Error,
+    io::{self, BufRead as _, IsTerminal as _},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use clap::Parser as _;
+use lifeboat_agent::{
+    cli::{Cli, Command, DiskArgs, Enroll},
+    core::Chain,
+    enrol::{self, Invitation},
+    install::{self, Places},
+    kernel::{Discovery, PINS, watchdog},
+    machine, run,
+    state::{Secret, StateDir},
+};
+
+const TOKEN: &str = "LIFEBOAT_ENROLMENT_TOKEN";
+
+fn main() -> ExitCode {
+    let Cli { state_dir, command } = Cli::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_env("LIFEBOAT_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt().json().with_env_filter(filter).with_writer(io::stderr).init();
+    match execute(StateDir::new(state_dir), command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("lifeboat-agent: {}", Chain(&*error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn execute(state: StateDir, command: Command) -> Result<(), Box<dyn Error>> {
+    match command {
+        Command::Enroll(arguments) => enroll(&state, arguments),
+        Command::Run(arguments) => {
+            // One worker replicates, the other encrypts and answers.
+            let runtime =
+                tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+            Ok(runtime.block_on(run::run(state, arguments))?)
+        }
+        Command::Install(arguments) => {
+            let places = places(state, arguments.unit_dir, PathBuf::from(PINS), PathBuf::from(watchdog::SOCKET))?;
+            install::install(&places)?;
+            println!("lifeboat-agent.service and lifeboat-thaw.service are installed and run");
+            Ok(())
+        }
+        Command::Uninstall(arguments) => {
+            let socket = arguments.socket.thaw_socket;
+            let places = places(state, arguments.install.unit_dir, arguments.pins.pin_dir, socket)?;
+            let failures = install::uninstall(&places);
+            for failure in &failures {
+                eprintln!("lifeboat-agent: {}", Chain(failure));
+            }
+            match failures.is_empty() {
+                true => println!("nothing of the agent is left on this machine"),
+                false => return Err("some things could not be removed; mend them and run uninstall again".into()),
+            }
+            Ok(())
+        }
+        Command::Disks(arguments) => disks(arguments),
+        Command::ThawWatchdog(arguments) => Ok(watchdog::run(&arguments.thaw_socket)?),
+    }
+}
+
+fn enroll(state: &StateDir, arguments: Enroll) -> Result<(), Box<dyn Error>> {
+    let ca_pem = std::fs::read_to_string(&arguments.ca)
+        .map_err(|error| format!("cannot read {}: {error}", arguments.ca.display()))?;
+    let invitation =
+        Invitation { management: arguments.management, ca_pem, pinned: arguments.pin, token: token()? };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let identity = runtime.block_on(enrol::enrol(&invitation, &machine::describe(Path::new("/")), state))?;
+    println!("enrolled as server {}", identity.server);
+    Ok(())
+}
+
+/// Never from an argument: those stand in the process list.
+fn token() -> Result<Secret, Box<dyn Error>> {
+    let missing = || format!("no token: set {TOKEN}, or give it on standard input");
+    let token = match std::env::var(TOKEN) {
+        Ok(token) => token,
+        Err(_) if io::stdin().is_terminal() => return Err(missing().into()),
+        Err(_) => {
+            let mut line = String::new();
+            io::stdin().lock().read_line(&mut line)?;
+            line
+        }
+    };
+    match token.trim() {
+        "" => Err(missing().into()),
+        token => Ok(Secret::new(token.to_owned())),
+    }
+}
+
+fn disks(arguments: DiskArgs) -> Result<(), Box<dyn Error>> {
+    let found = Discovery { include: arguments.include, ..Discovery::default() }.find()?;
+    for disk in &found.disks {
+        println!("{}\t{}\t{} bytes", disk.path().display(), disk.id, disk.size_bytes);
+    }
+    for issue in &found.issues {
+        println!("{}: {}; {}", issue.code, issue.message, issue.remedy);
+    }
+    Ok(())
+}
+
+fn places(
+    state: StateDir,
+    units: PathBuf,
+    pins: PathBuf,
+    thaw_socket: PathBuf,
+) -> Result<Places, Box<dyn Error>> {
+    Ok(Places { units, pins, thaw_socket, binary: std::env::current_exe()?, state })
+}

@@ -1,0 +1,61 @@
+//! What a heartbeat says: the machine, the progress, what is wrong, and whether everything is in the vault.
+
+use lifeboat_replication::{env::Micros, wire::v1};
+use tokio::time::Instant;
+
+use super::{
+    issue,
+    session::{Session, up},
+};
+use crate::edge::TrackError;
+
+impl Session<'_> {
+    pub(super) fn heartbeat(&mut self) -> Result<v1::Up, TrackError> {
+        let now = Instant::now();
+        let clean_at = self.clean_at(now)?;
+        let date = self.parts.env.wall.now();
+        let machine = &self.options.machine;
+        let reason = self.parts.map.copy_reason();
+        let mut issues: Vec<_> = self.kept.issues.values().cloned().collect();
+        if let Some(reason) = &reason {
+            let remedy = "nothing to do: points made before stay usable, new ones follow when the copy is complete";
+            issues.push(issue("FullCopy", "Warning", format!("everything is copied again: {reason}"), remedy));
+        }
+        let message = v1::Heartbeat {
+            agent_time_micros: self.clock.sending(date, now).0,
+            clean_at_micros: clean_at.0,
+            disks: self.kept.progress.of(
+                &self.disks,
+                &self.slots,
+                &self.tracker,
+                self.policy.paused,
+                reason.is_some(),
+                now,
+            ),
+            tracking: self.parts.map.tracking(),
+            freezes: self.kept.freezes.count,
+            worst_freeze_micros: u64::try_from(self.kept.freezes.worst.as_micros()).unwrap_or(u64::MAX),
+            issues,
+            hostname: machine.hostname.clone(),
+            os: machine.os.clone(),
+            kernel: machine.kernel.clone(),
+            machine_id: machine.machine_id.clone(),
+            agent_version: machine.agent_version.clone(),
+        };
+        Ok(up(v1::up::Message::Heartbeat(message)))
+    }
+
+    /// The process server's time at `now` when since before it nothing is dirty, in flight or unacknowledged and
+    /// the log ends with a point; else 0.
+    ///
+    /// The order matters: a write in flight marks its completion before it leaves the count, so the count is read
+    /// first and the marks after it. A write issued during this check is later than `now`.
+    fn clean_at(&mut self, now: Instant) -> Result<Micros, TrackError> {
+        self.check_lost()?;
+        let clean = self.tracker.is_clean()
+            && !self.need_point
+            && self.parts.map.in_flight() == Some(0)
+            && self.parts.map.dirty_now()? == 0;
+        Ok(if clean { self.clock.at(now) } else { Micros(0) })
+    }
+}

@@ -1,0 +1,40 @@
+//! What this machine calls itself, read from /proc and /etc.
+
+use std::{fs, path::Path};
+
+use crate::core::Machine;
+
+/// Reads below `root` (`/` but in tests). What is missing is empty.
+pub fn describe(root: &Path) -> Machine {
+    let line = |path: &str| {
+        fs::read_to_string(root.join(path)).map(|text| text.trim().to_owned()).unwrap_or_default()
+    };
+    Machine {
+        hostname: line("proc/sys/kernel/hostname"),
+        os: pretty_name(&line("etc/os-release")),
+        kernel: line("proc/sys/kernel/osrelease"),
+        machine_id: line("etc/machine-id"),
+        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+    }
+}
+
+fn pretty_name(os_release: &str) -> String {
+    let line = os_release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="));
+    line.unwrap_or_default().trim_matches(['"', '\'']).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn takes_the_name_people_know_and_does_without_what_is_missing() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir(root.path().join("etc")).unwrap();
+        let release = "NAME=\"Debian GNU/Linux\"\nPRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\n";
+        fs::write(root.path().join("etc/os-release"), release).unwrap();
+        let machine = describe(root.path());
+        assert_eq!(machine.os, "Debian GNU/Linux 12 (bookworm)");
+        assert_eq!(machine.machine_id, "");
+    }
+}

@@ -1,0 +1,320 @@
+//! A server in memory: disks, tracker and writes that are issued, land and complete one after the other.
+//!
+//! Tests and the simulation run the replicator over it. It keeps the disks' content at each flip, as the truth that
+//! exact records are compared with. Clones are the same machine; maps and sources survive the replicator's crash.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use lifeboat_replication::{
+    blocks::{BLOCK_BYTES, BlockRun, BlockSet},
+    env::{Micros, Wall},
+    ids::DiskSlot,
+    wire::v1,
+};
+
+use crate::edge::{BlockSource, DirtyMap, TrackError};
+
+const BLOCK: usize = BLOCK_BYTES as usize;
+
+/// Content of a block in short: it is made of this number over and over. 0 is a block of zeros.
+pub type Tag = u64;
+
+/// Address of a block: the tracker's number of the disk, and the block.
+pub type Address = (DiskSlot, u32);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Flip {
+    pub content: BTreeMap<Address, Tag>,
+    /// Writes issued and not completed: each may be found old or new.
+    pub in_flight: Vec<(Address, Tag)>,
+}
+
+#[derive(Debug)]
+struct State {
+    disks: Vec<v1::Disk>,
+    content: BTreeMap<Address, Tag>,
+    writes: BTreeMap<u64, (Address, Tag)>,
+    next_write: u64,
+    generation: usize,
+    issued: [BlockSet; 2],
+    completed: [BlockSet; 2],
+    held: BlockSet,
+    to_copy: BlockSet,
+    copy_reason: Option<String>,
+    lost: Option<String>,
+    mark: Option<v1::DurableMark>,
+    flips: BTreeMap<Micros, Flip>,
+    keep_flips: usize,
+    read_time: Duration,
+}
+
+#[derive(Debug, Clone)]
+pub struct Machine {
+    state: Arc<Mutex<State>>,
+    wall: Arc<dyn Wall>,
+}
+
+fn one((disk, block): Address) -> BlockSet {
+    let mut set = BlockSet::default();
+    set.insert_run(BlockRun { disk, first: block, blocks: 1 });
+    set
+}
+
+/// The bytes of a block.
+pub fn fill(tag: Tag) -> [u8; BLOCK] {
+    let mut bytes = [0; BLOCK];
+    bytes.chunks_exact_mut(8).for_each(|part| part.copy_from_slice(&tag.to_le_bytes()));
+    bytes
+}
+
+/// The tag of a block's bytes; `None` when they are not made of one tag (torn).
+pub fn tag(bytes: &[u8]) -> Option<Tag> {
+    let first = Tag::from_le_bytes(bytes.get(..8)?.try_into().ok()?);
+    (bytes.len() == BLOCK && *bytes == fill(first)).then_some(first)
+}
+
+impl Machine {
+    /// Disks 1, 2, … of so many blocks each, all zero and all to be copied. The last `keep_flips` flips are kept.
+    pub fn new(wall: Arc<dyn Wall>, disk_blocks: &[u32], keep_flips: usize) -> Self {
+        let disks = (1..).zip(disk_blocks).map(|(slot, blocks)| v1::Disk {
+            slot,
+            id: format!("memory-{slot}"),
+            size_bytes: u64::from(*blocks) * BLOCK_BYTES,
+            path: format!("/dev/memory{slot}"),
+        });
+        let mut state = State {
+            disks: disks.collect(),
+            content: BTreeMap::new(),
+            writes: BTreeMap::new(),
+            next_write: 0,
+            generation: 0,
+            issued: Default::default(),
+            completed: Default::default(),
+            held: BlockSet::default(),
+            to_copy: BlockSet::default(),
+            copy_reason: None,
+            lost: None,
+            mark: None,
+            flips: BTreeMap::new(),
+            keep_flips,
+            read_time: Duration::ZERO,
+        };
+        state.to_copy = state.everything();
+        let all: Vec<_> = state.everything().runs(1).map(|run| ((run.disk, run.first), 0)).collect();
+        state.content.extend(all);
+        Self { state: Arc::new(Mutex::new(state)), wall }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Each read takes this long from now on.
+    pub fn set_read_time(&self, time: Duration) {
+        self.state().read_time = time;
+    }
+
+    /// A write is issued; it is on the disk after [`Machine::land`] and over after [`Machine::complete`].
+    pub fn issue(&self, address: Address, tag: Tag) -> u64 {
+        let state = &mut *self.state();
+        let id = state.next_write;
+        state.next_write += 1;
+        state.issued[state.generation].union(&one(address));
+        state.writes.insert(id, (address, tag));
+        id
+    }
+
+    pub fn land(&self, write: u64) {
+        let state = &mut *self.state();
+        if let Some((address, tag)) = state.writes.get(&write) {
+            state.content.insert(*address, *tag);
+        }
+    }
+
+    pub fn complete(&self, write: u64) {
+        let state = &mut *self.state();
+        if let Some((address, tag)) = state.writes.remove(&write) {
+            state.content.insert(address, tag);
+            state.completed[state.generation].union(&one(address));
+        }
+    }
+
+    /// Issued and completed at once.
+    pub fn write(&self, address: Address, tag: Tag) {
+        let id = self.issue(address, tag);
+        self.complete(id);
+    }
+
+    /// All marks are gone, as after a reboot: writes in flight are not there any more, and nobody knows what changed.
+    pub fn reboot(&self) {
+        let state = &mut *self.state();
+        state.writes.clear();
+        state.issued = Default::default();
+        state.completed = Default::default();
+        state.held = BlockSet::default();
+        state.mark = None;
+        state.to_copy = state.everything();
+        state.lost = Some("the server was restarted".to_owned());
+    }
+
+    pub fn content(&self) -> BTreeMap<Address, Tag> {
+        self.state().content.clone()
+    }
+
+    /// The disks at a flip, by the date it returned.
+    pub fn flip_at(&self, date: Micros) -> Option<Flip> {
+        self.state().flips.get(&date).cloned()
+    }
+
+    /// Blocks that count as clean: neither marked, nor held, nor to be copied, nor being written.
+    pub fn clean(&self) -> BlockSet {
+        let state = &*self.state();
+        let mut clean = state.everything();
+        let marks = state.issued.iter().chain(&state.completed).chain([&state.held, &state.to_copy]);
+        marks.for_each(|marks| clean.subtract(marks));
+        state.writes.values().for_each(|(address, _)| clean.subtract(&one(*address)));
+        clean
+    }
+
+    pub fn map(&self) -> Box<dyn DirtyMap> {
+        Box::new(MemoryMap(self.clone()))
+    }
+
+    pub fn source(&self) -> Arc<dyn BlockSource> {
+        Arc::new(MemorySource(self.clone()))
+    }
+}
+
+impl State {
+    fn everything(&self) -> BlockSet {
+        let mut all = BlockSet::default();
+        for disk in &self.disks {
+            let blocks = u32::try_from(disk.size_bytes / BLOCK_BYTES).unwrap_or(u32::MAX);
+            all.insert_run(BlockRun { disk: DiskSlot(disk.slot), first: 0, blocks });
+        }
+        all
+    }
+}
+
+struct MemoryMap(Machine);
+
+impl DirtyMap for MemoryMap {
+    fn flip(&mut self) -> Result<Micros, TrackError> {
+        let now = self.0.wall.now();
+        let state = &mut *self.0.state();
+        state.generation = 1 - state.generation;
+        // Two flips never have the same date, so that a date names one.
+        let date = state.flips.last_key_value().map_or(now, |(last, _)| now.max(Micros(last.0 + 1)));
+        let in_flight = state.writes.values().copied().collect();
+        state.flips.insert(date, Flip { content: state.content.clone(), in_flight });
+        while state.flips.len() > state.keep_flips.max(1) {
+            state.flips.pop_first();
+        }
+        Ok(date)
+    }
+
+    fn take(&mut self) -> Result<BlockSet, TrackError> {
+        let state = &mut *self.0.state();
+        let old = 1 - state.generation;
+        let mut taken = std::mem::take(&mut state.issued[old]);
+        taken.union(&std::mem::take(&mut state.completed[old]));
+        state.held.union(&taken);
+        Ok(taken)
+    }
+
+    fn issued_now(&mut self, within: &BlockSet) -> Result<BlockSet, TrackError> {
+        let state = self.0.state();
+        Ok(state.issued[state.generation].intersection(within))
+    }
+
+    fn held(&mut self) -> Result<BlockSet, TrackError> {
+        Ok(self.0.state().held.clone())
+    }
+
+    fn forget(&mut self, blocks: &BlockSet) -> Result<(), TrackError> {
+        self.0.state().held.subtract(blocks);
+        Ok(())
+    }
+
+    fn to_copy(&mut self) -> Result<BlockSet, TrackError> {
+        Ok(self.0.state().to_copy.clone())
+    }
+
+    fn copied(&mut self, blocks: &BlockSet) -> Result<(), TrackError> {
+        self.0.state().to_copy.subtract(blocks);
+        Ok(())
+    }
+
+    fn copy_all(&mut self, reason: &str) -> Result<(), TrackError> {
+        let state = &mut *self.0.state();
+        state.to_copy = state.everything();
+        state.copy_reason = Some(reason.to_owned());
+        state.lost = None;
+        Ok(())
+    }
+
+    fn copy_reason(&self) -> Option<String> {
+        let state = self.0.state();
+        state.copy_reason.clone().filter(|_| !state.to_copy.is_empty())
+    }
+
+    fn dirty_now(&mut self) -> Result<u64, TrackError> {
+        let state = self.0.state();
+        let mut dirty = state.issued[state.generation].clone();
+        dirty.union(&state.completed[state.generation]);
+        Ok(dirty.len())
+    }
+
+    fn in_flight(&mut self) -> Option<u64> {
+        Some(self.0.state().writes.len() as u64)
+    }
+
+    fn lost(&mut self) -> Option<String> {
+        self.0.state().lost.clone()
+    }
+
+    fn durable_mark(&self) -> Option<v1::DurableMark> {
+        self.0.state().mark.clone()
+    }
+
+    fn set_durable_mark(&mut self, mark: &v1::DurableMark) -> Result<(), TrackError> {
+        self.0.state().mark = Some(mark.clone());
+        Ok(())
+    }
+
+    fn tracking(&self) -> String {
+        "memory".to_owned()
+    }
+}
+
+struct MemorySource(Machine);
+
+#[async_trait]
+impl BlockSource for MemorySource {
+    fn disks(&self) -> Vec<v1::Disk> {
+        self.0.state().disks.clone()
+    }
+
+    /// Other tasks may run between two blocks: a read is no instant.
+    async fn read(&self, run: BlockRun) -> io::Result<Bytes> {
+        let time = self.0.state().read_time;
+        if !time.is_zero() {
+            tokio::time::sleep(time).await;
+        }
+        let mut data = Vec::with_capacity(run.blocks as usize * BLOCK);
+        for block in (run.first..).take(run.blocks as usize) {
+            let content = self.0.state().content.get(&(run.disk, block)).copied();
+            let missing = || io::Error::new(io::ErrorKind::UnexpectedEof, "beyond the end of the disk");
+            data.extend_from_slice(&fill(content.ok_or_else(missing)?));
+            tokio::task::yield_now().await;
+        }
+        Ok(data.into())
+    }
+}

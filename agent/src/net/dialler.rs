@@ -1,0 +1,81 @@
+//! [`Dial`] over the network: asks management for the process server, then opens the stream to it.
+//!
+//! One pump task for each connection moves what comes down into the session's channel. It ends with the connection:
+//! when the session drops its ends, or when the stream breaks.
+
+use async_trait::async_trait;
+use lifeboat_replication::wire::{
+    CONNECTION_DEPTH, Connection, Dial, DialError, MAX_MESSAGE_BYTES, v1,
+    v1::replication_client::ReplicationClient,
+};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+
+use super::{connect::connect, management::Management, tls};
+use crate::{core::Chain, state::Identity};
+
+#[derive(Debug, Clone)]
+pub struct Dialler {
+    /// The identity of the day: renewed certificates are used from the next dial on.
+    pub identity: watch::Receiver<Identity>,
+}
+
+#[async_trait]
+impl Dial for Dialler {
+    async fn dial(&self) -> Result<Connection, DialError> {
+        let identity = self.identity.borrow().clone();
+        let known = identity.management.join(", ");
+        let fail = |address: &str, error: &(dyn std::error::Error + 'static)| DialError::Unreachable {
+            address: address.to_owned(),
+            message: Chain(error).to_string(),
+        };
+        let tls = tls::mutual(&identity).map_err(|error| fail(&known, &error))?;
+        let management = Management { addresses: identity.management, tls: tls.clone(), pinned: None };
+        let located = management.locate().await.map_err(|error| {
+            if error.is_passing() {
+                return fail(&known, &error);
+            }
+            DialError::Refused { address: known.clone(), message: Chain(&error).to_string() }
+        })?;
+        let mut last = DialError::Refused {
+            address: known.clone(),
+            message: "no process server is assigned to this server yet; look at its ProtectedServer's conditions".to_owned(),
+        };
+        for address in &located.data_addresses {
+            match connect(address, &located.tls_name, tls.clone(), None).await {
+                Ok(channel) => return Ok(open(channel, address.clone())),
+                Err(error) => last = fail(address, &error),
+            }
+        }
+        Err(last)
+    }
+}
+
+fn open(channel: Channel, address: String) -> Connection {
+    let (up, sent) = mpsc::channel(CONNECTION_DEPTH);
+    let (received, down) = mpsc::channel(CONNECTION_DEPTH);
+    tokio::spawn(pump(channel, address, sent, received));
+    Connection { up, down }
+}
+
+async fn pump(channel: Channel, address: String, sent: mpsc::Receiver<v1::Up>, received: mpsc::Sender<v1::Down>) {
+    let mut client = ReplicationClient::new(channel)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES);
+    let forward = async {
+        let mut stream = client.replicate(ReceiverStream::new(sent)).await?.into_inner();
+        while let Some(message) = stream.message().await? {
+            if received.send(message).await.is_err() {
+                break;
+            }
+        }
+        Ok::<_, tonic::Status>(())
+    };
+    tokio::select! { biased;
+        () = received.closed() => {}
+        ended = forward => if let Err(status) = ended {
+            tracing::warn!(process_server = address, code = ?status.code(), message = status.message(), "stream broke");
+        }
+    }
+}

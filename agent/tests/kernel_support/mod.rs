@@ -1,0 +1,209 @@
+//! Loop devices, file systems and trackers of one test each, cleaned up when dropped. Needs root.
+#![allow(dead_code, reason = "each test file uses a part")]
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{Read as _, Seek as _},
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use lifeboat_agent::{
+    edge::{BlockSource as _, DirtyMap as _},
+    kernel::{Discovery, Disk, DiskReader, Tracker, TrackerOptions, remove_pins},
+};
+use lifeboat_replication::{blocks::BlockSet, env::Env, ids::ServerId};
+
+/// Runs a command to its end; its words are part of the failure.
+pub fn run(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).stdin(Stdio::null()).output();
+    let output =
+        output.unwrap_or_else(|error| panic!("{program} (apt-get install xfsprogs fio util-linux): {error}"));
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {arguments:?}: {error}");
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+/// A loop device over a sparse file.
+pub struct Loop {
+    pub path: PathBuf,
+    _file: tempfile::NamedTempFile,
+}
+
+impl Loop {
+    pub fn new(bytes: u64) -> Self {
+        assert_eq!(run("id", &["-u"]), "0", "this test makes loop devices: run it as root");
+        let file = tempfile::Builder::new().prefix("lifeboat-disk-").tempfile().unwrap();
+        file.as_file().set_len(bytes).unwrap();
+        let path = run("losetup", &["--find", "--show", file.path().to_str().unwrap()]).into();
+        Self { path, _file: file }
+    }
+
+    pub fn name(&self) -> &str {
+        self.path.to_str().unwrap()
+    }
+
+    /// Everything on it, past the cache.
+    pub fn content(&self) -> Vec<u8> {
+        run("blockdev", &["--flushbufs", self.name()]);
+        let mut file = self.open(libc::O_DIRECT);
+        let length = file.seek(std::io::SeekFrom::End(0)).unwrap() as usize;
+        file.rewind().unwrap();
+        let mut buffer = vec![0; length + 4096];
+        let start = buffer.as_ptr().align_offset(4096);
+        file.read_exact(&mut buffer[start..start + length]).unwrap();
+        buffer.drain(..start);
+        buffer.truncate(length);
+        buffer
+    }
+
+    pub fn open(&self, flags: i32) -> File {
+        OpenOptions::new().read(true).write(true).custom_flags(flags).open(&self.path).unwrap()
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        _ = Command::new("losetup").arg("--detach").arg(&self.path).status();
+    }
+}
+
+/// A file system mounted on a loop device.
+pub struct Mounted {
+    point: Option<tempfile::TempDir>,
+}
+
+impl Mounted {
+    pub fn new(disk: &Loop, file_system: &str) -> Self {
+        match file_system {
+            "ext4" => run("mkfs.ext4", &["-q", "-F", disk.name()]),
+            "xfs" => run("mkfs.xfs", &["-q", "-f", disk.name()]),
+            other => panic!("no such file system: {other}"),
+        };
+        let point = tempfile::Builder::new().prefix("lifeboat-mount-").tempdir().unwrap();
+        run("mount", &["-o", "discard", disk.name(), point.path().to_str().unwrap()]);
+        Self { point: Some(point) }
+    }
+
+    pub fn path(&self) -> &Path {
+        self.point.as_ref().unwrap().path()
+    }
+
+    pub fn unmount(mut self) {
+        run("umount", &[self.path().to_str().unwrap()]);
+        drop(self.point.take());
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        if let Some(point) = &self.point {
+            _ = Command::new("umount").arg("--lazy").arg(point.path()).status();
+        }
+    }
+}
+
+/// Where one test keeps its pins and state.
+pub struct Rig {
+    pub options: TrackerOptions,
+    pub disks: Vec<Disk>,
+    _state: tempfile::TempDir,
+}
+
+impl Rig {
+    pub fn new(loops: &[&Loop]) -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::SeqCst);
+        let state = tempfile::tempdir().unwrap();
+        let env = Env::system();
+        let options = TrackerOptions {
+            server: ServerId::from_random([7; 16]),
+            pins: format!("/sys/fs/bpf/lifeboat-test-{}-{number}", std::process::id()).into(),
+            state: state.path().to_owned(),
+            sysfs: "/sys".into(),
+            wall: env.wall,
+        };
+        Self { options, disks: discover(loops), _state: state }
+    }
+
+    pub fn open(&self) -> Tracker {
+        Tracker::open(&self.options, &self.disks).unwrap()
+    }
+
+    pub fn pin_folder(&self) -> PathBuf {
+        self.options.pins.join(self.options.server.as_str())
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        _ = remove_pins(&self.pin_folder());
+        _ = fs::remove_dir(&self.options.pins);
+    }
+}
+
+/// In the order of the loops given.
+pub fn discover(loops: &[&Loop]) -> Vec<Disk> {
+    let include: Vec<PathBuf> = loops.iter().map(|disk| disk.path.clone()).collect();
+    let found = Discovery { include: include.clone(), ..Discovery::default() }.find().unwrap();
+    assert_eq!(found.disks.len(), loops.len(), "{:?}", found.issues);
+    let of = |path: &PathBuf| found.disks.iter().find(|disk| disk.path() == *path).unwrap().clone();
+    include.iter().map(of).collect()
+}
+
+/// What a vault would hold of one disk: only what the tracker said had changed.
+pub struct Mirror {
+    pub content: Vec<u8>,
+    reader: DiskReader,
+    runtime: tokio::runtime::Runtime,
+    pub blocks_read: u64,
+}
+
+impl Mirror {
+    pub fn new(disk: &Disk) -> Self {
+        Self {
+            content: vec![0; disk.size_bytes.next_multiple_of(4096) as usize],
+            reader: DiskReader::open(std::slice::from_ref(disk)).unwrap(),
+            runtime: tokio::runtime::Builder::new_current_thread().build().unwrap(),
+            blocks_read: 0,
+        }
+    }
+
+    pub fn read(&mut self, blocks: &BlockSet) {
+        for run in blocks.runs(256) {
+            let data = self.runtime.block_on(self.reader.read(run)).unwrap();
+            let start = run.first as usize * 4096;
+            self.content[start..start + data.len()].copy_from_slice(&data);
+            self.blocks_read += u64::from(run.blocks);
+        }
+    }
+
+    /// A round as the replicator makes it: flip, take, read, forget.
+    pub fn round(&mut self, tracker: &mut Tracker) -> u64 {
+        tracker.flip().unwrap();
+        let taken = tracker.take().unwrap();
+        self.read(&taken);
+        tracker.forget(&taken).unwrap();
+        taken.len()
+    }
+
+    /// Copies everything that is left to copy.
+    pub fn copy(&mut self, tracker: &mut Tracker) {
+        let blocks = tracker.to_copy().unwrap();
+        self.read(&blocks);
+        tracker.copied(&blocks).unwrap();
+    }
+
+    pub fn assert_equals(&self, disk: &Loop) {
+        let source = disk.content();
+        let different: Vec<usize> = source
+            .chunks(4096)
+            .zip(self.content.chunks(4096))
+            .enumerate()
+            .filter_map(|(block, (source, mirror))| (*source != mirror[..source.len()]).then_some(block))
+            .collect();
+        assert!(different.is_empty(), "{} blocks differ, the first is {}", different.len(), different[0]);
+    }
+}
