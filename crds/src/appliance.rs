@@ -9,10 +9,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-use crate::{
-    Condition, Time,
-    refs::{LocalRef, SecretKeyRef},
-};
+use crate::refs::{LocalRef, SecretKeyRef};
+
+mod status;
+
+pub use status::{Component, Health, ProcessServerStatus, ReplicationApplianceStatus};
 
 /// The default of `exposure.dataPort`; the reference system's port.
 pub const DATA_PORT: u16 = 9443;
@@ -65,7 +66,7 @@ pub struct ReplicationApplianceSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub encryption_key_secret_ref: Option<LocalRef>,
     /// Public keys (age) to which the vault's key bundle is encrypted. Without one the appliance does not become
-    /// Ready: if the cluster were lost, so would the data be. `kubectl lifeboat recovery-key new` makes a pair.
+    /// Ready: if the cluster were lost, so would the data be. `age-keygen` makes a pair; keep the private half outside the cluster.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(
         length(max = 8),
@@ -320,98 +321,4 @@ pub struct NodePorts {
     /// Port for data of the first process server; each further one takes the next port.
     #[schemars(range(min = 1, max = 65535))]
     pub data_base: u16,
-}
-
-/// What the operator has seen.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct ReplicationApplianceStatus {
-    /// The generation of the spec that the last successful pass has seen.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub observed_generation: Option<i64>,
-    /// Ready, VaultReachable, RecoveryKeyReady, CertificatesReady, ProcessServersReady, AppliersReady.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
-    pub conditions: Vec<Condition>,
-    /// The worst of the components.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub health: Option<Health>,
-    /// Every part of the appliance and how it is.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
-    pub components: Vec<Component>,
-    /// Every process server.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
-    pub process_servers: Vec<ProcessServerStatus>,
-    /// Ready of wanted process servers, for people: `2/2`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub process_servers_ready: Option<String>,
-    /// Identity of the vault; made once.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub vault_id: Option<String>,
-    /// Servers that use this appliance.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub protected_servers: Option<u32>,
-    /// SHA-256 of the management server's public key (`sha256//<base64>`), which enrolment pins.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub management_public_key: Option<String>,
-    /// URL by which agents reach management.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub management_endpoint: Option<String>,
-    /// Process-server pods that exist (scale subresource).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub replicas: Option<i32>,
-    /// Label selector of the process-server pods (scale subresource).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub selector: Option<String>,
-}
-
-/// Health, worst last but for `Unknown`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
-pub enum Health {
-    Healthy,
-    /// Nothing has been heard.
-    #[default]
-    Unknown,
-    /// Works; somebody should look at it in working hours.
-    Warning,
-    /// Does not do its job, or soon will not.
-    Critical,
-}
-
-/// A part of an appliance.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Component {
-    pub name: String,
-    pub health: Health,
-    /// One word.
-    pub reason: String,
-    /// What is wrong and what to do.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub message: String,
-    /// Since when its health is this.
-    pub since: Time,
-}
-
-/// A process server.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct ProcessServerStatus {
-    /// Name of its pod.
-    pub name: String,
-    pub ready: bool,
-    pub health: Health,
-    /// Where agents reach it for data: host and port.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub address: Option<String>,
-    /// Servers placed on it.
-    pub servers: u32,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub spool_used_bytes: Option<u64>,
-    /// Age of the oldest record that waits for upload.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub upload_backlog_seconds: Option<u64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ingest_bytes_per_second: Option<u64>,
 }

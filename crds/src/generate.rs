@@ -33,13 +33,17 @@ pub enum GenerateError {
     },
 }
 
-/// A file of `crds/generated/`.
+/// A generated file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GeneratedFile {
-    /// Such as `recoveryplans.yaml`.
-    pub name: String,
-    pub yaml: String,
+    /// Path from the top of the repository.
+    pub path: String,
+    pub content: String,
 }
+
+/// Folders that hold nothing but generated files: the definitions for kustomize, and the chart's copies (Helm reads no
+/// file outside of a chart).
+pub const FOLDERS: [&str; 2] = ["crds/generated", "charts/lifeboat/files/crds"];
 
 /// Every kind's definition, as the API server should get it.
 pub fn definitions() -> Result<Vec<CustomResourceDefinition>, GenerateError> {
@@ -56,16 +60,25 @@ pub fn definitions() -> Result<Vec<CustomResourceDefinition>, GenerateError> {
 
 /// Every generated file.
 pub fn files() -> Result<Vec<GeneratedFile>, GenerateError> {
-    let file = |definition: CustomResourceDefinition| {
-        let kind = definition.spec.names.kind.clone();
+    let mut files = Vec::new();
+    let mut resources = String::new();
+    for definition in definitions()? {
+        let CustomResourceDefinition { spec, .. } = &definition;
+        let (kind, name) = (spec.names.kind.clone(), format!("{}.yaml", spec.names.plural));
         let yaml =
             serde_norway::to_string(&definition).map_err(|source| GenerateError::Yaml { kind, source })?;
-        Ok(GeneratedFile {
-            name: format!("{}.yaml", definition.spec.names.plural),
-            yaml: format!("{HEADER}{yaml}"),
-        })
-    };
-    definitions()?.into_iter().map(file).collect()
+        resources.push_str(&format!("- {name}\n"));
+        for folder in FOLDERS {
+            files
+                .push(GeneratedFile { path: format!("{folder}/{name}"), content: format!("{HEADER}{yaml}") });
+        }
+    }
+    let kustomization = format!(
+        "{HEADER}apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources:\n{resources}"
+    );
+    let [kustomize, _] = FOLDERS;
+    files.push(GeneratedFile { path: format!("{kustomize}/kustomization.yaml"), content: kustomization });
+    Ok(files)
 }
 
 fn mend(definition: CustomResourceDefinition) -> Result<CustomResourceDefinition, GenerateError> {

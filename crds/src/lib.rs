@@ -14,6 +14,7 @@ pub mod appliance;
 pub mod approval;
 pub mod check;
 pub mod conditions;
+pub mod context;
 pub mod duration;
 pub mod generate;
 pub mod names;

@@ -1,1 +1,6 @@
 //! Integration tests against a real API server and a real blob store.
+//!
+//! The tests are in `tests/`; here is what they share. Nothing is skipped when it cannot run: it fails and says what is
+//! missing.
+
+pub mod api_server;

@@ -2,13 +2,21 @@
 
 use std::{error::Error, fs, path::Path};
 
+use lifeboat_crds::generate;
+
 fn main() -> Result<(), Box<dyn Error>> {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("generated");
-    fs::create_dir_all(&directory)?;
-    for file in lifeboat_crds::generate::files()? {
-        let path = directory.join(&file.name);
-        fs::write(&path, file.yaml)?;
-        println!("wrote {}", path.display());
+    let top = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    for folder in generate::FOLDERS {
+        let folder = top.join(folder);
+        // What is no longer generated must go, or it would be installed for ever.
+        if folder.exists() {
+            fs::remove_dir_all(&folder)?;
+        }
+        fs::create_dir_all(&folder)?;
+    }
+    for file in generate::files()? {
+        fs::write(top.join(&file.path), file.content)?;
+        println!("wrote {}", file.path);
     }
     Ok(())
 }
