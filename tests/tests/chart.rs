@@ -4,6 +4,9 @@
 //! One API server for all tests, each in a namespace of its own.
 
 use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
     sync::{
         LazyLock,
         atomic::{AtomicU32, Ordering},
@@ -17,12 +20,11 @@ use serde_json::{Value, json};
 /// Started by the first test, with the chart installed. Ended by `apiserver-up`'s guard when this process ends.
 static SERVER: LazyLock<ApiServer> = LazyLock::new(|| {
     let server = ApiServer::start("chart").unwrap();
-    install(&server);
+    install(&server, &top().join("charts/lifeboat"));
     server
 });
 
-fn install(server: &ApiServer) {
-    let chart = top().join("charts/lifeboat");
+fn install(server: &ApiServer, chart: &Path) {
     let installed = server
         .helm([
             "upgrade",
@@ -163,25 +165,34 @@ fn an_appliance_can_be_scaled() {
 
 #[test]
 fn the_samples_are_admitted_as_they_stand() {
-    let folder = std::env::temp_dir().join(format!("lifeboat-tests-sample-{}", std::process::id()));
-    let copied = std::process::Command::new("cp")
-        .arg("-r")
-        .arg(top().join("manifests/samples/demo"))
-        .arg(&folder)
-        .status();
-    assert!(copied.is_ok_and(|status| status.success()));
+    let folder = scratch("sample");
+    copy(&top().join("manifests/samples/demo"), &folder);
     let recipient = format!("age1{}", "q".repeat(58));
     let settings = format!(
         "ENDPOINT=http://10.0.0.1:10000/account\nRECOVERY_KEY_RECIPIENT={recipient}\nADDRESS=10.0.0.1\n"
     );
-    std::fs::write(folder.join("demo.env"), settings).unwrap();
+    fs::write(folder.join("demo.env"), settings).unwrap();
     let applied = SERVER.kubectl(["apply", "--validate=strict", "-k", folder.to_str().unwrap()]).unwrap();
-    std::fs::remove_dir_all(&folder).unwrap();
+    fs::remove_dir_all(&folder).unwrap();
     assert!(applied.success, "{}", applied.stderr);
     let found =
         SERVER.kubectl(["-n", "lifeboat-demo", "get", "appliance", "berlin", "-o", "json"]).unwrap().json();
     assert_eq!(found["spec"]["recoveryKeyRecipients"], json!([recipient]));
     assert_eq!(found["spec"]["vault"]["azure"]["endpoint"], "http://10.0.0.1:10000/account");
+}
+
+#[test]
+fn the_manifests_for_kustomize_are_what_the_chart_says_and_are_admitted() {
+    let drift = Command::new(top().join("manifests/render")).arg("--check").output().unwrap();
+    assert!(drift.status.success(), "{}", String::from_utf8_lossy(&drift.stdout));
+    let overlay = top().join("manifests/overlays/registry");
+    // Helm has installed the same objects, so their fields are Helm's.
+    let options =
+        ["apply", "--server-side", "--force-conflicts", "--dry-run=server", "--validate=strict", "-k"];
+    let applied = SERVER.kubectl(options.into_iter().chain([overlay.to_str().unwrap()])).unwrap();
+    assert!(applied.success, "{}", applied.stderr);
+    let rendered = SERVER.kubectl(["kustomize", overlay.to_str().unwrap()]).unwrap();
+    assert!(!rendered.stdout.contains("localhost/lifeboat"), "an image is left out of {}", overlay.display());
 }
 
 #[test]
@@ -403,22 +414,42 @@ fn the_operator_may_do_its_work_and_no_more() {
 }
 
 #[test]
-fn definitions_and_objects_stay_when_the_chart_goes_and_are_upgraded_when_it_comes_back() {
+fn definitions_are_upgraded_with_the_chart_and_stay_with_their_objects_when_it_goes() {
     let server = ApiServer::start("uninstall").unwrap();
-    install(&server);
+    let column = |server: &ApiServer| {
+        let found =
+            server.kubectl(["get", "crd/replicationpolicies.lifeboat.dev", "-o", "json"]).unwrap().json();
+        found["spec"]["versions"][0]["additionalPrinterColumns"][0]["name"].clone()
+    };
+    // An older chart: one column has another name.
+    let older = scratch("older-chart");
+    copy(&top().join("charts/lifeboat"), &older);
+    let definition = older.join("files/crds/replicationpolicies.yaml");
+    let text = fs::read_to_string(&definition).unwrap();
+    assert!(text.contains("name: Round\n"));
+    fs::write(&definition, text.replace("name: Round\n", "name: Interval\n")).unwrap();
+    install(&server, &older);
+    fs::remove_dir_all(&older).unwrap();
+    assert_eq!(column(&server), "Interval");
     let policy = object("ReplicationPolicy", "default", "gold", json!({}));
     assert!(server.kubectl_with(["create", "-f", "-"], &policy.to_string()).unwrap().success);
+
+    install(&server, &top().join("charts/lifeboat"));
+    assert_eq!(column(&server), "Round");
+
     let gone = server.helm(["uninstall", "lifeboat", "--namespace", "lifeboat-system"]).unwrap();
     assert!(gone.success, "{}", gone.stderr);
     let found = server.kubectl(["get", "rpolicy", "gold", "-o", "json"]).unwrap();
     assert_eq!(found.json()["spec"]["roundInterval"], "15s", "{}", found.stderr);
 
-    // An older definition: one column fewer.
-    let crd = "crd/replicationpolicies.lifeboat.dev";
-    let remove = r#"[{"op":"remove","path":"/spec/versions/0/additionalPrinterColumns/0"}]"#;
-    assert!(server.kubectl(["patch", crd, "--type=json", "-p", remove]).unwrap().success);
-    install(&server);
-    let columns = server.kubectl(["get", crd, "-o", "json"]).unwrap().json();
-    assert_eq!(columns["spec"]["versions"][0]["additionalPrinterColumns"][0]["name"], "Round");
+    install(&server, &top().join("charts/lifeboat"));
     assert!(server.kubectl(["get", "rpolicy", "gold"]).unwrap().success);
+}
+
+fn scratch(name: &str) -> PathBuf {
+    std::env::temp_dir().join(format!("lifeboat-tests-{}-{name}", std::process::id()))
+}
+
+fn copy(from: &Path, to: &Path) {
+    assert!(Command::new("cp").arg("-r").arg(from).arg(to).status().is_ok_and(|status| status.success()));
 }
