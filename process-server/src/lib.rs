@@ -17,5 +17,6 @@ pub mod directory;
 pub mod edge;
 pub mod figures;
 pub mod net;
+pub mod program;
 pub mod report;
 pub mod servers;

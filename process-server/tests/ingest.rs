@@ -60,6 +60,7 @@ async fn a_damaged_chunk_and_a_number_out_of_order_end_the_connection_with_the_r
     let process_server = world.process_server("ps-0");
     let (mut agent, _) = process_server.welcome(None).await;
     agent.record(1, 1).await;
+    agent.durable(1).await;
     let mut damaged = Agent::chunk(2, 0, 0, 4);
     damaged.crc32c ^= 1;
     agent.send_chunk(damaged).await;

@@ -15,7 +15,11 @@ use lifeboat_replication::{
     wire::{MAX_CHUNK_BYTES, v1},
 };
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
+    sync::{
+        OwnedSemaphorePermit, Semaphore,
+        mpsc::{self, error::TrySendError},
+        watch,
+    },
     time::timeout,
 };
 
@@ -250,9 +254,7 @@ impl Intake {
             let batch = match up.message.ok_or(Violation::Empty)? {
                 v1::up::Message::Hello(_) => return Err(Violation::SecondHello),
                 v1::up::Message::Heartbeat(heartbeat) => {
-                    if self.answer(heartbeat).await.is_none() {
-                        break;
-                    }
+                    self.answer(heartbeat).await;
                     None
                 }
                 v1::up::Message::Chunk(chunk) => {
@@ -277,19 +279,22 @@ impl Intake {
                 biased;
                 changed = self.assigned.changed() => {
                     changed.ok()?;
-                    self.send_settings().await?;
+                    let settings = self.settings()?;
+                    let _ = self.down.send(settings).await;
                 }
                 up = timeout(SILENCE_LIMIT, self.up.recv()) => return up.ok().flatten(),
             }
         }
     }
 
-    async fn send_settings(&mut self) -> Option<()> {
+    /// `None`: not assigned any more.
+    fn settings(&mut self) -> Option<v1::Down> {
         let settings = self.assigned.borrow_and_update().as_ref().map(|assigned| assigned.settings)?;
-        self.down.send(v1::Down { message: Some(v1::down::Message::Settings(settings)) }).await.ok()
+        Some(v1::Down { message: Some(v1::down::Message::Settings(settings)) })
     }
 
-    async fn answer(&self, heartbeat: v1::Heartbeat) -> Option<()> {
+    /// An agent that is gone hears nothing; what it has sent before is taken in nevertheless.
+    async fn answer(&self, heartbeat: v1::Heartbeat) {
         let now = self.env.wall.now();
         let answer = v1::HeartbeatAnswer {
             agent_time_micros: heartbeat.agent_time_micros,
@@ -297,10 +302,10 @@ impl Intake {
         };
         self.status.heartbeat(heartbeat, now);
         let message = Some(v1::down::Message::HeartbeatAnswer(answer));
-        self.down.send(v1::Down { message }).await.ok()
+        let _ = self.down.send(v1::Down { message }).await;
     }
 
-    /// Waits for room in the spool and in memory; `None` when the connection is gone meanwhile.
+    /// Waits for room in the spool and in memory; `None` when the server is not assigned any more.
     async fn admit(&mut self, batch: Batch) -> Option<Admitted> {
         let units = batch.plain_bytes.div_ceil(BUDGET_UNIT).min(self.memory_units);
         let units = u32::try_from(units).unwrap_or(u32::MAX);
@@ -320,7 +325,11 @@ impl Intake {
                 }
                 Err(_) => {
                     self.status.waiting(true);
-                    self.send_settings().await?;
+                    let sign_of_life = self.settings()?;
+                    // The agent may be gone for good: then what came from it is all the more worth keeping.
+                    if let Err(TrySendError::Closed(_)) = self.down.try_send(sign_of_life) {
+                        self.status.connected(false, self.env.wall.now());
+                    }
                 }
             }
         }

@@ -315,8 +315,8 @@ pub struct ProcessServer {
 impl ProcessServer {
     pub async fn until(&mut self, what: &str, reached: impl FnMut(&Status) -> bool) {
         let waited = timeout(Duration::from_secs(300), self.status.wait_for(reached)).await;
-        let waited = matches!(waited, Ok(Ok(_)));
-        assert!(waited, "never {what}: {:?}", *self.status.borrow());
+        let reached = waited.is_ok_and(|status| status.is_ok());
+        assert!(reached, "never {what}: {:?}", *self.status.borrow());
     }
 
     /// Stops it as a crash does.
