@@ -24,8 +24,8 @@ use tokio::{
 };
 
 use super::{
+    assembler::RecordEnd,
     hello::{self, HelloRefused, Judged},
-    intake::RecordEnd,
     status::StatusSender,
     upload::{Placed, Uploaded},
 };

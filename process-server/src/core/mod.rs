@@ -12,6 +12,7 @@
 //! was not committed is still held by the agent. Nothing is remembered outside of the vault but the spool, which
 //! holds encrypted segments on their way and is wiped when it is opened.
 
+mod assembler;
 pub mod assignment;
 mod backoff;
 mod commit;

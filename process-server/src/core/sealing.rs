@@ -18,13 +18,13 @@ use lifeboat_replication::{
 use tokio::sync::{mpsc, watch};
 
 use super::{
+    assembler::RecordEnd,
     assignment::Assigned,
-    intake::{Admitted, RecordEnd},
+    intake::Admitted,
     spool::{Room, Spool, SpoolError},
 };
 
-/// A record whose only segment is at most this large travels inside its commit record: one store operation less, and
-/// sixty of them still fit into one append.
+/// A record whose only segment is at most this large travels inside its commit record: one store operation less.
 const INLINE_BYTES: usize = 64 << 10;
 /// Segments of one server that are sealed at a time.
 const PARALLEL: usize = 2;

@@ -12,10 +12,11 @@ use tokio::{
 };
 
 use super::{
+    assembler::Assembler,
     assignment::Assigned,
     commit::{Begin, Begun},
     ingest::Shared,
-    intake::{Assembler, Intake},
+    intake::Intake,
     sealing::{Sealing, SealingError},
     status::StatusSender,
     upload::{Upload, UploadError},

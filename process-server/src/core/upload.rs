@@ -19,8 +19,8 @@ use lifeboat_replication::{
 use tokio::sync::{Semaphore, mpsc};
 
 use super::{
+    assembler::RecordEnd,
     backoff,
-    intake::RecordEnd,
     sealing::{Piece, Stored, sha256, spool_name},
     spool::{Spool, SpoolError},
     status::StatusSender,
