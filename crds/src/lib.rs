@@ -10,6 +10,12 @@
 //!                 RecoveryPlan ─┘◄── FailoverRun ◄── FailoverApproval
 //! ```
 
+#![allow(unreachable_pub, reason = "KubeSchema copies each type, with its `pub`, into a function")]
+#![allow(
+    clippy::duplicated_attributes,
+    reason = "a kind has several printer columns, and clippy takes them for one"
+)]
+
 pub mod appliance;
 pub mod approval;
 pub mod check;

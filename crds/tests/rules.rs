@@ -1,6 +1,8 @@
 //! The rules of the schemas, by what they say: each with one object that it admits and one that it refuses.
 //! They are evaluated here without a cluster; the API server itself is asked in the crate `tests`.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
+
 use kube::core::cel::Validator;
 use lifeboat_crds::generate::definitions;
 use rstest::rstest;

@@ -3,6 +3,8 @@
 //!
 //! One API server for all tests, each in a namespace of its own.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
+
 use std::{
     fs,
     path::{Path, PathBuf},
