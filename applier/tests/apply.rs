@@ -52,7 +52,12 @@ async fn check(source: &Source, caught_up: bool) {
     for point in points(source).await.points {
         for disk in &point.disks {
             let seed = source.seed(disk.slot, Some(&disk.snapshot)).await;
-            assert!(same_disk(&seed, &source.points[&point.number][&disk.slot]), "point {} disk {}", point.number, disk.slot);
+            assert!(
+                same_disk(&seed, &source.points[&point.number][&disk.slot]),
+                "point {} disk {}",
+                point.number,
+                disk.slot
+            );
         }
     }
     for (slot, image) in source.images.iter().filter(|_| caught_up) {
@@ -67,7 +72,14 @@ fn one(disk: u32, first: u32, blocks: u32, byte: Option<u8>) -> Vec<Vec<Write>> 
 /// A copy in two records and ten rounds, some overlapping, over two epochs.
 async fn written() -> Source {
     let mut source = Source::new(&SIZES).await;
-    source.record(RecordKind::Copy, false, 0, &[one(1, 0, 200, Some(1))[0].clone(), one(2, 0, 512, Some(2))[0].clone()]).await;
+    source
+        .record(
+            RecordKind::Copy,
+            false,
+            0,
+            &[one(1, 0, 200, Some(1))[0].clone(), one(2, 0, 512, Some(2))[0].clone()],
+        )
+        .await;
     source.record(RecordKind::Copy, false, 0, &one(1, 200, 57, Some(3))).await;
     for round in 0..10_u32 {
         if round == 6 {
@@ -190,7 +202,13 @@ async fn a_lost_seed_disk_is_made_again_from_the_log() {
 #[tokio::test(start_paused = true)]
 async fn a_rotten_segment_is_named_and_stops_only_what_needs_it() {
     let source = written().await;
-    let name = layout::segment(&source.server, lifeboat_replication::ids::Epoch(1), lifeboat_replication::ids::RecordNumber(1), "writer", 0);
+    let name = layout::segment(
+        &source.server,
+        lifeboat_replication::ids::Epoch(1),
+        lifeboat_replication::ids::RecordNumber(1),
+        "writer",
+        0,
+    );
     let mut sealed = source.store.get(&name, None, None).await.unwrap().to_vec();
     sealed[40] ^= 1;
     source.store.put(&name, sealed.into(), &lifeboat_replication::store::PutCondition::Always).await.unwrap();
@@ -216,8 +234,20 @@ fn write() -> impl Strategy<Value = Write> {
 }
 
 fn round() -> impl Strategy<Value = Round> {
-    (prop::bool::weighted(0.7), 0_i64..4, prop::collection::vec(write(), 1..6), any::<bool>(), prop::bool::weighted(0.1))
-        .prop_map(|(exact, seconds, writes, split, new_epoch)| Round { exact, seconds, writes, split, new_epoch })
+    (
+        prop::bool::weighted(0.7),
+        0_i64..4,
+        prop::collection::vec(write(), 1..6),
+        any::<bool>(),
+        prop::bool::weighted(0.1),
+    )
+        .prop_map(|(exact, seconds, writes, split, new_epoch)| Round {
+            exact,
+            seconds,
+            writes,
+            split,
+            new_epoch,
+        })
 }
 
 proptest! {

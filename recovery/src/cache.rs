@@ -55,16 +55,16 @@ impl<K: Ord + Clone, V: Clone> Cache<K, V> {
         self.lock().slots.get(key).is_some_and(|slot| slot.filled.is_some())
     }
 
-    /// The value of `key`, which `load` fetches with its size in bytes if it is not here.
+    /// The value of `key`. If it is not here, `load` is awaited, which gives it with its size in bytes.
     ///
     /// # Errors
     /// What `load` fails with; the next caller tries again.
-    pub async fn get<E>(&self, key: &K, load: impl AsyncFnOnce() -> Result<(V, u64), E>) -> Result<V, E> {
+    pub async fn get<E>(&self, key: &K, load: impl Future<Output = Result<(V, u64), E>>) -> Result<V, E> {
         let cell = self.lock().cell(key);
         let mut size = None;
         let loaded = cell
-            .get_or_try_init(async || {
-                let (value, bytes) = load().await?;
+            .get_or_try_init(|| async {
+                let (value, bytes) = load.await?;
                 size = Some(bytes);
                 Ok(value)
             })
@@ -88,7 +88,8 @@ impl<K: Ord + Clone, V> Inner<K, V> {
     fn cell(&mut self, key: &K) -> Arc<OnceCell<V>> {
         self.tick += 1;
         let tick = self.tick;
-        let slot = self.slots.entry(key.clone()).or_insert_with(|| Slot { cell: Arc::default(), filled: None });
+        let slot =
+            self.slots.entry(key.clone()).or_insert_with(|| Slot { cell: Arc::default(), filled: None });
         if let Some((used, _)) = &mut slot.filled {
             self.order.remove(used);
             self.order.insert(tick, key.clone());
@@ -117,7 +118,8 @@ impl<K: Ord + Clone, V> Inner<K, V> {
 
     /// After a failure: others may still wait on the cell, who then try themselves.
     fn forget(&mut self, key: &K, cell: &Arc<OnceCell<V>>) {
-        let ours = self.slots.get(key).is_some_and(|slot| slot.filled.is_none() && Arc::ptr_eq(&slot.cell, cell));
+        let ours =
+            self.slots.get(key).is_some_and(|slot| slot.filled.is_none() && Arc::ptr_eq(&slot.cell, cell));
         if ours && Arc::strong_count(cell) <= 2 {
             self.slots.remove(key);
         }
@@ -129,7 +131,7 @@ mod tests {
     use super::*;
 
     async fn get(cache: &Cache<u32, u32>, key: u32) -> u32 {
-        cache.get(&key, async || Ok::<_, ()>((key * 10, 100))).await.unwrap()
+        cache.get(&key, async { Ok::<_, ()>((key * 10, 100)) }).await.unwrap()
     }
 
     #[tokio::test]
@@ -145,10 +147,12 @@ mod tests {
     #[tokio::test]
     async fn several_readers_wait_for_one_fetch() {
         let cache = Cache::<u32, u32>::new(1000);
-        let load = || cache.get(&1, async || {
-            tokio::task::yield_now().await;
-            Ok::<_, ()>((7, 1))
-        });
+        let load = || {
+            cache.get(&1, async {
+                tokio::task::yield_now().await;
+                Ok::<_, ()>((7, 1))
+            })
+        };
         assert_eq!(tokio::join!(load(), load()), (Ok(7), Ok(7)));
         assert_eq!(cache.figures().misses, 1);
     }
@@ -156,7 +160,7 @@ mod tests {
     #[tokio::test]
     async fn a_failed_fetch_is_tried_again() {
         let cache = Cache::<u32, u32>::new(1000);
-        assert_eq!(cache.get(&1, async || Err("no")).await, Err("no"));
+        assert_eq!(cache.get(&1, async { Err("no") }).await, Err("no"));
         assert_eq!(get(&cache, 1).await, 10);
     }
 }

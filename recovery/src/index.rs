@@ -62,7 +62,9 @@ pub enum IndexError {
     Scan(#[from] ScanError),
     #[error(transparent)]
     Journal(#[from] JournalError),
-    #[error("{what} is missing although the point needs it: restore it from the store's soft-delete, or choose another point")]
+    #[error(
+        "{what} is missing although the point needs it: restore it from the store's soft-delete, or choose another point"
+    )]
     Missing { what: String },
     #[error("the point has no disk {0}")]
     NoDisk(DiskSlot),
@@ -201,7 +203,12 @@ impl BlockIndex {
     ///
     /// # Errors
     /// When a part cannot be read or verified; the message names the blob.
-    pub async fn read(self: &Arc<Self>, slot: DiskSlot, first: u32, blocks: u32) -> Result<Bytes, IndexError> {
+    pub async fn read(
+        self: &Arc<Self>,
+        slot: DiskSlot,
+        first: u32,
+        blocks: u32,
+    ) -> Result<Bytes, IndexError> {
         let disk = self.disks.get(&slot).ok_or(IndexError::NoDisk(slot))?;
         let pieces: Vec<Vec<Bytes>> = stream::iter(disk.map.pieces(first, blocks))
             .map(|run| self.piece(slot, disk, run))
@@ -222,7 +229,12 @@ impl BlockIndex {
         Ok(whole.freeze())
     }
 
-    async fn piece(self: &Arc<Self>, slot: DiskSlot, disk: &Disk, run: Run) -> Result<Vec<Bytes>, IndexError> {
+    async fn piece(
+        self: &Arc<Self>,
+        slot: DiskSlot,
+        disk: &Disk,
+        run: Run,
+    ) -> Result<Vec<Bytes>, IndexError> {
         let bytes = run.blocks as usize * BLOCK;
         match (run.place, &disk.base) {
             (Place::Zero, _) | (Place::Base, None) => Ok(vec![BytesMut::zeroed(bytes).freeze()]),
@@ -234,18 +246,23 @@ impl BlockIndex {
                 let what = || self.segments[segment as usize].name.clone();
                 match data.filter(|data| data.len() >= from + bytes) {
                     Some(data) => Ok(vec![data.slice(from..from + bytes)]),
-                    None => Err(IndexError::Short { what: what(), got: data.map_or(0, Bytes::len), wanted: from + bytes }),
+                    None => Err(IndexError::Short {
+                        what: what(),
+                        got: data.map_or(0, Bytes::len),
+                        wanted: from + bytes,
+                    }),
                 }
             }
         }
     }
 
     async fn segment(&self, segment: u32) -> Result<Arc<Vec<ExtentData>>, IndexError> {
-        let load = async || {
+        let load = async {
             let source = &self.segments[segment as usize];
             let extents = source.read(&self.vault, &self.patience).await?;
             self.count(source.fetched_bytes());
-            let bytes = extents.iter().map(|extent| 64 + extent.data.as_ref().map_or(0, Bytes::len) as u64).sum();
+            let bytes =
+                extents.iter().map(|extent| 64 + extent.data.as_ref().map_or(0, Bytes::len) as u64).sum();
             Ok::<_, IndexError>((Kept::Extents(Arc::new(extents)), bytes))
         };
         match self.cache.get(&Key::Segment(segment), load).await? {
@@ -282,8 +299,14 @@ impl BlockIndex {
             .await
     }
 
-    async fn chunk(&self, slot: DiskSlot, name: &str, snapshot: &SnapshotId, chunk: u64) -> Result<Bytes, IndexError> {
-        let load = async || {
+    async fn chunk(
+        &self,
+        slot: DiskSlot,
+        name: &str,
+        snapshot: &SnapshotId,
+        chunk: u64,
+    ) -> Result<Bytes, IndexError> {
+        let load = async {
             let start = chunk * CHUNK_BYTES;
             let content = self.fetch(name, snapshot, start..start + CHUNK_BYTES).await?;
             self.count(content.len() as u64);
@@ -296,7 +319,12 @@ impl BlockIndex {
         }
     }
 
-    async fn fetch(&self, name: &str, snapshot: &SnapshotId, range: std::ops::Range<u64>) -> Result<Bytes, IndexError> {
+    async fn fetch(
+        &self,
+        name: &str,
+        snapshot: &SnapshotId,
+        range: std::ops::Range<u64>,
+    ) -> Result<Bytes, IndexError> {
         let mut tried = 0;
         loop {
             match self.vault.store.get(name, Some(snapshot), Some(range.clone())).await {
@@ -315,10 +343,13 @@ impl BlockIndex {
 
     /// When the chunk before was read, the next ones are likely to be: fetches them in the background.
     fn read_ahead(self: &Arc<Self>, slot: DiskSlot, first: u64, end: u64) {
-        let in_order = first.checked_sub(1).is_some_and(|before| self.cache.contains(&Key::Chunk(slot, before)));
+        let in_order =
+            first.checked_sub(1).is_some_and(|before| self.cache.contains(&Key::Chunk(slot, before)));
         let Some(disk) = self.disks.get(&slot).filter(|_| in_order) else { return };
         let last = disk.disk.size_bytes.div_ceil(CHUNK_BYTES);
-        for chunk in (end..last.min(end + AHEAD)).filter(|chunk| !self.cache.contains(&Key::Chunk(slot, *chunk))) {
+        for chunk in
+            (end..last.min(end + AHEAD)).filter(|chunk| !self.cache.contains(&Key::Chunk(slot, *chunk)))
+        {
             let Ok(permit) = Arc::clone(&self.ahead).try_acquire_owned() else { return };
             let Some((name, snapshot)) = disk.base.clone() else { return };
             let index = Arc::clone(self);

@@ -9,6 +9,7 @@
 
 pub mod cache;
 pub mod device;
+pub mod http;
 pub mod index;
 pub mod list;
 pub mod nbd;

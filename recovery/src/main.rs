@@ -4,6 +4,7 @@
 //! (worth trying again); 5 the vault is damaged, or the keys are not its keys.
 
 use std::{
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
@@ -12,8 +13,7 @@ use std::{
 
 use clap::{Args, Parser, Subcommand};
 use lifeboat_recovery::{
-    BlockIndex, IndexError, IndexOptions, PointSelector, ScanError, chain, list,
-    scan,
+    BlockIndex, IndexError, IndexOptions, PointSelector, ScanError, chain, http, list, scan,
     serve::{self, Server},
 };
 use lifeboat_replication::{
@@ -24,7 +24,10 @@ use lifeboat_replication::{
     store::StoreError,
     vault::{self, Vault, VaultError, config::VaultConfig},
 };
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
 use tracing_subscriber::EnvFilter;
 
 /// `stats.json` is renewed this often.
@@ -59,6 +62,9 @@ enum Command {
         /// Memory for what was read, in MiB.
         #[arg(long, default_value_t = 256)]
         cache_mib: u64,
+        /// Address of /readyz and /stats (HTTP).
+        #[arg(long, default_value = "0.0.0.0:8080")]
+        listen: SocketAddr,
     },
     /// Lists a server's recovery points, oldest first.
     Points {
@@ -112,13 +118,19 @@ fn main() -> ExitCode {
 async fn run(command: Command) -> Result<(), Error> {
     let env = Env::system();
     match command {
-        Command::Serve { which, point, socket_dir, overlay_dir, cache_mib } => {
+        Command::Serve { which, point, socket_dir, overlay_dir, cache_mib, listen } => {
+            // First, so that a port in use is said at once.
+            let listener = TcpListener::bind(listen).await.map_err(|error| {
+                format!("cannot listen on {listen} ({error}): give another address with --listen")
+            })?;
             let vault = open(&which.vault_config).await?;
             let options = IndexOptions { cache_bytes: cache_mib << 20 };
             let index = BlockIndex::open(&vault, &which.server, &env, point, &options).await?;
-            let server = serve::start(&index, &which.server, &socket_dir, &overlay_dir)?;
+            let server = Arc::new(serve::start(&index, &which.server, &socket_dir, &overlay_dir)?);
+            let probes = tokio::spawn(http::serve(listener, Arc::clone(&server)));
             println!("{}", serde_json::to_string(&server.ready())?);
             until_told(&server, &socket_dir).await?;
+            probes.abort();
             println!("{}", serde_json::to_string(&server.stats())?);
             server.stop().await?;
         }
@@ -132,14 +144,18 @@ async fn run(command: Command) -> Result<(), Error> {
                 for point in points {
                     let consistency = format!("{:?}", point.consistency);
                     let snapshot = if point.snapshot { "yes" } else { "" };
-                    println!("{:>10}  {:>5}  {:<30}  {consistency:<20}  {snapshot}", point.number, point.epoch, point.t0);
+                    println!(
+                        "{:>10}  {:>5}  {:<30}  {consistency:<20}  {snapshot}",
+                        point.number, point.epoch, point.t0
+                    );
                 }
             }
         }
         Command::Info { which, point } => {
             let vault = open(&which.vault_config).await?;
             let found = scan::find(&vault, &which.server, &env, point).await?;
-            let segments: u64 = found.records.iter().flat_map(|record| &record.segments).map(|segment| segment.length).sum();
+            let segments: u64 =
+                found.records.iter().flat_map(|record| &record.segments).map(|segment| segment.length).sum();
             let disks = found.disks.iter().map(|disk| {
                 serde_json::json!({"slot": disk.slot.0, "id": disk.id, "path": disk.path, "sizeBytes": disk.size_bytes})
             });
@@ -248,9 +264,10 @@ fn code_of(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
     if let Some(error) = error.downcast_ref::<VaultError>() {
         return match error {
             VaultError::Unreachable(_) => Some(UNREACHABLE),
-            VaultError::WrongKey { .. } | VaultError::MissingKey { .. } | VaultError::Damaged { .. } | VaultError::Format { .. } => {
-                Some(DAMAGED)
-            }
+            VaultError::WrongKey { .. }
+            | VaultError::MissingKey { .. }
+            | VaultError::Damaged { .. }
+            | VaultError::Format { .. } => Some(DAMAGED),
             VaultError::Store(error) => code_of(error),
             _ => None,
         };

@@ -106,8 +106,11 @@ impl Overlay {
         if let [only] = pieces.as_slice() {
             return self.read_piece(*only).await;
         }
-        let parts: Vec<Bytes> =
-            futures::stream::iter(pieces).map(|piece| self.read_piece(piece)).buffered(PIECES).try_collect().await?;
+        let parts: Vec<Bytes> = futures::stream::iter(pieces)
+            .map(|piece| self.read_piece(piece))
+            .buffered(PIECES)
+            .try_collect()
+            .await?;
         Ok(parts.concat().into())
     }
 
@@ -164,7 +167,12 @@ impl Split {
             return Self { head: length, first: block_of(first), blocks: 0, tail: 0 };
         }
         let blocks = (end - first) / BLOCK_BYTES;
-        Self { head: first - offset, first: block_of(first), blocks: blocks as u32, tail: (end - first) % BLOCK_BYTES }
+        Self {
+            head: first - offset,
+            first: block_of(first),
+            blocks: blocks as u32,
+            tail: (end - first) % BLOCK_BYTES,
+        }
     }
 }
 
@@ -219,12 +227,16 @@ impl Device for Overlay {
         Ok(())
     }
 
-    #[allow(clippy::disallowed_methods, reason = "an edge: syncing a file may take long and must not stop other requests")]
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "an edge: syncing a file may take long and must not stop other requests"
+    )]
     async fn flush(&self) -> io::Result<()> {
         // The map is taken before the data is synced: what it names then is in the data file already.
         let changed = Arc::new(self.map().take_changed());
         let (data, pages) = (Arc::clone(&self.data), Arc::clone(&changed));
-        let written = tokio::task::spawn_blocking(move || data.sync_data().and_then(|()| pages.write())).await;
+        let written =
+            tokio::task::spawn_blocking(move || data.sync_data().and_then(|()| pages.write())).await;
         let written = written.map_err(io::Error::other).flatten();
         if written.is_err() {
             self.map().put_back(&changed);

@@ -18,16 +18,22 @@ use crate::select::{Fit, PointSelector, time_text};
 
 #[derive(Debug, thiserror::Error)]
 pub enum ScanError {
-    #[error("the vault holds no log of server {server}: check the id, and that the server has been replicated")]
+    #[error(
+        "the vault holds no log of server {server}: check the id, and that the server has been replicated"
+    )]
     NoLog { server: ServerId },
     #[error(
         "server {server} has no recovery point yet: its log has {records} records, {remaining_mib} MiB of the initial copy \
          remain; wait until the ProtectedServer is Protected"
     )]
     NoPoint { server: ServerId, records: u64, remaining_mib: u64 },
-    #[error("record {number} of server {server} is no recovery point: {why}; `lifeboat-recovery points` lists those that are")]
+    #[error(
+        "record {number} of server {server} is no recovery point: {why}; `lifeboat-recovery points` lists those that are"
+    )]
     NotAPoint { server: ServerId, number: u64, why: &'static str },
-    #[error("server {server} has no record {number}: its log ends at {last}; `lifeboat-recovery points` lists its points")]
+    #[error(
+        "server {server} has no record {number}: its log ends at {last}; `lifeboat-recovery points` lists its points"
+    )]
     NoRecord { server: ServerId, number: u64, last: u64 },
     #[error("server {server} has no recovery point as old as {}: the oldest is {oldest}", time_text(*time))]
     TooOld { server: ServerId, time: Micros, oldest: String },
@@ -57,7 +63,12 @@ pub struct Found {
 ///
 /// # Errors
 /// When there is no such point, or the vault cannot be read.
-pub async fn find(vault: &Vault, server: &ServerId, env: &Env, selector: PointSelector) -> Result<Found, ScanError> {
+pub async fn find(
+    vault: &Vault,
+    server: &ServerId,
+    env: &Env,
+    selector: PointSelector,
+) -> Result<Found, ScanError> {
     let points = points(vault, server).await?;
     let mut failed = None;
     for base in points.iter().rev().filter(|point| selector.may_start_at(point)) {
@@ -108,7 +119,13 @@ async fn check_snapshots(vault: &Vault, server: &ServerId, point: &Point) -> Res
         let properties = vault.store.properties(&name, Some(&snapshot)).await?;
         if properties.sequence_number != point.sequence() || properties.length < disk.size_bytes {
             let detail = format!("snapshot {} is not the one of record {}", disk.snapshot, point.number);
-            return Err(StoreError::Refused { operation: "check snapshot", name, why: Refusal::Condition, detail }.into());
+            return Err(StoreError::Refused {
+                operation: "check snapshot",
+                name,
+                why: Refusal::Condition,
+                detail,
+            }
+            .into());
         }
     }
     Ok(())
@@ -137,7 +154,8 @@ async fn from_base(
     let mut after = Vec::new();
     let mut seen = Seen::default();
     // A base that is the wanted record itself needs no more of the log.
-    let mut done = matches!((selector, base), (PointSelector::Number(number), Some(point)) if point.number == number);
+    let mut done =
+        matches!((selector, base), (PointSelector::Number(number), Some(point)) if point.number == number);
     while !done {
         let Some(entry) = reader.next().await? else { break };
         let Body::Data(record) = entry.body else { continue };
@@ -147,7 +165,11 @@ async fn from_base(
             break;
         }
         if fit == Fit::Found && !is_point(&record) {
-            return Err(ScanError::NotAPoint { server: server.clone(), number: record.number, why: why_not(&record) });
+            return Err(ScanError::NotAPoint {
+                server: server.clone(),
+                number: record.number,
+                why: why_not(&record),
+            });
         }
         after.push(record.clone());
         if fit != Fit::Before {
@@ -202,8 +224,14 @@ impl Seen {
         match (selector, self.oldest_point) {
             _ if !log => ScanError::NoLog { server },
             (PointSelector::Number(number), _) => ScanError::NoRecord { server, number, last: self.last },
-            (PointSelector::At(time), Some(oldest)) => ScanError::TooOld { server, time, oldest: time_text(oldest) },
-            _ => ScanError::NoPoint { server, records: self.records, remaining_mib: self.remaining_blocks.div_ceil(256) },
+            (PointSelector::At(time), Some(oldest)) => {
+                ScanError::TooOld { server, time, oldest: time_text(oldest) }
+            }
+            _ => ScanError::NoPoint {
+                server,
+                records: self.records,
+                remaining_mib: self.remaining_blocks.div_ceil(256),
+            },
         }
     }
 }

@@ -20,7 +20,9 @@ pub enum PointSelector {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{value:?} names no point: use `latest`, the number of a record, or a time such as 2026-05-04T12:00:00Z")]
+#[error(
+    "{value:?} names no point: use `latest`, the number of a record, or a time such as 2026-05-04T12:00:00Z"
+)]
 pub struct InvalidSelector {
     pub value: String,
 }
@@ -36,7 +38,8 @@ impl FromStr for PointSelector {
             return Ok(Self::Number(number));
         }
         let time = value.parse::<jiff::Timestamp>();
-        time.map(|time| Self::At(Micros(time.as_microsecond()))).map_err(|_| InvalidSelector { value: value.to_owned() })
+        time.map(|time| Self::At(Micros(time.as_microsecond())))
+            .map_err(|_| InvalidSelector { value: value.to_owned() })
     }
 }
 
@@ -52,7 +55,8 @@ impl fmt::Display for PointSelector {
 
 /// A time as people read it.
 pub fn time_text(time: Micros) -> String {
-    jiff::Timestamp::from_microsecond(time.0).map_or_else(|_| format!("{} µs", time.0), |time| time.to_string())
+    jiff::Timestamp::from_microsecond(time.0)
+        .map_or_else(|_| format!("{} µs", time.0), |time| time.to_string())
 }
 
 /// What a record is to a selector.
@@ -105,7 +109,12 @@ mod tests {
 
     #[test]
     fn a_time_between_two_points_takes_the_earlier() {
-        let record = |t0_micros| v1::Data { complete: true, kind: v1::RecordKind::Exact.into(), t0_micros, ..Default::default() };
+        let record = |t0_micros| v1::Data {
+            complete: true,
+            kind: v1::RecordKind::Exact.into(),
+            t0_micros,
+            ..Default::default()
+        };
         let selector = PointSelector::At(Micros(10));
         assert_eq!(selector.judge(&record(10)), Fit::Candidate);
         assert_eq!(selector.judge(&record(11)), Fit::Beyond);

@@ -14,11 +14,11 @@ use lifeboat_replication::{
     ids::{DiskSlot, ServerId},
 };
 use serde::Serialize;
-use tokio::{net::UnixListener, task::JoinSet};
+use tokio::{net::UnixListener, sync::Mutex, task::JoinSet};
 
 use crate::{
     device::{Base, Device},
-    index::{BlockIndex, IndexError},
+    index::BlockIndex,
     nbd,
     overlay::{OpenError, Overlay},
     select::time_text,
@@ -28,7 +28,9 @@ use crate::{
 pub enum ServeError {
     #[error(transparent)]
     Overlay(#[from] OpenError),
-    #[error("the socket {path} cannot be made: check that the folder exists and is writable, and that the path has at most 107 bytes")]
+    #[error(
+        "the socket {path} cannot be made: check that the folder exists and is writable, and that the path has at most 107 bytes"
+    )]
     Socket {
         path: PathBuf,
         #[source]
@@ -49,6 +51,12 @@ pub struct IndexedDisk {
 /// Blocks of one read of the index: the pieces of larger requests come one after the other.
 const MOST_BLOCKS: u32 = (4 << 20) / BLOCK_BYTES as u32;
 
+impl IndexedDisk {
+    async fn read(&self, first: u32, blocks: u32) -> io::Result<Bytes> {
+        self.index.read(self.slot, first, blocks).await.map_err(io::Error::other)
+    }
+}
+
 #[async_trait]
 impl Base for IndexedDisk {
     fn size(&self) -> u64 {
@@ -56,16 +64,12 @@ impl Base for IndexedDisk {
     }
 
     async fn read_blocks(&self, first: u32, blocks: u32) -> io::Result<Bytes> {
-        let read = async |first, blocks| {
-            let read = self.index.read(self.slot, first, blocks).await;
-            read.map_err(|error: IndexError| io::Error::other(error))
-        };
         if blocks <= MOST_BLOCKS {
-            return read(first, blocks).await;
+            return self.read(first, blocks).await;
         }
         let mut whole = bytes::BytesMut::with_capacity(blocks as usize * BLOCK_BYTES as usize);
         for start in (0..blocks).step_by(MOST_BLOCKS as usize) {
-            whole.extend_from_slice(&read(first + start, (blocks - start).min(MOST_BLOCKS)).await?);
+            whole.extend_from_slice(&self.read(first + start, (blocks - start).min(MOST_BLOCKS)).await?);
         }
         Ok(whole.freeze())
     }
@@ -116,16 +120,21 @@ pub struct Server {
     index: Arc<BlockIndex>,
     overlays: Vec<Arc<Overlay>>,
     disks: Vec<ServedDisk>,
-    running: JoinSet<()>,
+    running: Mutex<JoinSet<()>>,
 }
 
 /// Opens overlays and sockets for all disks of the index and starts to serve them.
 ///
 /// # Errors
 /// When overlays or sockets cannot be made.
-pub fn start(index: &Arc<BlockIndex>, server: &ServerId, sockets: &Path, overlays: &Path) -> Result<Server, ServeError> {
+pub fn start(
+    index: &Arc<BlockIndex>,
+    server: &ServerId,
+    sockets: &Path,
+    overlays: &Path,
+) -> Result<Server, ServeError> {
     let point = index.point();
-    let mut served = Server { index: Arc::clone(index), overlays: Vec::new(), disks: Vec::new(), running: JoinSet::new() };
+    let (mut running, mut disks, mut opened) = (JoinSet::new(), Vec::new(), Vec::new());
     for disk in index.disks() {
         let name = disk.slot.to_string();
         let identity = format!(
@@ -137,9 +146,9 @@ pub fn start(index: &Arc<BlockIndex>, server: &ServerId, sockets: &Path, overlay
         let path = sockets.join(format!("{name}.sock"));
         let listener = listen(&path).map_err(|source| ServeError::Socket { path: path.clone(), source })?;
         let device: Arc<dyn Device> = Arc::clone(&overlay) as Arc<dyn Device>;
-        served.running.spawn(nbd::serve(listener, name, device));
-        served.overlays.push(overlay);
-        served.disks.push(ServedDisk {
+        running.spawn(nbd::serve(listener, name, device));
+        opened.push(overlay);
+        disks.push(ServedDisk {
             slot: disk.slot.0,
             id: disk.id.clone(),
             path: disk.path.clone(),
@@ -147,7 +156,10 @@ pub fn start(index: &Arc<BlockIndex>, server: &ServerId, sockets: &Path, overlay
             socket: path,
         });
     }
-    if served.disks.is_empty() { Err(ServeError::NoDisks) } else { Ok(served) }
+    if disks.is_empty() {
+        return Err(ServeError::NoDisks);
+    }
+    Ok(Server { index: Arc::clone(index), overlays: opened, disks, running: Mutex::new(running) })
 }
 
 fn listen(path: &Path) -> io::Result<UnixListener> {
@@ -194,8 +206,8 @@ impl Server {
     ///
     /// # Errors
     /// When an overlay cannot be made durable.
-    pub async fn stop(mut self) -> io::Result<()> {
-        self.running.shutdown().await;
+    pub async fn stop(&self) -> io::Result<()> {
+        self.running.lock().await.shutdown().await;
         for disk in &self.disks {
             let _ = std::fs::remove_file(&disk.socket);
         }

@@ -17,14 +17,18 @@ const SIZES: [u64; 2] = [(1 << 20) + 512, 9 << 20];
 async fn source() -> Source {
     let mut source = Source::new(&SIZES).await;
     let copy = |disk, first, blocks, byte| vec![Write { disk, first, blocks, byte: Some(byte) }];
-    source.record(RecordKind::Copy, false, 0, &[copy(1, 0, 256, 1), copy(2, 0, 700, 2), copy(2, 1000, 500, 3)]).await;
+    source
+        .record(RecordKind::Copy, false, 0, &[copy(1, 0, 256, 1), copy(2, 0, 700, 2), copy(2, 1000, 500, 3)])
+        .await;
     source.record(RecordKind::Exact, true, 1, &[copy(1, 30, 3, 9), copy(2, 650, 100, 4)]).await;
     source
 }
 
 async fn open(source: &Source) -> Arc<BlockIndex> {
     let options = IndexOptions::default();
-    BlockIndex::open(&source.vault, &source.server, &source.env, PointSelector::Latest, &options).await.unwrap()
+    BlockIndex::open(&source.vault, &source.server, &source.env, PointSelector::Latest, &options)
+        .await
+        .unwrap()
 }
 
 async fn run(program: &str, arguments: &[&str]) -> Output {
@@ -64,7 +68,8 @@ async fn writes_trims_and_zeroes_stay_in_the_overlay() {
     let dir = tempfile::tempdir().unwrap();
     let server = serve::start(&open(&source).await, &source.server, dir.path(), dir.path()).unwrap();
     let mut wanted = source.points[&2][&2][..SIZES[1] as usize].to_vec();
-    let commands = ["write -P 0xab 4000 5000", "write -z 100k 300k", "discard 2M 1M", "write -P 0xcd 512 512", "flush"];
+    let commands =
+        ["write -P 0xab 4000 5000", "write -z 100k 300k", "discard 2M 1M", "write -P 0xcd 512 512", "flush"];
     let mut arguments = vec!["-f", "raw"];
     commands.iter().for_each(|command| arguments.extend(["-c", command]));
     let url = url(dir.path(), 2);
@@ -83,7 +88,10 @@ async fn writes_trims_and_zeroes_stay_in_the_overlay() {
     server.stop().await.unwrap();
     let fresh = tempfile::tempdir().unwrap();
     let server = serve::start(&open(&source).await, &source.server, fresh.path(), fresh.path()).unwrap();
-    assert!(whole(fresh.path(), 2).await == source.points[&2][&2][..SIZES[1] as usize], "the vault has changed");
+    assert!(
+        whole(fresh.path(), 2).await == source.points[&2][&2][..SIZES[1] as usize],
+        "the vault has changed"
+    );
     server.stop().await.unwrap();
 }
 
@@ -93,7 +101,9 @@ async fn several_clients_share_a_disk_and_a_broken_one_harms_nobody() {
     let dir = tempfile::tempdir().unwrap();
     let server = serve::start(&open(&source).await, &source.server, dir.path(), dir.path()).unwrap();
     let mut broken = tokio::net::UnixStream::connect(dir.path().join("1.sock")).await.unwrap();
-    tokio::io::AsyncWriteExt::write_all(&mut broken, b"this is not NBD at all, whatever it is").await.unwrap();
+    tokio::io::AsyncWriteExt::write_all(&mut broken, b"this is not NBD at all, whatever it is")
+        .await
+        .unwrap();
     let url = url(dir.path(), 1);
     let pattern = "read -P 9 120k 12k";
     let client = || run("qemu-io", &["-r", "-f", "raw", "-c", pattern, &url]);

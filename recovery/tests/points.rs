@@ -96,7 +96,14 @@ proptest! {
 
 async fn ten_rounds() -> Source {
     let mut source = Source::new(&SIZES).await;
-    source.record(RecordKind::Copy, false, 0, &[one(1, 0, 257, Some(1))[0].clone(), one(2, 0, 500, Some(2))[0].clone()]).await;
+    source
+        .record(
+            RecordKind::Copy,
+            false,
+            0,
+            &[one(1, 0, 257, Some(1))[0].clone(), one(2, 0, 500, Some(2))[0].clone()],
+        )
+        .await;
     for second in 2..12_u32 {
         let kind = if second == 7 { RecordKind::Inexact } else { RecordKind::Exact };
         source.record(kind, true, i64::from(second), &one(1, second * 4, 6, Some(second as u8))).await;
@@ -197,8 +204,9 @@ async fn reads_are_counted_and_kept() {
     let mut applier = applier(&source);
     while applier.step().await.unwrap() != Step::CaughtUp {}
     let options = IndexOptions::default();
-    let index =
-        BlockIndex::open(&source.vault, &source.server, &source.env, PointSelector::Latest, &options).await.unwrap();
+    let index = BlockIndex::open(&source.vault, &source.server, &source.env, PointSelector::Latest, &options)
+        .await
+        .unwrap();
     index.read(DiskSlot(2), 3, 1).await.unwrap();
     let first = index.figures();
     index.read(DiskSlot(2), 4, 1).await.unwrap();

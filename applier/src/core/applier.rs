@@ -56,15 +56,23 @@ pub enum ApplyError {
          back in time; it goes on when the server's full copy has opened a newer epoch"
     )]
     SeedAhead { name: String, epoch: u64, record: u64 },
-    #[error("seed disk {name} is {found} bytes long and should be {wanted}: delete it, it is made again from the log")]
+    #[error(
+        "seed disk {name} is {found} bytes long and should be {wanted}: delete it, it is made again from the log"
+    )]
     SeedLength { name: String, found: u64, wanted: u64 },
     #[error("seed disk {name} does not come to rest for a snapshot: look for a second applier and stop it")]
     Restless { name: String },
-    #[error("record {record} names block {block} of disk {disk}, which is not on any disk of the server: protect the server anew")]
+    #[error(
+        "record {record} names block {block} of disk {disk}, which is not on any disk of the server: protect the server anew"
+    )]
     OffDisk { record: u64, disk: DiskSlot, block: u32 },
-    #[error("disk {disk} changed from {from} to {to} bytes: this version cannot follow; remove the ProtectedServer and protect it anew")]
+    #[error(
+        "disk {disk} changed from {from} to {to} bytes: this version cannot follow; remove the ProtectedServer and protect it anew"
+    )]
     DiskChanged { disk: String, from: u64, to: u64 },
-    #[error("disk {disk} came back as slot {second} after slot {first}: remove the ProtectedServer and protect it anew")]
+    #[error(
+        "disk {disk} came back as slot {second} after slot {first}: remove the ProtectedServer and protect it anew"
+    )]
     SecondSlot { disk: String, first: u32, second: u32 },
     #[error("a page write was stopped")]
     Stopped(#[source] tokio::task::JoinError),
@@ -73,7 +81,10 @@ pub enum ApplyError {
 impl ApplyError {
     /// What the position says is not what the store holds any more.
     fn needs_rebuild(&self) -> bool {
-        matches!(self, Self::SeedLost { .. } | Self::SeedBehind { .. } | Self::Log(ReadError::WentBack { .. }))
+        matches!(
+            self,
+            Self::SeedLost { .. } | Self::SeedBehind { .. } | Self::Log(ReadError::WentBack { .. })
+        )
     }
 }
 
@@ -82,7 +93,10 @@ impl ApplyError {
 pub enum Step {
     /// Everything that the log holds stands on the seed disks.
     CaughtUp,
-    Applied { number: RecordNumber, point: bool },
+    Applied {
+        number: RecordNumber,
+        point: bool,
+    },
 }
 
 /// What was read from the vault; dropped after every error, so that going on is the same as starting.
@@ -162,7 +176,8 @@ impl Applier {
                     tokio::time::sleep(self.options.poll_interval).await;
                 }
                 Err(error) => {
-                    let pause = self.options.poll_interval.saturating_mul(1 << failed.min(5)).min(LONGEST_PAUSE);
+                    let pause =
+                        self.options.poll_interval.saturating_mul(1 << failed.min(5)).min(LONGEST_PAUSE);
                     tracing::warn!(server = %self.seeds.server, error = %chain(&error), ?pause, "applying stopped, trying again");
                     failed += 1;
                     let jitter = self.env.entropy.next_u64() % 1000;
@@ -225,7 +240,8 @@ impl Applier {
         let store = &*vault.store;
         let position = catalogue::read::<Position>(store, server).await?;
         let points = catalogue::read::<Points>(store, server).await?;
-        let (position, position_etag) = position.map_or((None, None), |(position, etag)| (Some(position), Some(etag)));
+        let (position, position_etag) =
+            position.map_or((None, None), |(position, etag)| (Some(position), Some(etag)));
         let (points, points_etag) = match points {
             Some((points, etag)) => (points, Some(etag)),
             None => (Points { format: FORMAT, server: server.to_string(), points: Vec::new() }, None),
@@ -252,14 +268,20 @@ impl Applier {
                 return Err(ApplyError::SeedLost { name });
             };
             // The epoch of the position may be newer than that of its last record: only the record is compared.
-            if sequence & 0xffff_ffff < last_number.0 & 0xffff_ffff && sequence < position_sequence(position) {
+            if sequence & 0xffff_ffff < last_number.0 & 0xffff_ffff && sequence < position_sequence(position)
+            {
                 return Err(ApplyError::SeedBehind { name });
             }
         }
         Ok(())
     }
 
-    async fn collect(&self, reader: &mut LogReader, batch: &mut Batch, rule: &PointRule) -> Result<(), ApplyError> {
+    async fn collect(
+        &self,
+        reader: &mut LogReader,
+        batch: &mut Batch,
+        rule: &PointRule,
+    ) -> Result<(), ApplyError> {
         while !batch.ended() {
             let Some(entry) = reader.next().await? else { break };
             let Some(after) = reader.state() else { break };
@@ -275,7 +297,12 @@ impl Applier {
         Ok(())
     }
 
-    async fn apply(&mut self, loaded: &mut Loaded, batch: &mut Batch, rule: &PointRule) -> Result<Step, ApplyError> {
+    async fn apply(
+        &mut self,
+        loaded: &mut Loaded,
+        batch: &mut Batch,
+        rule: &PointRule,
+    ) -> Result<Step, ApplyError> {
         let mut figures = self.status.borrow().figures;
         let mut seeds = loaded.seeds();
         if !batch.records.is_empty() {
@@ -329,7 +356,11 @@ impl Applier {
             self.collect(&mut loaded.reader, batch, rule).await?;
             if !batch.reaches(raised) {
                 let name = self.seeds.name(&seed.disk_id);
-                return Err(ApplyError::SeedAhead { name, epoch: raised >> 32, record: raised & 0xffff_ffff });
+                return Err(ApplyError::SeedAhead {
+                    name,
+                    epoch: raised >> 32,
+                    record: raised & 0xffff_ffff,
+                });
             }
         }
     }

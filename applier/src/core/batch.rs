@@ -79,7 +79,12 @@ fn newest_first(records: &[v1::Data]) -> Result<Vec<Source>, JournalError> {
 }
 
 /// The parts of `extent` that nothing newer covers; afterwards they are covered.
-fn uncovered(extent: &ExtentData, covered: &mut RoaringBitmap, mut piece: impl FnMut(ExtentData), superseded: &mut u64) {
+fn uncovered(
+    extent: &ExtentData,
+    covered: &mut RoaringBitmap,
+    mut piece: impl FnMut(ExtentData),
+    superseded: &mut u64,
+) {
     let BlockRun { disk, first, blocks } = extent.run;
     if blocks == 0 {
         return;
@@ -175,7 +180,9 @@ mod tests {
         uncovered(&extent, &mut covered, |piece| pieces.push(piece), &mut superseded);
         let seen: Vec<_> = pieces
             .iter()
-            .map(|piece| (piece.run.first, piece.run.blocks, piece.data.as_ref().map(|data| (data[0], data.len()))))
+            .map(|piece| {
+                (piece.run.first, piece.run.blocks, piece.data.as_ref().map(|data| (data[0], data.len())))
+            })
             .collect();
         assert_eq!(seen, [(10, 2, Some((0, 8192))), (14, 5, Some((4, 5 * 4096)))]);
         assert_eq!(superseded, 3 * 4096);

@@ -97,7 +97,13 @@ mod tests {
     #[test]
     fn neighbours_become_one_write_and_zeros_one_clear() {
         let mut window = Window::default();
-        for extent in [extent(1, 5, 1, Some(2)), extent(1, 4, 1, Some(1)), extent(1, 7, 2, None), extent(1, 6, 1, None), extent(2, 9, 1, Some(3))] {
+        for extent in [
+            extent(1, 5, 1, Some(2)),
+            extent(1, 4, 1, Some(1)),
+            extent(1, 7, 2, None),
+            extent(1, 6, 1, None),
+            extent(2, 9, 1, Some(3)),
+        ] {
             window.push(extent);
         }
         let writes = window.drain();

@@ -168,7 +168,8 @@ mod tests {
     }
 
     fn rule(newest: Option<(u64, i64)>) -> PointRule {
-        let newest = newest.map(|(number, seconds)| (Epoch(1), RecordNumber(number), Micros(seconds * 1_000_000)));
+        let newest =
+            newest.map(|(number, seconds)| (Epoch(1), RecordNumber(number), Micros(seconds * 1_000_000)));
         PointRule { interval: Duration::from_secs(300), newest }
     }
 

@@ -56,7 +56,11 @@ pub(super) fn seeds_with(
         }
         match seeds.insert(disk.slot.0, new.clone()) {
             Some(before) if before != new => {
-                return Err(ApplyError::DiskChanged { disk: disk.id.clone(), from: before.size_bytes, to: new.size_bytes });
+                return Err(ApplyError::DiskChanged {
+                    disk: disk.id.clone(),
+                    from: before.size_bytes,
+                    to: new.size_bytes,
+                });
             }
             _ => {}
         }

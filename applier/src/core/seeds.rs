@@ -89,14 +89,27 @@ impl Seeds {
         self.write(seed, vhd::virtual_bytes(seed.size_bytes), footer.into(), sequence).await
     }
 
-    pub(super) async fn write(&self, seed: &Seed, offset: u64, content: bytes::Bytes, sequence: u64) -> Result<(), ApplyError> {
+    pub(super) async fn write(
+        &self,
+        seed: &Seed,
+        offset: u64,
+        content: bytes::Bytes,
+        sequence: u64,
+    ) -> Result<(), ApplyError> {
         let name = self.name(&seed.disk_id);
         let store = &self.vault.store;
-        let written = sure(&self.patience, || store.write_pages(&name, offset, content.clone(), None, sequence)).await;
+        let written =
+            sure(&self.patience, || store.write_pages(&name, offset, content.clone(), None, sequence)).await;
         fenced(written, name).map(drop)
     }
 
-    pub(super) async fn clear(&self, seed: &Seed, offset: u64, length: u64, sequence: u64) -> Result<(), ApplyError> {
+    pub(super) async fn clear(
+        &self,
+        seed: &Seed,
+        offset: u64,
+        length: u64,
+        sequence: u64,
+    ) -> Result<(), ApplyError> {
         let name = self.name(&seed.disk_id);
         let range = offset..offset + length;
         let store = &self.vault.store;

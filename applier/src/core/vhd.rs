@@ -103,9 +103,14 @@ mod tests {
             let file = File::create(&path).unwrap();
             file.set_len(blob_bytes(size)).unwrap();
             file.write_all_at(&footer("s", "sda", size), size).unwrap();
-            let output = Command::new("qemu-img").args(["info", "-f", "vpc", "--output=json"]).arg(&path).output().unwrap();
-            let info: serde_json::Value = serde_json::from_slice(&output.stdout)
-                .unwrap_or_else(|_| panic!("qemu-img refuses {mib} MiB: {}", String::from_utf8_lossy(&output.stderr)));
+            let output = Command::new("qemu-img")
+                .args(["info", "-f", "vpc", "--output=json"])
+                .arg(&path)
+                .output()
+                .unwrap();
+            let info: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| {
+                panic!("qemu-img refuses {mib} MiB: {}", String::from_utf8_lossy(&output.stderr))
+            });
             assert_eq!(info["virtual-size"].as_u64(), Some(size), "{mib} MiB");
         }
     }

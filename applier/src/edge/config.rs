@@ -54,12 +54,15 @@ impl Config {
     /// # Errors
     /// When it cannot be read or does not say what it should.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let bytes = std::fs::read(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        let config: Self =
-            serde_json::from_slice(&bytes).map_err(|source| ConfigError::Syntax { path: path.to_owned(), source })?;
+        let bytes =
+            std::fs::read(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let config: Self = serde_json::from_slice(&bytes)
+            .map_err(|source| ConfigError::Syntax { path: path.to_owned(), source })?;
         let Self { point_interval_seconds, poll_interval_milliseconds, .. } = &config;
-        let numbers =
-            [("pointIntervalSeconds", point_interval_seconds), ("pollIntervalMilliseconds", poll_interval_milliseconds)];
+        let numbers = [
+            ("pointIntervalSeconds", point_interval_seconds),
+            ("pollIntervalMilliseconds", poll_interval_milliseconds),
+        ];
         match numbers.into_iter().find(|(_, number)| **number == Some(0)) {
             Some((field, _)) => Err(ConfigError::Zero { field }),
             None => Ok(config),
@@ -70,7 +73,9 @@ impl Config {
         let default = Options::default();
         Options {
             point_interval: self.point_interval_seconds.map_or(default.point_interval, Duration::from_secs),
-            poll_interval: self.poll_interval_milliseconds.map_or(default.poll_interval, Duration::from_millis),
+            poll_interval: self
+                .poll_interval_milliseconds
+                .map_or(default.poll_interval, Duration::from_millis),
             limits: default.limits,
         }
     }
@@ -95,7 +100,10 @@ mod tests {
     #[test]
     fn reads_what_the_operator_writes() {
         let options = read(EXAMPLE).unwrap().options();
-        assert_eq!((options.point_interval, options.poll_interval), (Duration::from_secs(60), Duration::from_secs(2)));
+        assert_eq!(
+            (options.point_interval, options.poll_interval),
+            (Duration::from_secs(60), Duration::from_secs(2))
+        );
     }
 
     #[test]

@@ -89,15 +89,16 @@ impl Board {
     }
 
     pub fn report(&self, name: &str, env: &Env) -> v1::ApplierReport {
-        let servers = self.servers().into_iter().map(|Shown { id, name: _, status, stored_bytes }| v1::AppliedServer {
-            server_id: id.to_string(),
-            epoch: status.epoch,
-            applied_number: status.applied_number,
-            log_number: status.log_number,
-            points: status.points,
-            error: status.error,
-            stored_bytes,
-        });
+        let servers =
+            self.servers().into_iter().map(|Shown { id, name: _, status, stored_bytes }| v1::AppliedServer {
+                server_id: id.to_string(),
+                epoch: status.epoch,
+                applied_number: status.applied_number,
+                log_number: status.log_number,
+                points: status.points,
+                error: status.error,
+                stored_bytes,
+            });
         v1::ApplierReport {
             name: name.to_owned(),
             time_micros: env.wall.now().0,
@@ -128,8 +129,10 @@ pub async fn run(vault: Vault, env: Env, options: Options, board: Board) {
     loop {
         match vault.servers().await {
             Ok(named) => {
-                let mut wanted: BTreeMap<ServerId, String> =
-                    named.into_iter().map(|server| (server.id, format!("{}/{}", server.namespace, server.name))).collect();
+                let mut wanted: BTreeMap<ServerId, String> = named
+                    .into_iter()
+                    .map(|server| (server.id, format!("{}/{}", server.namespace, server.name)))
+                    .collect();
                 for asked in board.lock().asked_for.clone() {
                     wanted.entry(asked).or_default();
                 }
@@ -196,13 +199,17 @@ fn settle(
             continue;
         }
         tracing::info!(server = %id, name, "applying");
-        let applier = Applier::new(vault.clone(), id.clone(), env.clone(), options.clone()).with_turns(Arc::clone(turns));
+        let applier = Applier::new(vault.clone(), id.clone(), env.clone(), options.clone())
+            .with_turns(Arc::clone(turns));
         let status = applier.status();
         let task = tasks.spawn(applier.run());
         let (measured, measuring_board) = (id.clone(), board.clone());
         let measuring_vault = vault.clone();
         let measuring = tasks.spawn(async move {
-            stored::measure(&measuring_vault, &measured, |bytes| measuring_board.set_stored(&measured, bytes)).await;
+            stored::measure(&measuring_vault, &measured, |bytes| {
+                measuring_board.set_stored(&measured, bytes)
+            })
+            .await;
         });
         inner.servers.insert(id, Entry { name, status, stored_bytes: 0, task, measuring });
     }

@@ -34,7 +34,9 @@ pub async fn serve(listener: TcpListener, board: Board) -> std::io::Result<()> {
 async fn ready(State(board): State<Board>) -> Response {
     match (board.ready(), board.vault_error()) {
         (true, _) => "ok\n".into_response(),
-        (false, error) if error.is_empty() => (StatusCode::SERVICE_UNAVAILABLE, "the vault is being opened\n").into_response(),
+        (false, error) if error.is_empty() => {
+            (StatusCode::SERVICE_UNAVAILABLE, "the vault is being opened\n").into_response()
+        }
         (false, error) => (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")).into_response(),
     }
 }
@@ -66,16 +68,22 @@ const FIGURES: [Figure; 13] = [
         u64::try_from(shown.status.applied_t0_micros / 1_000_000).unwrap_or(0)
     }),
     ("points", "Recovery points that stand in snapshots", |shown| shown.status.points.len() as u64),
-    ("stored_bytes", "Bytes of the server in the vault, without what only snapshots hold", |shown| shown.stored_bytes),
+    ("stored_bytes", "Bytes of the server in the vault, without what only snapshots hold", |shown| {
+        shown.stored_bytes
+    }),
     ("failing", "1: applying cannot go on", |shown| u64::from(!shown.status.error.is_empty())),
     ("batches", "Batches applied since the start", |shown| shown.status.figures.batches),
     ("records", "Records applied since the start", |shown| shown.status.figures.records),
     ("page_writes", "Page writes and clears since the start", |shown| shown.status.figures.page_writes),
-    ("written_bytes", "Bytes written to seed disks since the start", |shown| shown.status.figures.written_bytes),
+    ("written_bytes", "Bytes written to seed disks since the start", |shown| {
+        shown.status.figures.written_bytes
+    }),
     ("skipped_bytes", "Bytes not written because a later record of the batch replaced them", |shown| {
         shown.status.figures.superseded_bytes
     }),
-    ("fetched_bytes", "Bytes of segments fetched since the start", |shown| shown.status.figures.fetched_bytes),
+    ("fetched_bytes", "Bytes of segments fetched since the start", |shown| {
+        shown.status.figures.fetched_bytes
+    }),
     ("superseded_batches", "Batches given up because another applier was ahead", |shown| {
         shown.status.figures.superseded_batches
     }),

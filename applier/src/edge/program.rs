@@ -22,7 +22,9 @@ const VAULT_PAUSE: Duration = Duration::from_secs(5);
 
 #[derive(Debug, thiserror::Error)]
 pub enum ProgramError {
-    #[error("cannot listen on {address}: another program has the port, or it needs a right that the pod lacks")]
+    #[error(
+        "cannot listen on {address}: another program has the port, or it needs a right that the pod lacks"
+    )]
     Listen {
         address: std::net::SocketAddr,
         #[source]

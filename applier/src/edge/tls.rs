@@ -27,12 +27,19 @@ const HANDSHAKES: usize = 16;
 pub(super) type Incoming = ReceiverStream<io::Result<TlsStream<TcpStream>>>;
 
 /// Connections of the operator. The returned task accepts until the stream is dropped.
-pub(super) fn accept(listener: TcpListener, dir: &Path) -> (Incoming, impl Future<Output = ()> + Send + use<>) {
+pub(super) fn accept(
+    listener: TcpListener,
+    dir: &Path,
+) -> (Incoming, impl Future<Output = ()> + Send + use<>) {
     let (ready, incoming) = mpsc::channel(1);
     (ReceiverStream::new(incoming), run(listener, dir.to_owned(), ready))
 }
 
-async fn run(listener: TcpListener, dir: std::path::PathBuf, ready: mpsc::Sender<io::Result<TlsStream<TcpStream>>>) {
+async fn run(
+    listener: TcpListener,
+    dir: std::path::PathBuf,
+    ready: mpsc::Sender<io::Result<TlsStream<TcpStream>>>,
+) {
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
     let mut running = JoinSet::new();
     loop {
@@ -49,7 +56,9 @@ async fn run(listener: TcpListener, dir: std::path::PathBuf, ready: mpsc::Sender
         };
         let (dir, ready) = (dir.clone(), ready.clone());
         running.spawn(async move {
-            let shaken = timeout(HANDSHAKE_LIMIT, shake(tcp, &dir)).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+            let shaken = timeout(HANDSHAKE_LIMIT, shake(tcp, &dir))
+                .await
+                .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
             drop(slot);
             match shaken {
                 Ok(stream) => drop(ready.send(Ok(stream)).await),
@@ -71,7 +80,9 @@ async fn shake(tcp: TcpStream, dir: &Path) -> io::Result<TlsStream<TcpStream>> {
 fn is_operator(certificate: &[u8]) -> bool {
     let Ok((_, parsed)) = X509Certificate::from_der(certificate) else { return false };
     let names = parsed.subject_alternative_name().ok().flatten();
-    names.is_some_and(|names| names.value.general_names.iter().any(|name| *name == GeneralName::URI(OPERATOR_URI)))
+    names.is_some_and(|names| {
+        names.value.general_names.iter().any(|name| *name == GeneralName::URI(OPERATOR_URI))
+    })
 }
 
 /// TLS settings from tls.crt, tls.key and ca.crt.
@@ -82,16 +93,29 @@ pub(super) fn settings(dir: &Path) -> io::Result<ServerConfig> {
     let read = |name: &str| {
         let path = dir.join(name);
         std::fs::read(&path).map_err(|error| {
-            io::Error::new(error.kind(), format!("{} cannot be read ({error}): the operator's Secret is mounted there", path.display()))
+            io::Error::new(
+                error.kind(),
+                format!(
+                    "{} cannot be read ({error}): the operator's Secret is mounted there",
+                    path.display()
+                ),
+            )
         })
     };
     let unusable = |what: &str, error: &dyn std::fmt::Display| {
-        io::Error::new(io::ErrorKind::InvalidData, format!("{what} in {} is not usable ({error}): delete its Secret, the operator makes it anew", dir.display()))
+        io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!(
+                "{what} in {} is not usable ({error}): delete its Secret, the operator makes it anew",
+                dir.display()
+            ),
+        )
     };
     let chain = CertificateDer::pem_slice_iter(&read("tls.crt")?)
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| unusable("tls.crt", &error))?;
-    let key = PrivateKeyDer::from_pem_slice(&read("tls.key")?).map_err(|error| unusable("tls.key", &error))?;
+    let key =
+        PrivateKeyDer::from_pem_slice(&read("tls.key")?).map_err(|error| unusable("tls.key", &error))?;
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(&read("ca.crt")?) {
         let certificate = certificate.map_err(|error| unusable("ca.crt", &error))?;

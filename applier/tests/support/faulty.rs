@@ -46,7 +46,12 @@ impl Faulty {
         self.left.load(Ordering::Relaxed) < 0
     }
 
-    async fn pass<T>(&self, operation: &'static str, name: &str, call: impl Future<Output = Result<T>>) -> Result<T> {
+    async fn pass<T>(
+        &self,
+        operation: &'static str,
+        name: &str,
+        call: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
         let left = self.left.fetch_sub(1, Ordering::Relaxed);
         let lost = || StoreError::Unknown { operation, name: name.to_owned(), detail: "planted".to_owned() };
         match (left, self.fault) {
@@ -116,7 +121,8 @@ impl BlobStore for Faulty {
         lease: Option<&LeaseId>,
         sequence_at_most: u64,
     ) -> Result<ETag> {
-        self.pass("write_pages", name, self.store.write_pages(name, offset, content, lease, sequence_at_most)).await
+        self.pass("write_pages", name, self.store.write_pages(name, offset, content, lease, sequence_at_most))
+            .await
     }
 
     async fn clear_pages(

@@ -52,13 +52,19 @@ impl Source {
         let env = Env::system();
         let store = ModelStore::new();
         let keys = Arc::new(DataKeys::generate(&*env.entropy));
-        let vault =
-            Vault { store: Arc::new(store.clone()), cache: Arc::new(store.clone()), keys, id: "test".to_owned() };
+        let vault = Vault {
+            store: Arc::new(store.clone()),
+            cache: Arc::new(store.clone()),
+            keys,
+            id: "test".to_owned(),
+        };
         let server: ServerId = "6d3f9a52-7c1e-4b6a-9d0e-0123456789ab".parse().unwrap();
         let log = take(&vault, &server, &env, Order::WhenFree).await;
-        let images = (1..).zip(sizes).map(|(slot, size)| (slot, vec![0; size.next_multiple_of(BLOCK_BYTES) as usize]));
+        let images =
+            (1..).zip(sizes).map(|(slot, size)| (slot, vec![0; size.next_multiple_of(BLOCK_BYTES) as usize]));
         let images = images.collect();
-        let mut source = Self { store, vault, server, env, log, images, points: BTreeMap::new(), sizes: sizes.to_vec() };
+        let mut source =
+            Self { store, vault, server, env, log, images, points: BTreeMap::new(), sizes: sizes.to_vec() };
         source.name_disks().await;
         source
     }
@@ -79,7 +85,13 @@ impl Source {
     }
 
     /// Commits one record. Each group of writes becomes a segment; a single small one travels inline.
-    pub async fn record(&mut self, kind: RecordKind, complete: bool, t0_seconds: i64, groups: &[Vec<Write>]) -> u64 {
+    pub async fn record(
+        &mut self,
+        kind: RecordKind,
+        complete: bool,
+        t0_seconds: i64,
+        groups: &[Vec<Write>],
+    ) -> u64 {
         let state = self.log.state();
         let number = state.last_number.next();
         let epoch = state.epoch;

@@ -18,7 +18,11 @@ pub(super) struct Run {
 pub(super) enum Place {
     Zero,
     /// In this segment's extent, `skip` blocks after its beginning.
-    Extent { segment: u32, extent: u32, skip: u32 },
+    Extent {
+        segment: u32,
+        extent: u32,
+        skip: u32,
+    },
     /// Not changed since the base.
     Base,
 }
@@ -85,7 +89,9 @@ impl DiskMap {
             }
             let cut = at - run.first;
             let place = match run.place {
-                Place::Extent { segment, extent, skip } => Place::Extent { segment, extent, skip: skip + cut },
+                Place::Extent { segment, extent, skip } => {
+                    Place::Extent { segment, extent, skip: skip + cut }
+                }
                 place => place,
             };
             let blocks = (run.blocks - cut).min(end - at);

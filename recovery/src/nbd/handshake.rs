@@ -67,7 +67,8 @@ where
             OPT_INFO | OPT_GO => match info_name(&data) {
                 None => reply(writer, code, REP_ERR_INVALID, b"malformed option").await?,
                 Some(asked) if !is_ours(asked, name) => {
-                    reply(writer, code, REP_ERR_UNKNOWN, b"no export of this name: use the empty name").await?;
+                    reply(writer, code, REP_ERR_UNKNOWN, b"no export of this name: use the empty name")
+                        .await?;
                 }
                 Some(_) => {
                     describe(writer, code, size).await?;
@@ -188,7 +189,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_name_longer_than_its_option_is_refused() {
-        let (_, written) = answers(hello(&[option(OPT_GO, &[0, 0, 1, 0, 0, 0]), option(OPT_ABORT, b"")])).await;
+        let (_, written) =
+            answers(hello(&[option(OPT_GO, &[0, 0, 1, 0, 0, 0]), option(OPT_ABORT, b"")])).await;
         assert_eq!(written[12..16], REP_ERR_INVALID.to_be_bytes());
     }
 

@@ -36,8 +36,12 @@ pub const FLAG_SEND_WRITE_ZEROES: u16 = 1 << 6;
 pub const FLAG_CAN_MULTI_CONN: u16 = 1 << 8;
 
 /// What every export announces.
-pub const EXPORT_FLAGS: u16 =
-    FLAG_HAS_FLAGS | FLAG_SEND_FLUSH | FLAG_SEND_FUA | FLAG_SEND_TRIM | FLAG_SEND_WRITE_ZEROES | FLAG_CAN_MULTI_CONN;
+pub const EXPORT_FLAGS: u16 = FLAG_HAS_FLAGS
+    | FLAG_SEND_FLUSH
+    | FLAG_SEND_FUA
+    | FLAG_SEND_TRIM
+    | FLAG_SEND_WRITE_ZEROES
+    | FLAG_CAN_MULTI_CONN;
 
 pub const CMD_READ: u16 = 0;
 pub const CMD_WRITE: u16 = 1;

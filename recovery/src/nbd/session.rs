@@ -42,7 +42,10 @@ where
             Err(error) => return Err(error),
         }
         let Some(request) = Request::parse(&head) else {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "the client sent something that is not a request"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the client sent something that is not a request",
+            ));
         };
         if request.command == CMD_DISC {
             break;
@@ -51,12 +54,18 @@ where
         if carries && request.length > MAX_PAYLOAD_BYTES {
             if request.command == CMD_WRITE {
                 // Its payload follows; there is no way to go on without taking it all.
-                return Err(io::Error::new(io::ErrorKind::InvalidData, "a write request is larger than 32 MiB"));
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "a write request is larger than 32 MiB",
+                ));
             }
             answer(&writer, request.cookie, Err(EINVAL)).await?;
             continue;
         }
-        let permits = (acquire(&parallel, 1).await?, acquire(&budget, if carries { request.length.div_ceil(1024) } else { 0 }).await?);
+        let permits = (
+            acquire(&parallel, 1).await?,
+            acquire(&budget, if carries { request.length.div_ceil(1024) } else { 0 }).await?,
+        );
         let mut payload = Vec::new();
         if request.command == CMD_WRITE {
             payload.resize(request.length as usize, 0);
@@ -79,7 +88,11 @@ async fn acquire(semaphore: &Arc<Semaphore>, permits: u32) -> io::Result<OwnedSe
     Arc::clone(semaphore).acquire_many_owned(permits).await.map_err(io::Error::other)
 }
 
-async fn answer<W: AsyncWrite + Unpin>(writer: &Mutex<W>, cookie: u64, result: Result<Bytes, u32>) -> io::Result<()> {
+async fn answer<W: AsyncWrite + Unpin>(
+    writer: &Mutex<W>,
+    cookie: u64,
+    result: Result<Bytes, u32>,
+) -> io::Result<()> {
     let (error, data) = match result {
         Ok(data) => (0, data),
         Err(error) => (error, Bytes::new()),
@@ -103,7 +116,9 @@ async fn perform(device: &dyn Device, request: &Request, payload: Bytes) -> Resu
         _ => return Err(ENOTSUP),
     };
     let result = match result {
-        Ok(data) if flags & CMD_FLAG_FUA != 0 && matches!(command, CMD_WRITE | CMD_TRIM | CMD_WRITE_ZEROES) => {
+        Ok(data)
+            if flags & CMD_FLAG_FUA != 0 && matches!(command, CMD_WRITE | CMD_TRIM | CMD_WRITE_ZEROES) =>
+        {
             device.flush().await.map(|()| data)
         }
         other => other,

@@ -23,13 +23,19 @@ const PAGE_BLOCKS: usize = PAGE * 8;
 
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    #[error("the overlay file {path} cannot be used: check that the folder exists, is writable and has space")]
+    #[error(
+        "the overlay file {path} cannot be used: check that the folder exists, is writable and has space"
+    )]
     Io { path: PathBuf, source: io::Error },
     #[error("{path} is in use by another lifeboat-recovery: stop it or give another --overlay-dir")]
     InUse { path: PathBuf },
-    #[error("{path} belongs to {found}, not to {wanted}: delete it together with its .overlay file, or give another --overlay-dir")]
+    #[error(
+        "{path} belongs to {found}, not to {wanted}: delete it together with its .overlay file, or give another --overlay-dir"
+    )]
     Other { path: PathBuf, found: String, wanted: String },
-    #[error("{path} is not an overlay's map: delete it together with its .overlay file, or give another --overlay-dir")]
+    #[error(
+        "{path} is not an overlay's map: delete it together with its .overlay file, or give another --overlay-dir"
+    )]
     Damaged { path: PathBuf },
 }
 
@@ -52,7 +58,8 @@ pub(super) struct Changed {
 impl Map {
     pub(super) fn open(path: &Path, identity: &str, blocks: u64) -> Result<Self, OpenError> {
         let io = |source| OpenError::Io { path: path.to_owned(), source };
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).map_err(io)?;
+        let file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).map_err(io)?;
         file.try_lock().map_err(|error| match error {
             std::fs::TryLockError::WouldBlock => OpenError::InUse { path: path.to_owned() },
             std::fs::TryLockError::Error(source) => io(source),
@@ -67,7 +74,8 @@ impl Map {
             if found != identity {
                 return Err(OpenError::Other { path: path.to_owned(), found, wanted: identity.to_owned() });
             }
-            file.read_exact_at(&mut bits, PAGE as u64).map_err(|_| OpenError::Damaged { path: path.to_owned() })?;
+            file.read_exact_at(&mut bits, PAGE as u64)
+                .map_err(|_| OpenError::Damaged { path: path.to_owned() })?;
         }
         let count = bits.iter().map(|byte| u64::from(byte.count_ones())).sum();
         Ok(Self { file: Arc::new(file), bits, count, changed: BTreeSet::new() })
@@ -95,7 +103,10 @@ impl Map {
 
     pub(super) fn take_changed(&mut self) -> Changed {
         let pages = std::mem::take(&mut self.changed);
-        let pages = pages.into_iter().map(|page| (page, self.bits[page * PAGE..(page + 1) * PAGE].to_vec())).collect();
+        let pages = pages
+            .into_iter()
+            .map(|page| (page, self.bits[page * PAGE..(page + 1) * PAGE].to_vec()))
+            .collect();
         Changed { file: Arc::clone(&self.file), pages }
     }
 
