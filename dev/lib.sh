@@ -50,13 +50,14 @@ need_state() {
 
 # ---- the cache
 
-# hash_of [--text TEXT]... FILE...: one short hash over names' contents and texts, in order.
+# hash_of [--text TEXT]... FILE...: one short hash over names and contents of files and over texts, in order.
 hash_of() {
-  local parts=() files=()
+  local parts=() files=() file
   while [ $# -gt 0 ]; do
     if [ "$1" = --text ]; then parts+=("$2"); shift 2; else files+=("$1"); shift; fi
   done
-  { printf '%s\n' "${parts[@]}"; [ ${#files[@]} = 0 ] || cat -- "${files[@]}"; } | sha256sum | cut -c1-16
+  # Names count, as they are inside the checkout: two checkouts share what is the same.
+  { printf '%s\n' "${parts[@]}"; for file in "${files[@]}"; do printf '%s ' "${file#"$ROOT/"}"; sha256sum <"$file"; done; } | sha256sum | cut -c1-16
 }
 
 # cached PATH FUNCTION: makes PATH (a file or folder in the cache) by calling `FUNCTION TMP`, which
