@@ -56,7 +56,11 @@ pub const MANAGEMENT_PORT: u16 = 443;
         json_path = r#".status.conditions[?(@.type=="Ready")].message"#,
         priority = 1
     ),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    validation = Rule::new("self.metadata.name.size() <= 36 && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')").message("metadata.name of a ReplicationAppliance has at most 36 characters: a small letter, then small letters, digits and dashes, since Services and pods are named after it")
+)]
+#[x_kube(
+    validation = Rule::new("!has(self.exposure.nodePorts) || self.exposure.nodePorts.management < self.exposure.nodePorts.dataBase || self.exposure.nodePorts.management >= self.exposure.nodePorts.dataBase + self.processServers.replicas").message("exposure.nodePorts.management lies among the ports of the process servers: there is one from dataBase on for each replica")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct ReplicationApplianceSpec {

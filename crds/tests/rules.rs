@@ -135,6 +135,30 @@ fn an_exposure_that_contradicts_itself_is_refused(#[case] exposure: Value, #[cas
 }
 
 #[test]
+fn ports_of_the_nodes_do_not_collide_however_many_process_servers_there_are() {
+    let spec = |replicas: i32| {
+        with(
+            &appliance(),
+            json!({
+                "exposure": { "type": "NodePort", "nodePorts": { "management": 30945, "dataBase": 30943 } },
+                "processServers": { "replicas": replicas }
+            }),
+        )
+    };
+    admits("ReplicationAppliance", spec(2));
+    refuses("ReplicationAppliance", spec(3), "management lies among the ports of the process servers");
+}
+
+#[rstest]
+#[case("1st-floor")]
+#[case("berlin.contoso.com")]
+#[case(&"x".repeat(37))]
+fn an_appliance_whose_name_cannot_be_part_of_others_is_refused(#[case] name: &str) {
+    let said = messages("ReplicationAppliance", &object(name, appliance()), None);
+    assert!(said.len() == 1 && said[0].contains("has at most 36 characters"), "{said:?}");
+}
+
+#[test]
 fn a_spool_that_cannot_hold_a_round_is_refused() {
     let spec = with(&appliance(), json!({ "processServers": { "spool": { "size": "1Mi" } } }));
     refuses("ReplicationAppliance", spec, "spool.size is at least 64Mi");

@@ -396,6 +396,8 @@ fn the_operator_may_do_its_work_and_no_more() {
         ("get", "secrets", true),
         ("list", "secrets", false),
         ("watch", "secrets", false),
+        ("delete", "secrets", false),
+        ("delete", "persistentvolumeclaims", false),
         ("create", "statefulsets.apps", true),
         ("create", "jobs.batch", true),
         ("create", "pods", true),
