@@ -17,6 +17,7 @@ use std::{
 };
 
 use lifeboat_tests::api_server::{Answer, ApiServer, top};
+use rstest::rstest;
 use serde_json::{Value, json};
 
 /// Started by the first test, with the chart installed. Ended by `apiserver-up`'s guard when this process ends.
@@ -195,6 +196,25 @@ fn the_manifests_for_kustomize_are_what_the_chart_says_and_are_admitted() {
     assert!(applied.success, "{}", applied.stderr);
     let rendered = SERVER.kubectl(["kustomize", overlay.to_str().unwrap()]).unwrap();
     assert!(!rendered.stdout.contains("localhost/lifeboat"), "an image is left out of {}", overlay.display());
+}
+
+#[rstest]
+#[case("operator.replica=2", "additional properties 'replica' not allowed")]
+#[case("images.pullPolicy=Sometimes", "'/images/pullPolicy'")]
+#[case("images.repository=registry.contoso.com/", "'/images/repository'")]
+#[case("images.repository=", "set images.repository to where the images of Lifeboat are")]
+fn a_wrong_value_is_refused_before_anything_is_installed(#[case] value: &str, #[case] expected: &str) {
+    let chart = top().join("charts/lifeboat");
+    let arguments = [
+        "template",
+        "lifeboat",
+        chart.to_str().unwrap(),
+        "--set",
+        "images.repository=localhost/lifeboat",
+        "--set",
+        value,
+    ];
+    refused(&SERVER.helm(arguments).unwrap(), expected);
 }
 
 #[test]
