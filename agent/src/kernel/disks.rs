@@ -102,7 +102,10 @@ impl Discovery {
             for disk in found.disks.split_off(MAX_DISKS) {
                 found.issues.push(error(
                     "TooManyDisks",
-                    format!("{} is not protected: the server has more than {MAX_DISKS} disks", disk.path().display()),
+                    format!(
+                        "{} is not protected: the server has more than {MAX_DISKS} disks",
+                        disk.path().display()
+                    ),
                     "name the disks to protect in the agent's configuration",
                 ));
             }
@@ -152,10 +155,14 @@ impl Discovery {
         }
         let device = text(&folder.join("dev")).and_then(|text| {
             let (major, minor) = text.split_once(':')?;
-            Some(major.parse::<u32>().ok()? << 20 | minor.parse::<u32>().ok()?)
+            Some((major.parse::<u32>().ok()? << 20) | minor.parse::<u32>().ok()?)
         });
         let Some(device) = device else {
-            return refuse("DiskUnreadable", format!("{path} has no device number in sysfs"), "restart the server");
+            return refuse(
+                "DiskUnreadable",
+                format!("{path} has no device number in sysfs"),
+                "restart the server",
+            );
         };
         let (id, stable) = identity(folder, name);
         if !stable {
@@ -163,14 +170,18 @@ impl Discovery {
                 code: "DiskWithoutSerial".to_owned(),
                 severity: "Warning".to_owned(),
                 message: format!("{path} has neither WWN nor serial number; it is known by its place ({id})"),
-                remedy: "give the virtual disk a serial number; moving it to another slot makes it a new disk".to_owned(),
+                remedy:
+                    "give the virtual disk a serial number; moving it to another slot makes it a new disk"
+                        .to_owned(),
             });
         }
         if number("queue/iostats") == Some(0) {
             found.issues.push(v1::AgentIssue {
                 code: "DiskStatisticsOff".to_owned(),
                 severity: "Warning".to_owned(),
-                message: format!("the kernel does not count the requests of {path}: an idle server cannot prove that"),
+                message: format!(
+                    "the kernel does not count the requests of {path}: an idle server cannot prove that"
+                ),
                 remedy: format!("echo 1 > /sys/block/{name}/queue/iostats"),
             });
         }
@@ -216,12 +227,16 @@ fn text(path: &Path) -> Option<String> {
 /// The id and whether it stays with the disk when that moves.
 fn identity(folder: &Path, name: &str) -> (String, bool) {
     for file in ["wwid", "device/wwid", "serial", "device/serial"] {
-        if let Some(value) = text(&folder.join(file)).filter(|value| value.chars().any(|c| c.is_ascii_alphanumeric())) {
+        if let Some(value) =
+            text(&folder.join(file)).filter(|value| value.chars().any(|c| c.is_ascii_alphanumeric()))
+        {
             return (sanitize(&value), true);
         }
     }
     // SCSI page 0x80: four bytes of header, then the serial number.
-    if let Some(serial) = fs::read(folder.join("device/vpd_pg80")).ok().and_then(|page| page.get(4..).map(<[u8]>::to_vec)) {
+    if let Some(serial) =
+        fs::read(folder.join("device/vpd_pg80")).ok().and_then(|page| page.get(4..).map(<[u8]>::to_vec))
+    {
         let serial = sanitize(&String::from_utf8_lossy(&serial));
         if serial.chars().any(|c| c.is_ascii_alphanumeric()) {
             return (serial, true);
@@ -231,7 +246,8 @@ fn identity(folder: &Path, name: &str) -> (String, bool) {
         return (sanitize(&format!("loop-{file}")), true);
     }
     let place = fs::canonicalize(folder).unwrap_or_default();
-    let place: Vec<_> = place.iter().filter_map(|part| part.to_str()).skip_while(|part| *part != "devices").collect();
+    let place: Vec<_> =
+        place.iter().filter_map(|part| part.to_str()).skip_while(|part| *part != "devices").collect();
     match place.len() {
         0..3 => (sanitize(&format!("name-{name}")), false),
         parts => (sanitize(&format!("place-{}", place[1..parts - 2].join("-"))), false),
@@ -286,7 +302,7 @@ mod tests {
 
         fn only_issue(&self) -> v1::AgentIssue {
             let found = self.find(&[]);
-            assert_eq!(found.disks, [], "{:?}", found.issues);
+            assert!(found.disks.is_empty(), "{:?}", found.issues);
             assert_eq!(found.issues.len(), 1, "{:?}", found.issues);
             found.issues[0].clone()
         }
@@ -294,22 +310,25 @@ mod tests {
 
     #[test]
     fn a_disk_is_known_by_its_wwn_made_safe() {
-        let found = Sysfs::new().disk("sda", &[("device/wwid", "t10.ATA  QEMU HARDDISK/QM00001\n")]).find(&[]);
-        assert_eq!(found.issues, []);
+        let found =
+            Sysfs::new().disk("sda", &[("device/wwid", "t10.ATA  QEMU HARDDISK/QM00001\n")]).find(&[]);
+        assert!(found.issues.is_empty(), "{:?}", found.issues);
         let disk = &found.disks[0];
         assert_eq!((disk.id.as_str(), disk.size_bytes), ("t10.ata-qemu-harddisk-qm00001", 1 << 20));
-        assert_eq!((disk.device, disk.sequence), (8 << 20 | 16, 7));
+        assert_eq!((disk.device, disk.sequence), ((8 << 20) | 16, 7));
     }
 
     #[test]
     fn loop_devices_and_views_of_disks_are_not_found_by_themselves() {
-        let found = Sysfs::new().disk("loop0", &[]).disk("dm-0", &[]).disk("zram0", &[]).disk("sr0", &[]).find(&[]);
+        let found =
+            Sysfs::new().disk("loop0", &[]).disk("dm-0", &[]).disk("zram0", &[]).disk("sr0", &[]).find(&[]);
         assert_eq!((found.disks.len(), found.issues.len()), (0, 0));
     }
 
     #[test]
     fn refuses_sectors_of_4_kib_with_the_remedy() {
-        let issue = Sysfs::new().disk("sda", &[("serial", "x"), ("queue/logical_block_size", "4096")]).only_issue();
+        let issue =
+            Sysfs::new().disk("sda", &[("serial", "x"), ("queue/logical_block_size", "4096")]).only_issue();
         assert_eq!(issue.code, "DiskHas4KnSectors");
         assert!(issue.remedy.contains("512"), "{}", issue.remedy);
     }
@@ -329,7 +348,8 @@ mod tests {
 
     #[test]
     fn refuses_both_of_two_disks_with_one_serial_number() {
-        let issue = Sysfs::new().disk("sda", &[("serial", "QM1")]).disk("sdb", &[("serial", "qm1")]).only_issue();
+        let issue =
+            Sysfs::new().disk("sda", &[("serial", "QM1")]).disk("sdb", &[("serial", "qm1")]).only_issue();
         assert_eq!(issue.code, "DiskIdNotUnique");
         assert!(issue.message.contains("/dev/sda and /dev/sdb"), "{}", issue.message);
     }
@@ -349,14 +369,8 @@ mod tests {
 
     #[test]
     fn says_when_a_named_disk_does_not_exist() {
-        let found = Sysfs::new().find_missing();
+        let found = Sysfs::new().disk("sda", &[]).find(&["/dev/lifeboat-no-such-disk"]);
         assert_eq!(found.issues[0].code, "DiskNotFound");
-    }
-
-    impl Sysfs {
-        fn find_missing(self) -> Found {
-            self.disk("sda", &[]).find(&["/dev/lifeboat-no-such-disk"])
-        }
     }
 
     #[test]

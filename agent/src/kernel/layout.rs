@@ -60,7 +60,7 @@ pub(super) const EXTENT_VALID: u64 = 1 << 63;
 pub(super) const EXTENT_COMPLETED: u64 = 2 << 32;
 
 /// Disks of a server, at most (entries of DISKS, counters in CONTROL).
-pub const MAX_DISKS: usize = 64;
+pub(super) const MAX_DISKS: usize = 64;
 
 /// The bitmaps in MARKS, in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -153,7 +153,15 @@ mod tests {
     fn sets_and_disks_do_not_overlap_and_begin_at_whole_summary_words() {
         let layout = Layout::new(&[disk(4096 * 65), disk(1 << 30), disk(512)]);
         let mut end = 0;
-        for set in [Set::Issued(0), Set::Issued(1), Set::Completed(0), Set::Completed(1), Set::Held, Set::ToCopy, Set::Suspect] {
+        for set in [
+            Set::Issued(0),
+            Set::Issued(1),
+            Set::Completed(0),
+            Set::Completed(1),
+            Set::Held,
+            Set::ToCopy,
+            Set::Suspect,
+        ] {
             for index in 0..layout.disks() {
                 let words = layout.words(set, index);
                 assert_eq!(words.start, end, "{set:?} {index}");

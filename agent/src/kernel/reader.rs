@@ -63,7 +63,9 @@ impl DiskReader {
         let queue = Arc::new(Mutex::new(queue));
         for number in 0..READERS {
             let (disks, queue) = (disks.clone(), queue.clone());
-            std::thread::Builder::new().name(format!("disk-reader-{number}")).spawn(move || work(&disks, &queue))?;
+            std::thread::Builder::new()
+                .name(format!("disk-reader-{number}"))
+                .spawn(move || work(&disks, &queue))?;
         }
         Ok(Self { disks, jobs })
     }

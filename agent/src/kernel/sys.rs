@@ -20,7 +20,7 @@ const RECURSION_MISSES_OFFSET: usize = 208;
 /// `MEMBARRIER_CMD_GLOBAL` of `enum membarrier_cmd`.
 const MEMBARRIER_GLOBAL: libc::c_int = 1;
 /// `BPF_FS_MAGIC`.
-const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
+const BPF_FS_MAGIC: libc::__fsword_t = 0xcafe_4a11;
 /// `_IOWR('X', 119, int)` and `_IOWR('X', 120, int)`.
 const FIFREEZE: libc::Ioctl = 0xc004_5877_u32 as libc::Ioctl;
 const FITHAW: libc::Ioctl = 0xc004_5878_u32 as libc::Ioctl;
@@ -101,7 +101,7 @@ pub(super) fn ensure_bpf_file_system(path: &Path) -> io::Result<()> {
     unsafe {
         let mut status: libc::statfs = std::mem::zeroed();
         check(libc::statfs(name.as_ptr(), &raw mut status).into())?;
-        if status.f_type as i64 == BPF_FS_MAGIC {
+        if status.f_type == BPF_FS_MAGIC {
             return Ok(());
         }
         let bpf = c"bpf".as_ptr();

@@ -1,0 +1,103 @@
+//! Bits of blocks in words that others may change at the same time.
+
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+
+use lifeboat_replication::blocks::RoaringBitmap;
+
+/// Words that hold at least one of these blocks, with the blocks' bits, in order.
+pub(super) fn words_of(blocks: &RoaringBitmap) -> impl Iterator<Item = (usize, u64)> + '_ {
+    let mut blocks = blocks.iter().peekable();
+    std::iter::from_fn(move || {
+        let first = blocks.next()?;
+        let word = first / 64;
+        let mut bits = 1 << (first % 64);
+        while let Some(block) = blocks.next_if(|block| block / 64 == word) {
+            bits |= 1 << (block % 64);
+        }
+        Some((word as usize, bits))
+    })
+}
+
+pub(super) fn set(words: &[AtomicU64], blocks: &RoaringBitmap) {
+    for (index, bits) in words_of(blocks) {
+        if let Some(word) = words.get(index) {
+            word.fetch_or(bits, SeqCst);
+        }
+    }
+}
+
+/// Returns how many of these blocks were set before.
+pub(super) fn clear(words: &[AtomicU64], blocks: &RoaringBitmap) -> u64 {
+    let mut cleared = 0;
+    for (index, bits) in words_of(blocks) {
+        if let Some(word) = words.get(index) {
+            cleared += u64::from((word.fetch_and(!bits, SeqCst) & bits).count_ones());
+        }
+    }
+    cleared
+}
+
+/// Sets blocks 0 to `count` - 1.
+pub(super) fn set_first(words: &[AtomicU64], count: u32) {
+    let whole = (count / 64) as usize;
+    for word in words.iter().take(whole) {
+        word.store(u64::MAX, SeqCst);
+    }
+    if let Some(last) = words.get(whole).filter(|_| count % 64 > 0) {
+        last.fetch_or((1 << (count % 64)) - 1, SeqCst);
+    }
+}
+
+pub(super) fn collect(words: &[AtomicU64]) -> RoaringBitmap {
+    let mut blocks = RoaringBitmap::new();
+    for (index, word) in words.iter().enumerate() {
+        insert(&mut blocks, index, word.load(SeqCst));
+    }
+    blocks
+}
+
+pub(super) fn count(words: &[AtomicU64]) -> u64 {
+    words.iter().map(|word| u64::from(word.load(SeqCst).count_ones())).sum()
+}
+
+/// Adds the bits of the word with this index.
+pub(super) fn insert(blocks: &mut RoaringBitmap, index: usize, mut bits: u64) {
+    let Ok(first) = u32::try_from(index * 64) else { return };
+    if bits == u64::MAX {
+        blocks.insert_range(first..=first + 63);
+        return;
+    }
+    while bits != 0 {
+        blocks.insert(first + bits.trailing_zeros());
+        bits &= bits - 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(count: usize) -> Vec<AtomicU64> {
+        (0..count).map(|_| AtomicU64::new(0)).collect()
+    }
+
+    #[test]
+    fn what_is_set_is_collected_and_what_is_cleared_is_not() {
+        let words = words(4);
+        let blocks: RoaringBitmap = [0, 63, 64, 200].into_iter().collect();
+        set(&words, &blocks);
+        assert_eq!(collect(&words), blocks);
+        assert_eq!(clear(&words, &[1, 63, 64].into_iter().collect()), 2);
+        assert_eq!(collect(&words), [0, 200].into_iter().collect());
+    }
+
+    #[test]
+    fn the_first_blocks_end_where_the_disk_ends() {
+        for count in [0, 1, 63, 64, 65, 128] {
+            let words = words(3);
+            set_first(&words, count);
+            assert_eq!(collect(&words), (0..count).collect());
+            assert_eq!(super::count(&words), u64::from(count));
+        }
+    }
+}

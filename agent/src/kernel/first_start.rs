@@ -1,0 +1,77 @@
+//! Remembers that tracking had begun, so that a full copy after a restart of the machine names its reason.
+//!
+//! The pinned maps do not outlive the kernel; a small file in the state directory does. It is written only when
+//! tracking starts anew. Lines: `lifeboat-tracking 1`, server id, boot id, CRC-32C of the lines before in hex.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write as _},
+};
+
+use super::{pins::Start, tracker::TrackerOptions};
+
+const FILE: &str = "tracking";
+const HEADER: &str = "lifeboat-tracking 1";
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// Why everything is copied; `None` for the first copy of this server.
+pub(super) fn reason(options: &TrackerOptions, start: &Start) -> Option<String> {
+    match start {
+        Start::Resumed => None,
+        Start::Unusable(reason) => Some(reason.clone()),
+        Start::Absent => {
+            let text = fs::read_to_string(options.state.join(FILE)).ok()?;
+            match parse(&text)? {
+                (server, _) if server != options.server.as_str() => None,
+                (_, boot) if boot == boot_id() => Some("the pinned tracking maps were removed".to_owned()),
+                _ => Some(
+                    "the server was restarted, and changes before tracking began again are not known"
+                        .to_owned(),
+                ),
+            }
+        }
+    }
+}
+
+pub(super) fn remember(options: &TrackerOptions) -> io::Result<()> {
+    let text = format(options.server.as_str(), &boot_id());
+    let (path, partial) = (options.state.join(FILE), options.state.join(format!("{FILE}.partial")));
+    fs::create_dir_all(&options.state)?;
+    let mut file = File::create(&partial)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    fs::rename(partial, path)?;
+    File::open(&options.state)?.sync_all()
+}
+
+fn boot_id() -> String {
+    fs::read_to_string(BOOT_ID).unwrap_or_default().trim().to_owned()
+}
+
+fn format(server: &str, boot: &str) -> String {
+    let text = format!("{HEADER}\n{server}\n{boot}\n");
+    let checksum = crc32c::crc32c(text.as_bytes());
+    format!("{text}{checksum:08x}\n")
+}
+
+fn parse(text: &str) -> Option<(&str, &str)> {
+    let mut lines = text.lines();
+    let (header, server, boot) = (lines.next()?, lines.next()?, lines.next()?);
+    (header == HEADER && text == format(server, boot)).then_some((server, boot))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read() {
+        assert_eq!(parse(&format("a", "b")), Some(("a", "b")));
+    }
+
+    #[test]
+    fn a_damaged_file_is_as_none() {
+        assert_eq!(parse(&format("a", "b").replace('b', "c")), None);
+        assert_eq!(parse("lifeboat-tracking 1\na\n"), None);
+    }
+}

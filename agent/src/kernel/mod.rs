@@ -1,0 +1,30 @@
+//! The kernel edge: what `crate::edge` asks for, made of eBPF, O_DIRECT and FIFREEZE.
+//!
+//! ```text
+//!   disks (sysfs) ──► pins (program, maps, links in bpffs) ──► tracker: DirtyMap
+//!        │                layout · bits · control · suspects      (marks, held, to copy)
+//!        ├──────────► reader: BlockSource (O_DIRECT)
+//!        └──────────► mounts ──► freezer: Freezer ──socket──► watchdog (a process of its own)
+//!   sys, mapped: all the unsafe code
+//! ```
+
+mod bits;
+mod control;
+mod disks;
+mod first_start;
+mod freezer;
+mod layout;
+mod mapped;
+mod mounts;
+mod pins;
+mod reader;
+mod suspects;
+mod sys;
+mod tracker;
+pub mod watchdog;
+
+pub use disks::{Discovery, Disk, Found};
+pub use freezer::KernelFreezer;
+pub use pins::remove as remove_pins;
+pub use reader::DiskReader;
+pub use tracker::{Counters, PINS, Tracker, TrackerOptions};

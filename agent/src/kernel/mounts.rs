@@ -1,0 +1,157 @@
+//! Which mounted file systems live on the protected disks, in the order in which they may be frozen.
+//!
+//! In: `/proc/self/mountinfo` and sysfs. Out: one mount for each file system, nested ones first, root last: a frozen
+//! parent would stop whoever still has to write to reach the child.
+
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    fs,
+    os::unix::{ffi::OsStringExt as _, fs::MetadataExt as _},
+    path::{Path, PathBuf},
+};
+
+use super::{disks::Disk, sys};
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Mount {
+    /// Number of the file system: of its block device, or made up by the kernel (btrfs).
+    pub(super) device: (u32, u32),
+    pub(super) point: PathBuf,
+    source: PathBuf,
+    read_only: bool,
+}
+
+/// The writable file systems on these disks.
+pub(super) fn on_disks(mountinfo: &str, sysfs: &Path, disks: &[Disk]) -> Vec<Mount> {
+    let mut chosen: BTreeMap<(u32, u32), Mount> = BTreeMap::new();
+    for mount in mountinfo.lines().filter_map(parse) {
+        // btrfs has no device number of its own; its source is one of its disks.
+        let device = match mount.device {
+            (0, _) => fs::metadata(&mount.source).ok().map(|source| sys::split_device(source.rdev())),
+            device => Some(device),
+        };
+        let Some(device) = device.filter(|(major, _)| *major != 0) else { continue };
+        let below = disks_below(sysfs, device);
+        if !mount.read_only && below.iter().any(|name| disks.iter().any(|disk| disk.name == *name)) {
+            // Later mounts of the same file system are no better than the first.
+            chosen.entry(mount.device).or_insert(mount);
+        }
+    }
+    let mut mounts: Vec<Mount> = chosen.into_values().collect();
+    mounts.sort_by_key(|mount| std::cmp::Reverse(mount.point.components().count()));
+    mounts
+}
+
+/// Names of the whole disks under a block device: partitions lie on one, volumes on those of their `slaves`.
+fn disks_below(sysfs: &Path, (major, minor): (u32, u32)) -> Vec<String> {
+    let Ok(folder) = fs::canonicalize(sysfs.join(format!("dev/block/{major}:{minor}"))) else {
+        return Vec::new();
+    };
+    let whole = if folder.join("partition").exists() { folder.parent().unwrap_or(&folder) } else { &folder };
+    let slaves: Vec<_> = fs::read_dir(folder.join("slaves"))
+        .into_iter()
+        .flatten()
+        .filter_map(|slave| fs::read_to_string(slave.ok()?.path().join("dev")).ok())
+        .filter_map(|device| {
+            let (major, minor) = device.trim().split_once(':')?;
+            Some((major.parse().ok()?, minor.parse().ok()?))
+        })
+        .collect();
+    if slaves.is_empty() {
+        return whole.file_name().and_then(|name| name.to_str()).map(str::to_owned).into_iter().collect();
+    }
+    slaves.into_iter().flat_map(|slave| disks_below(sysfs, slave)).collect()
+}
+
+/// `36 35 98:0 /root /point rw,noatime shared:1 - ext4 /dev/sda1 rw,errors=continue`
+fn parse(line: &str) -> Option<Mount> {
+    let (mount, file_system) = line.split_once(" - ")?;
+    let mut fields = mount.split(' ').skip(2);
+    let (major, minor) = fields.next()?.split_once(':')?;
+    let point = fields.nth(1)?;
+    let mut fields = file_system.split(' ').skip(1);
+    let (source, options) = (fields.next()?, fields.next().unwrap_or_default());
+    Some(Mount {
+        device: (major.parse().ok()?, minor.parse().ok()?),
+        point: unescape(point),
+        source: unescape(source),
+        read_only: options.split(',').any(|option| option == "ro"),
+    })
+}
+
+/// Spaces and the like are written as three octal digits after a backslash.
+fn unescape(text: &str) -> PathBuf {
+    let mut bytes = Vec::new();
+    let mut rest = text.as_bytes();
+    while let Some((first, after)) = rest.split_first() {
+        let octal =
+            after.get(..3).filter(|_| *first == b'\\').and_then(|digits| std::str::from_utf8(digits).ok());
+        match octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &after[3..];
+            }
+            None => {
+                bytes.push(*first);
+                rest = after;
+            }
+        }
+    }
+    OsString::from_vec(bytes).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn disk(name: &str) -> Disk {
+        Disk { name: name.into(), id: name.into(), size_bytes: 1 << 20, device: 0, sequence: 0 }
+    }
+
+    /// A disk sda with two partitions, sdb, and a volume on sda2.
+    fn sysfs() -> tempfile::TempDir {
+        let sysfs = tempfile::tempdir().unwrap();
+        let path = |name: &str| sysfs.path().join(name);
+        for (device, number) in
+            [("sda", "8:0"), ("sda/sda1", "8:1"), ("sda/sda2", "8:2"), ("sdb", "8:16"), ("dm-0", "253:0")]
+        {
+            fs::create_dir_all(path("devices").join(device)).unwrap();
+            fs::write(path("devices").join(device).join("dev"), number).unwrap();
+            fs::create_dir_all(path("dev/block")).unwrap();
+            std::os::unix::fs::symlink(path("devices").join(device), path("dev/block").join(number)).unwrap();
+        }
+        for partition in ["sda/sda1", "sda/sda2"] {
+            fs::write(path("devices").join(partition).join("partition"), "1").unwrap();
+        }
+        fs::create_dir_all(path("devices/dm-0/slaves")).unwrap();
+        std::os::unix::fs::symlink(path("devices/sda/sda2"), path("devices/dm-0/slaves/sda2")).unwrap();
+        sysfs
+    }
+
+    const MOUNTINFO: &str = "\
+22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/root rw
+23 22 0:5 / /proc rw - proc proc rw
+24 22 253:0 / /var rw - xfs /dev/mapper/var rw
+25 24 8:16 / /var/lib/other rw - ext4 /dev/sdb rw
+26 24 8:2 / /var/lib/with\\040space rw - ext4 /dev/sda2 rw
+27 22 8:1 /home /home rw - ext4 /dev/root rw
+28 22 8:0 / /boot ro - ext4 /dev/sda ro
+";
+
+    #[test]
+    fn nested_ones_come_first_root_last_and_each_once() {
+        let sysfs = sysfs();
+        let mounts = on_disks(MOUNTINFO, sysfs.path(), &[disk("sda")]);
+        let points: Vec<_> = mounts.iter().map(|mount| mount.point.to_str().unwrap()).collect();
+        assert_eq!(points, ["/var/lib/with space", "/var", "/"]);
+    }
+
+    #[test]
+    fn file_systems_of_other_disks_are_left_alone() {
+        let sysfs = sysfs();
+        let mounts = on_disks(MOUNTINFO, sysfs.path(), &[disk("sdb")]);
+        assert_eq!(mounts.len(), 1);
+        assert_eq!(mounts[0].point, Path::new("/var/lib/other"));
+    }
+}

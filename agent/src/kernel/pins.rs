@@ -1,0 +1,294 @@
+//! The eBPF program and its maps: loaded, attached and pinned once, taken up again by every later run of the agent.
+//!
+//! In: the disks. Out: the mapped bitmaps, and whether they go on from before or are new (with the reason).
+//!
+//! Maps, programs and links are pinned in a bpf file system, so tracking goes on while no agent runs. Everything is
+//! pinned before `READY` is set in the control words: a start that was cut off leaves pins that no later one takes
+//! up. A fresh start removes what is there (which detaches the old programs) and begins with all blocks to copy.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::fd::{AsFd as _, OwnedFd},
+    path::Path,
+    sync::atomic::Ordering::SeqCst,
+};
+
+use aya::{
+    Btf, EbpfLoader,
+    maps::{HashMap as BpfHash, Map},
+    programs::{BtfTracePoint, links::FdLink},
+};
+
+use super::{
+    disks::Disk,
+    layout::{
+        CONTROL_COUNTERS, CONTROL_DIGEST, CONTROL_MAGIC, CONTROL_READY, CONTROL_WORDS, EXTENT_WORDS, FORMAT,
+        Layout, MAGIC, Set,
+    },
+    mapped::Mapped,
+    sys,
+};
+use crate::edge::TrackError;
+
+static PROGRAM: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tracker.bpf.o"));
+
+/// Function in the program, and the tracepoint it is attached to.
+const TRACEPOINTS: [(&str, &str); 3] =
+    [("issue", "block_rq_issue"), ("complete", "block_rq_complete"), ("requeue", "block_rq_requeue")];
+/// Name in the program, and file in the pin directory.
+const MAPS: [(&str, &str); 5] = [
+    ("MARKS", "marks"),
+    ("SUMMARY", "summary"),
+    ("EXTENT_TABLE", "extents"),
+    ("CONTROL", "control"),
+    ("DISKS", "disks"),
+];
+const BPF_FILE_SYSTEM: &str = "/sys/fs/bpf";
+
+/// Value of DISKS: `struct disk` of the program.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct DiskEntry {
+    base: [u64; 4],
+    blocks: u64,
+    number: u64,
+}
+
+#[allow(unsafe_code, reason = "aya copies map values as bytes")]
+mod pod {
+    // SAFETY: `repr(C)`, six u64, no padding, every bit pattern valid.
+    unsafe impl aya::Pod for super::DiskEntry {}
+}
+
+/// Everything pinned, opened and mapped. Dropping it leaves the pins and the tracking as they are.
+#[derive(Debug)]
+pub(super) struct Pins {
+    pub(super) marks: Mapped,
+    pub(super) summary: Mapped,
+    pub(super) extents: Mapped,
+    pub(super) control: Mapped,
+    pub(super) issue: OwnedFd,
+    pub(super) complete: OwnedFd,
+    /// Held so that the programs stay attached even if somebody removes the pins.
+    _links: Vec<OwnedFd>,
+    /// Locked, so that a second agent cannot take marks away from the first.
+    _lock: File,
+}
+
+/// How tracking began.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Start {
+    /// Nothing was missed since the last run.
+    Resumed,
+    /// There were no pins.
+    Absent,
+    /// There were pins that cannot be used.
+    Unusable(String),
+}
+
+impl Pins {
+    /// `folder`: a directory of its own in a bpf file system. `identity`: who the marks belong to.
+    pub(super) fn open(
+        folder: &Path,
+        identity: &str,
+        disks: &[Disk],
+        layout: &Layout,
+    ) -> Result<(Self, Start), TrackError> {
+        if folder.starts_with(BPF_FILE_SYSTEM) {
+            sys::ensure_bpf_file_system(Path::new(BPF_FILE_SYSTEM))
+                .map_err(kernel("mount the bpf file system"))?;
+        }
+        fs::create_dir_all(folder).map_err(kernel("create its directory in the bpf file system"))?;
+        let lock = File::open(folder).map_err(kernel("open its directory in the bpf file system"))?;
+        lock.try_lock().map_err(|_| TrackError::Unsupported {
+            reason: format!("another agent uses {}", folder.display()),
+            remedy: "stop it first: systemctl stop lifeboat-agent".to_owned(),
+        })?;
+        let digest = digest(identity, disks);
+        let start = match Self::resume(folder, layout, digest, &lock) {
+            Ok(pins) => return Ok((pins, Start::Resumed)),
+            Err(start) => start,
+        };
+        clear(folder).map_err(kernel("remove old pins"))?;
+        load(folder, disks, layout).map_err(unsupported)?;
+        let mut pins = Self::map(folder, layout, &lock).map_err(kernel("map its bitmaps"))?;
+        pins.fill(layout, digest);
+        attach_links(folder, &mut pins).map_err(kernel("open its links"))?;
+        pins.control[CONTROL_READY].store(1, SeqCst);
+        Ok((pins, start))
+    }
+
+    fn resume(folder: &Path, layout: &Layout, digest: [u64; 4], lock: &File) -> Result<Self, Start> {
+        let is_empty = fs::read_dir(folder).map(|mut files| files.next().is_none()).unwrap_or(true);
+        if is_empty {
+            return Err(Start::Absent);
+        }
+        let unusable = |reason: String| Start::Unusable(reason);
+        // The control words first: they say whether the rest has the size expected.
+        let control = sys::open_pinned(&folder.join("control"))
+            .and_then(|map| Mapped::new(map.as_fd(), CONTROL_WORDS))
+            .map_err(|error| unusable(format!("the pinned control words cannot be read ({error})")))?;
+        let word = |index: usize| control[index].load(SeqCst);
+        if word(CONTROL_READY) != 1 {
+            return Err(unusable("an earlier start did not get to its end".to_owned()));
+        }
+        if word(CONTROL_MAGIC) != MAGIC ^ (FORMAT << 56) {
+            return Err(unusable(
+                "the pinned maps have the format of another version of the agent".to_owned(),
+            ));
+        }
+        let found: Vec<u64> = CONTROL_DIGEST.map(word).collect();
+        if found[..2] != digest[..2] {
+            return Err(unusable("the agent's tracking program is another version".to_owned()));
+        }
+        if found[2..] != digest[2..] {
+            return Err(unusable("the disks of the server are not the same as before".to_owned()));
+        }
+        let mut pins = Self::map(folder, layout, lock)
+            .map_err(|error| unusable(format!("a pinned map is missing ({error})")))?;
+        attach_links(folder, &mut pins)
+            .map_err(|error| unusable(format!("tracking was detached ({error})")))?;
+        Ok(pins)
+    }
+
+    fn map(folder: &Path, layout: &Layout, lock: &File) -> io::Result<Self> {
+        let map = |name: &str, words: usize| {
+            let map = sys::open_pinned(&folder.join(name))?;
+            Mapped::new(map.as_fd(), words)
+        };
+        Ok(Self {
+            marks: map("marks", layout.mark_words().ok_or(io::ErrorKind::OutOfMemory)? as usize)?,
+            summary: map("summary", layout.summary_words())?,
+            extents: map("extents", EXTENT_WORDS)?,
+            control: map("control", CONTROL_WORDS)?,
+            issue: sys::open_pinned(&folder.join("program_issue"))?,
+            complete: sys::open_pinned(&folder.join("program_complete"))?,
+            _links: Vec::new(),
+            _lock: lock.try_clone()?,
+        })
+    }
+
+    /// All blocks are to be copied; whose the maps are.
+    fn fill(&self, layout: &Layout, digest: [u64; 4]) {
+        for disk in 0..layout.disks() {
+            super::bits::set_first(&self.marks[layout.words(Set::ToCopy, disk)], layout.blocks(disk));
+        }
+        self.control[CONTROL_MAGIC].store(MAGIC ^ (FORMAT << 56), SeqCst);
+        for (index, word) in CONTROL_DIGEST.zip(digest) {
+            self.control[index].store(word, SeqCst);
+        }
+    }
+
+    pub(super) fn counter(&self, disk: usize, counter: usize) -> u64 {
+        let index = CONTROL_COUNTERS + disk * super::layout::COUNTERS_PER_DISK + counter;
+        self.control.get(index).map_or(0, |word| word.load(SeqCst))
+    }
+}
+
+/// Removes the pins in a directory and those below it, which ends the tracking they stand for.
+pub fn remove(folder: &Path) -> io::Result<()> {
+    let files = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        files => files?,
+    };
+    for file in files {
+        let file = file?;
+        if file.file_type()?.is_dir() { remove(&file.path())? } else { fs::remove_file(file.path())? }
+    }
+    fs::remove_dir(folder)
+}
+
+fn clear(folder: &Path) -> io::Result<()> {
+    for file in fs::read_dir(folder)? {
+        fs::remove_file(file?.path())?;
+    }
+    Ok(())
+}
+
+fn attach_links(folder: &Path, pins: &mut Pins) -> io::Result<()> {
+    pins._links = TRACEPOINTS
+        .iter()
+        .map(|(function, _)| sys::open_pinned(&folder.join(format!("link_{function}"))))
+        .collect::<io::Result<_>>()?;
+    Ok(())
+}
+
+/// Loads, fills and attaches; everything is pinned in `folder`.
+fn load(folder: &Path, disks: &[Disk], layout: &Layout) -> Result<(), Box<dyn std::error::Error>> {
+    let btf = Btf::from_sys_fs()?;
+    let words = layout.mark_words().ok_or("the disks are larger than 140 TiB together")?;
+    let mut ebpf = EbpfLoader::new()
+        .btf(Some(&btf))
+        .map_max_entries("MARKS", words)
+        .map_max_entries("SUMMARY", u32::try_from(layout.summary_words())?)
+        .load(PROGRAM)?;
+    for (name, file) in MAPS {
+        let map = ebpf.map(name).ok_or_else(|| format!("the program has no map {name}"))?;
+        match map {
+            Map::Array(data) | Map::HashMap(data) => data.pin(folder.join(file))?,
+            other => return Err(format!("map {name} is of another type: {other:?}").into()),
+        }
+    }
+    let mut entries: BpfHash<_, u32, DiskEntry> =
+        BpfHash::try_from(ebpf.map_mut("DISKS").ok_or("the program has no map DISKS")?)?;
+    for (number, disk) in disks.iter().enumerate() {
+        let base = [Set::Issued(0), Set::Issued(1), Set::Completed(0), Set::Completed(1)]
+            .map(|set| layout.start(set, number) as u64);
+        let entry = DiskEntry { base, blocks: layout.blocks(number).into(), number: number as u64 };
+        entries.insert(disk.device, entry, 0)?;
+    }
+    for (function, tracepoint) in TRACEPOINTS {
+        let program =
+            ebpf.program_mut(function).ok_or_else(|| format!("the program has no function {function}"))?;
+        let program: &mut BtfTracePoint = program.try_into()?;
+        program.load(tracepoint, &btf)?;
+        program.pin(folder.join(format!("program_{function}")))?;
+        let link = program.attach()?;
+        let link: FdLink = program.take_link(link)?.try_into()?;
+        link.pin(folder.join(format!("link_{function}")))?;
+    }
+    Ok(())
+}
+
+/// Two words for the program, two for server and disks.
+fn digest(identity: &str, disks: &[Disk]) -> [u64; 4] {
+    use ring::digest::{Context, SHA256, digest};
+    let mut context = Context::new(&SHA256);
+    context.update(identity.as_bytes());
+    for Disk { name, id, size_bytes, device, sequence } in disks {
+        context.update(format!("\n{name} {id} {size_bytes} {device} {sequence}").as_bytes());
+    }
+    let half = |bytes: &[u8], index: usize| {
+        let mut word = [0; 8];
+        word.copy_from_slice(&bytes[index * 8..index * 8 + 8]);
+        u64::from_le_bytes(word)
+    };
+    let (program, owner) = (digest(&SHA256, PROGRAM), context.finish());
+    [half(program.as_ref(), 0), half(program.as_ref(), 1), half(owner.as_ref(), 0), half(owner.as_ref(), 1)]
+}
+
+pub(super) fn kernel(operation: &'static str) -> impl Fn(io::Error) -> TrackError {
+    move |source| TrackError::Kernel { operation, source }
+}
+
+/// The loader's errors are many; what a person can do is one of few.
+fn unsupported(error: Box<dyn std::error::Error>) -> TrackError {
+    let mut reason = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let text = inner.to_string();
+        if !reason.contains(&text) {
+            reason += &format!(": {text}");
+        }
+        cause = inner.source();
+    }
+    let remedy = if !Path::new("/sys/kernel/btf/vmlinux").exists() {
+        "use a kernel with BTF (CONFIG_DEBUG_INFO_BTF, as distributions have since 2021)"
+    } else if reason.contains("Operation not permitted") {
+        "run the agent as root, outside a container, with kernel lockdown not above `integrity`"
+    } else {
+        "use Linux 5.15 or newer; the agent's log has the kernel's words"
+    };
+    TrackError::Unsupported { reason, remedy: remedy.to_owned() }
+}
