@@ -105,8 +105,8 @@ async fn several_clients_share_a_disk_and_a_broken_one_harms_nobody() {
         .await
         .unwrap();
     let url = url(dir.path(), 1);
-    let pattern = "read -P 9 120k 12k";
-    let client = || run("qemu-io", &["-r", "-f", "raw", "-c", pattern, &url]);
+    let arguments = ["-r", "-f", "raw", "-c", "read -P 9 120k 12k", &url];
+    let client = || run("qemu-io", &arguments);
     let outputs = tokio::join!(client(), client(), client());
     for output in [outputs.0, outputs.1, outputs.2] {
         let said = String::from_utf8_lossy(&output.stdout).into_owned();

@@ -82,7 +82,9 @@ pub enum PointConsistency {
 
 #[derive(Debug, thiserror::Error)]
 pub enum CatalogueError {
-    #[error("{name} cannot be read as what it should be: delete it, the applier then starts again from the log")]
+    #[error(
+        "{name} cannot be read as what it should be: delete it, the applier then starts again from the log"
+    )]
     Damaged {
         name: String,
         #[source]
@@ -116,7 +118,10 @@ impl Document for Points {
 
 /// `None` when there is none yet. The ETag is taken before the content, so a write in between makes the next
 /// replacement fail instead of being lost.
-pub async fn read<D: Document>(store: &dyn BlobStore, server: &ServerId) -> Result<Option<(D, ETag)>, CatalogueError> {
+pub async fn read<D: Document>(
+    store: &dyn BlobStore,
+    server: &ServerId,
+) -> Result<Option<(D, ETag)>, CatalogueError> {
     let name = layout::catalogue(server, D::FILE);
     let read = async {
         let etag = store.properties(&name, None).await?.etag;
@@ -126,8 +131,8 @@ pub async fn read<D: Document>(store: &dyn BlobStore, server: &ServerId) -> Resu
         Err(error) if error.is(Refusal::NotFound) => return Ok(None),
         read => read?,
     };
-    let document: D =
-        serde_json::from_slice(&content).map_err(|source| CatalogueError::Damaged { name: name.clone(), source })?;
+    let document: D = serde_json::from_slice(&content)
+        .map_err(|source| CatalogueError::Damaged { name: name.clone(), source })?;
     match document.format() {
         FORMAT => Ok(Some((document, etag))),
         found => Err(CatalogueError::Format { name, found }),

@@ -27,7 +27,9 @@ pub enum JournalError {
          the store's versions, or choose a point before record {record}"
     )]
     Rotten { name: String, record: u64 },
-    #[error("record {record} carries a segment without its name or checksum: it was written by another version of Lifeboat")]
+    #[error(
+        "record {record} carries a segment without its name or checksum: it was written by another version of Lifeboat"
+    )]
     Unnamed { record: u64 },
     #[error("record {record} cannot be read")]
     Segment {

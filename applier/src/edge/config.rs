@@ -58,12 +58,11 @@ impl Config {
             std::fs::read(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         let config: Self = serde_json::from_slice(&bytes)
             .map_err(|source| ConfigError::Syntax { path: path.to_owned(), source })?;
-        let Self { point_interval_seconds, poll_interval_milliseconds, .. } = &config;
         let numbers = [
-            ("pointIntervalSeconds", point_interval_seconds),
-            ("pollIntervalMilliseconds", poll_interval_milliseconds),
+            ("pointIntervalSeconds", config.point_interval_seconds),
+            ("pollIntervalMilliseconds", config.poll_interval_milliseconds),
         ];
-        match numbers.into_iter().find(|(_, number)| **number == Some(0)) {
+        match numbers.into_iter().find(|(_, number)| *number == Some(0)) {
             Some((field, _)) => Err(ConfigError::Zero { field }),
             None => Ok(config),
         }
