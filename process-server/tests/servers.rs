@@ -2,7 +2,6 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
-#[allow(dead_code, reason = "shared with the tests of the core")]
 mod support;
 
 use std::{sync::Arc, time::Duration};

@@ -21,7 +21,7 @@ const MAX_CHUNK_EXTENTS: usize = 16 * MAX_CHUNK_BYTES / BLOCK_BYTES as usize;
 const MAX_RECORD_SEGMENTS: u32 = 16_384;
 /// The agent broke the protocol, or its data arrived damaged.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Violation {
+pub(super) enum Violation {
     #[error("a chunk of record {got} came where record {expected} was due")]
     Number { expected: u64, got: u64 },
     #[error("chunk {got} of record {number} came where chunk {expected} was due")]

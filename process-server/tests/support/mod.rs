@@ -1,6 +1,7 @@
 //! A vault in memory that can be away, forget answers or stand still, and the agent's end of a connection by hand.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+#![allow(unreachable_pub, dead_code, reason = "each test program uses a part of it")]
 
 pub mod pki;
 
