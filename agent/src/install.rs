@@ -24,7 +24,9 @@ const UNITS: [(&str, &str); 2] = [
 pub enum InstallError {
     #[error("cannot {operation} {path}; run as root")]
     File { operation: &'static str, path: PathBuf, source: io::Error },
-    #[error("the path {path} of this program cannot stand in a unit file; move it, for example to /usr/local/bin")]
+    #[error(
+        "the path {path} of this program cannot stand in a unit file; move it, for example to /usr/local/bin"
+    )]
     Path { path: PathBuf },
     #[error("systemctl could not be started; the agent needs systemd")]
     Systemctl(#[source] io::Error),
@@ -52,8 +54,11 @@ pub fn write_units(places: &Places) -> Result<(), InstallError> {
     let binary = binary.ok_or_else(|| InstallError::Path { path: places.binary.clone() })?;
     for (name, unit) in UNITS {
         let path = places.units.join(name);
-        fs::write(&path, unit.replace("@BINARY@", binary))
-            .map_err(|source| InstallError::File { operation: "write", path, source })?;
+        fs::write(&path, unit.replace("@BINARY@", binary)).map_err(|source| InstallError::File {
+            operation: "write",
+            path,
+            source,
+        })?;
     }
     Ok(())
 }

@@ -44,7 +44,8 @@ fn execute(state: StateDir, command: Command) -> Result<(), Box<dyn Error>> {
             Ok(runtime.block_on(run::run(state, arguments))?)
         }
         Command::Install(arguments) => {
-            let places = places(state, arguments.unit_dir, PathBuf::from(PINS), PathBuf::from(watchdog::SOCKET))?;
+            let places =
+                places(state, arguments.unit_dir, PathBuf::from(PINS), PathBuf::from(watchdog::SOCKET))?;
             install::install(&places)?;
             println!("lifeboat-agent.service and lifeboat-thaw.service are installed and run");
             Ok(())
@@ -58,7 +59,9 @@ fn execute(state: StateDir, command: Command) -> Result<(), Box<dyn Error>> {
             }
             match failures.is_empty() {
                 true => println!("nothing of the agent is left on this machine"),
-                false => return Err("some things could not be removed; mend them and run uninstall again".into()),
+                false => {
+                    return Err("some things could not be removed; mend them and run uninstall again".into());
+                }
             }
             Ok(())
         }

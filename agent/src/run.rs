@@ -82,7 +82,8 @@ pub async fn run(state: StateDir, arguments: Run) -> Result<(), RunError> {
         freezer: Box::new(freezer),
         env: env.clone(),
     };
-    let options = Options { machine: machine::describe(Path::new("/")), issues: found.issues, ..Options::default() };
+    let options =
+        Options { machine: machine::describe(Path::new("/")), issues: found.issues, ..Options::default() };
     let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Signals)?;
     tracing::info!(server = %server, disks = found.disks.len(), version = options.machine.agent_version, "agent starts");

@@ -31,7 +31,9 @@ pub enum StateError {
     NotEnrolled,
     #[error("cannot {operation} {path}; run as root and check that the file system is writable")]
     File { operation: &'static str, path: PathBuf, source: io::Error },
-    #[error("{path} is damaged: {reason}; enrol again with the command that `kubectl lifeboat enroll` prints")]
+    #[error(
+        "{path} is damaged: {reason}; enrol again with the command that `kubectl lifeboat enroll` prints"
+    )]
     Damaged { path: PathBuf, reason: String },
 }
 

@@ -20,7 +20,8 @@ use lifeboat_replication::wire::{
     },
 };
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, CertifiedIssuer, DnType, IsCa, KeyPair,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, CertifiedIssuer, DnType, IsCa,
+    KeyPair,
 };
 use rustls::{
     RootCertStore, ServerConfig,
@@ -160,7 +161,10 @@ impl replication_server::Replication for Appliance {
     type ReplicateStream = std::pin::Pin<Box<dyn tokio_stream::Stream<Item = Result<Down, Status>> + Send>>;
 
     /// Answers each Hello with a refusal that repeats the server's id, each chunk with `Received`.
-    async fn replicate(&self, request: Request<Streaming<Up>>) -> Result<Response<Self::ReplicateStream>, Status> {
+    async fn replicate(
+        &self,
+        request: Request<Streaming<Up>>,
+    ) -> Result<Response<Self::ReplicateStream>, Status> {
         require_certificate(&request)?;
         let answers = request.into_inner().map(|message| {
             let message = match message?.message {
@@ -201,7 +205,10 @@ async fn an_enrolled_agent_reaches_its_process_server_over_mutual_tls_1_3() {
     assert!(matches!(answer, Some(v1::down::Message::Received(received)) if received.number == 4 << 20));
 
     let versions = appliance.versions.lock().unwrap().clone();
-    assert!(versions.iter().all(|version| *version == Some(rustls::ProtocolVersion::TLSv1_3)), "{versions:?}");
+    assert!(
+        versions.iter().all(|version| *version == Some(rustls::ProtocolVersion::TLSv1_3)),
+        "{versions:?}"
+    );
 }
 
 #[tokio::test]
@@ -209,7 +216,8 @@ async fn a_wrong_token_is_refused_in_the_appliances_words_and_nothing_is_kept() 
     let appliance = Appliance::start().await;
     let folder = tempfile::tempdir().unwrap();
     let state = StateDir::new(folder.path().join("state"));
-    let refused = enrol::enrol(&appliance.invitation("wrong"), &Machine::default(), &state).await.unwrap_err();
+    let refused =
+        enrol::enrol(&appliance.invitation("wrong"), &Machine::default(), &state).await.unwrap_err();
     assert!(Chain(&refused).to_string().contains("get a new one"), "{}", Chain(&refused));
     assert!(!Chain(&refused).to_string().contains("wrong\""));
     assert!(state.load().is_err());
@@ -251,7 +259,8 @@ async fn an_appliance_that_does_not_answer_is_named_with_what_to_check() {
     let folder = tempfile::tempdir().unwrap();
     let mut invitation = appliance.invitation(TOKEN);
     invitation.management = vec!["127.0.0.1:1".to_owned()];
-    let error = enrol::enrol(&invitation, &Machine::default(), &StateDir::new(folder.path())).await.unwrap_err();
+    let error =
+        enrol::enrol(&invitation, &Machine::default(), &StateDir::new(folder.path())).await.unwrap_err();
     let text = Chain(&error).to_string();
     assert!(text.contains("127.0.0.1:1") && text.contains("firewalls"), "{text}");
 }

@@ -156,7 +156,9 @@ mod tests {
         }
 
         async fn read(&self, run: BlockRun) -> io::Result<Bytes> {
-            let block = |number: u32| if number % 10 < 2 { [0; BLOCK] } else { [u8::try_from(number % 251).unwrap(); BLOCK] };
+            let block = |number: u32| {
+                if number % 10 < 2 { [0; BLOCK] } else { [u8::try_from(number % 251).unwrap(); BLOCK] }
+            };
             Ok((run.first..run.first + run.blocks).flat_map(block).collect::<Vec<_>>().into())
         }
     }
@@ -170,7 +172,8 @@ mod tests {
     #[tokio::test]
     async fn zero_blocks_carry_no_data_and_the_pieces_cover_what_was_read() {
         let content = read(&Pattern, &set(0, 12), &Limits::default()).await.unwrap();
-        let pieces: Vec<_> = content.pieces.iter().map(|piece| (piece.run.first, piece.run.blocks, piece.zero)).collect();
+        let pieces: Vec<_> =
+            content.pieces.iter().map(|piece| (piece.run.first, piece.run.blocks, piece.zero)).collect();
         assert_eq!(pieces, [(0, 2, true), (2, 8, false), (10, 2, true)]);
         assert_eq!(content.data.len(), 8 * BLOCK);
         assert_eq!(content.data[0], 2);

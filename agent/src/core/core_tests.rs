@@ -13,7 +13,10 @@ use lifeboat_replication::{
     ids::{DiskSlot, ServerId},
     wire::{CONNECTION_DEPTH, Connection, Dial, DialError, v1},
 };
-use tokio::{sync::mpsc, time::{Instant, sleep}};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep},
+};
 
 use super::{Limits, Options, Parts, PlantedFaults, Replicator};
 use crate::{
@@ -143,7 +146,12 @@ impl Server {
             protocol: 1,
             epoch: 1,
             last_number: last,
-            disks: hello.disks.iter().zip(11..).map(|(disk, slot)| v1::Disk { slot, ..disk.clone() }).collect(),
+            disks: hello
+                .disks
+                .iter()
+                .zip(11..)
+                .map(|(disk, slot)| v1::Disk { slot, ..disk.clone() })
+                .collect(),
             settings: Some(v1::Settings {
                 round_interval_micros: 1_000_000,
                 paused: self.paused,
@@ -168,7 +176,8 @@ impl Server {
                     let mut data = chunk.data.chunks_exact(4096);
                     for extent in &chunk.extents {
                         for block in 0..u64::from(extent.blocks) {
-                            let tag = if extent.zero { 0 } else { tag(data.next().unwrap()).expect("torn block") };
+                            let tag =
+                                if extent.zero { 0 } else { tag(data.next().unwrap()).expect("torn block") };
                             extents.push(((extent.disk_slot, extent.first_block + block), tag));
                         }
                     }
@@ -299,7 +308,11 @@ impl World {
             dial: Arc::new(self.server.clone()),
             map: self.machine.map(),
             source: self.machine.source(),
-            freezer: if self.server.freezes_per_hour > 0 { Box::new(self.frozen.clone()) } else { Box::new(NoFreezer) },
+            freezer: if self.server.freezes_per_hour > 0 {
+                Box::new(self.frozen.clone())
+            } else {
+                Box::new(NoFreezer)
+            },
             env: self.env.clone(),
         };
         let limits = Limits {
@@ -325,7 +338,8 @@ impl World {
         self.machine.clean().runs(1).find_map(|run| {
             let address = (run.disk, run.first);
             let (disk, found) = (content.get(&address), vault.content.get(&wire(address)));
-            (disk != found).then(|| format!("{address:?} counts as clean, but the vault has {found:?} of {disk:?}"))
+            (disk != found)
+                .then(|| format!("{address:?} counts as clean, but the vault has {found:?} of {disk:?}"))
         })
     }
 
@@ -350,7 +364,8 @@ impl World {
                 }
                 50..60 => writing.iter().for_each(|(_, id)| self.machine.land(*id)),
                 60..90 if !writing.is_empty() => {
-                    let (_, id) = writing.remove(usize::try_from(self.random.below(writing.len() as u64)).unwrap());
+                    let (_, id) =
+                        writing.remove(usize::try_from(self.random.below(writing.len() as u64)).unwrap());
                     self.machine.complete(id);
                 }
                 _ => {}
@@ -370,7 +385,8 @@ impl World {
         let clean = self.machine.clean().len();
         let vault = self.server.vault.lock().unwrap();
         let state = (clean, vault.complete, vault.exact > 0, vault.clean_at > 0);
-        (state != (64, true, true, true)).then(|| format!("not at rest: clean, complete, exact, clean at: {state:?}"))
+        (state != (64, true, true, true))
+            .then(|| format!("not at rest: clean, complete, exact, clean at: {state:?}"))
     }
 }
 
@@ -417,7 +433,9 @@ async fn after_a_reboot_or_by_order_of_the_vault_everything_is_copied_again() {
     for reboot in [true, false] {
         match reboot {
             true => world.machine.reboot(),
-            false => world.server.vault.lock().unwrap().full_copy_reason = "the vault went back in time".to_owned(),
+            false => {
+                world.server.vault.lock().unwrap().full_copy_reason = "the vault went back in time".to_owned()
+            }
         }
         world.server.vault.lock().unwrap().content.clear();
         world.machine.write((DiskSlot(1), 3), 33);

@@ -51,8 +51,11 @@ impl FreezeBudget {
 mod tests {
     use super::*;
 
-    const LIMITS: FreezeLimits =
-        FreezeLimits { per_hour: 2, timeout: Duration::from_secs(5), round_interval: Duration::from_secs(15) };
+    const LIMITS: FreezeLimits = FreezeLimits {
+        per_hour: 2,
+        timeout: Duration::from_secs(5),
+        round_interval: Duration::from_secs(15),
+    };
     const MINUTE: Duration = Duration::from_secs(60);
 
     #[tokio::test(start_paused = true)]

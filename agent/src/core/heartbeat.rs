@@ -18,8 +18,14 @@ impl Session<'_> {
         let reason = self.parts.map.copy_reason();
         let mut issues: Vec<_> = self.kept.issues.values().cloned().collect();
         if let Some(reason) = &reason {
-            let remedy = "nothing to do: points made before stay usable, new ones follow when the copy is complete";
-            issues.push(issue("FullCopy", "Warning", format!("everything is copied again: {reason}"), remedy));
+            let remedy =
+                "nothing to do: points made before stay usable, new ones follow when the copy is complete";
+            issues.push(issue(
+                "FullCopy",
+                "Warning",
+                format!("everything is copied again: {reason}"),
+                remedy,
+            ));
         }
         let message = v1::Heartbeat {
             agent_time_micros: self.clock.sending(date, now).0,

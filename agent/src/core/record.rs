@@ -98,7 +98,8 @@ impl Session<'_> {
         let due = now >= self.next_round() || self.catching_up;
         if copying && (self.owe_copy || !due) {
             self.owe_copy = false;
-            let rest = first(self.tracker.awaiting_copy(), self.options.limits.batch_covers_bytes / BLOCK_BYTES);
+            let rest =
+                first(self.tracker.awaiting_copy(), self.options.limits.batch_covers_bytes / BLOCK_BYTES);
             return Ok(Some(self.begin_record(Job::Copy, rest)));
         }
         let limit = self.options.limits.catch_up_bytes;
@@ -170,10 +171,13 @@ impl Session<'_> {
     }
 
     fn unreadable(&mut self, error: ReadError) -> SessionError {
-        let path = self.disks.iter().find(|disk| disk.slot == error.disk.0).map_or("", |disk| disk.path.as_str());
+        let path =
+            self.disks.iter().find(|disk| disk.slot == error.disk.0).map_or("", |disk| disk.path.as_str());
         let message = format!("{path}: {error}: {}", error.source);
         let remedy = "check the disk with smartctl and dmesg; replication goes on when it can be read";
-        self.kept.issues.insert(DISK_READ_FAILED.to_owned(), issue(DISK_READ_FAILED, "Error", message, remedy));
+        self.kept
+            .issues
+            .insert(DISK_READ_FAILED.to_owned(), issue(DISK_READ_FAILED, "Error", message, remedy));
         SessionError::Read(error)
     }
 

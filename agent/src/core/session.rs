@@ -54,13 +54,17 @@ pub enum SessionError {
     NoWelcome { limit: Duration },
     #[error("the connection was closed; see the process server's log if this repeats")]
     Closed,
-    #[error("nothing was heard for {limit:?}; check the network path, or the process server is held up by its vault")]
+    #[error(
+        "nothing was heard for {limit:?}; check the network path, or the process server is held up by its vault"
+    )]
     Silent { limit: Duration },
     #[error("process server {address} has this server now")]
     Redirected { address: String },
     #[error("the process server refused: {reason}; {remedy}")]
     Refused { reason: String, remedy: String, retry_after: Duration },
-    #[error("the process server broke the protocol: {what}; agent and appliance may be at most one minor version apart")]
+    #[error(
+        "the process server broke the protocol: {what}; agent and appliance may be at most one minor version apart"
+    )]
     Protocol { what: String },
     #[error("an acknowledgement cannot be")]
     NeverSent(#[from] NeverSent),
@@ -131,7 +135,11 @@ pub(super) struct Session<'a> {
 
 impl<'a> Session<'a> {
     /// Runs one session to its end; also returns whether it was of use.
-    pub(super) async fn run(parts: &'a mut Parts, options: &'a Options, kept: &'a mut Kept) -> (SessionError, bool) {
+    pub(super) async fn run(
+        parts: &'a mut Parts,
+        options: &'a Options,
+        kept: &'a mut Kept,
+    ) -> (SessionError, bool) {
         let mut connection = match timeout(DIAL_TIMEOUT, parts.dial.dial()).await {
             Ok(Ok(connection)) => connection,
             Ok(Err(error)) => return (SessionError::Dial(error), false),
@@ -259,14 +267,14 @@ impl<'a> Session<'a> {
         match message.message {
             Some(v1::down::Message::Durable(durable)) => {
                 self.useful = true;
-                let mark = v1::DurableMark { number: durable.number, epoch: durable.epoch, chain: durable.chain };
+                let mark =
+                    v1::DurableMark { number: durable.number, epoch: durable.epoch, chain: durable.chain };
                 self.settle(RecordNumber(durable.number), Some(mark))?;
             }
-            Some(v1::down::Message::Received(received)) => {
-                if self.options.faults.forget_on_received {
-                    self.settle(RecordNumber(received.number), None)?;
-                }
+            Some(v1::down::Message::Received(received)) if self.options.faults.forget_on_received => {
+                self.settle(RecordNumber(received.number), None)?;
             }
+            Some(v1::down::Message::Received(_)) => {} // in the spool is not in the vault
             Some(v1::down::Message::HeartbeatAnswer(answer)) => {
                 self.useful = true;
                 let theirs = Micros(answer.process_server_time_micros);

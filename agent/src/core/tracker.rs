@@ -55,7 +55,13 @@ pub struct Tracker {
 impl Tracker {
     /// At the beginning of a session: everything that is not durable is unsent.
     pub fn new(last: RecordNumber, held: BlockSet, to_copy: BlockSet) -> Self {
-        Self { next: last.next(), unsent: held, awaiting_copy: to_copy, in_flight: VecDeque::new(), building: None }
+        Self {
+            next: last.next(),
+            unsent: held,
+            awaiting_copy: to_copy,
+            in_flight: VecDeque::new(),
+            building: None,
+        }
     }
 
     /// Marks were moved from a finished generation to the held ones.

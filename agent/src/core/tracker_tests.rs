@@ -153,7 +153,10 @@ impl World {
                     }
                     self.committed = record.number;
                     if record.complete {
-                        assert!(self.vault.iter().all(|version| *version > 0), "complete, but a block is missing");
+                        assert!(
+                            self.vault.iter().all(|version| *version > 0),
+                            "complete, but a block is missing"
+                        );
                     }
                 }
             }
@@ -203,7 +206,8 @@ impl World {
     /// Clean means in the vault.
     fn check(&self) {
         for block in 0..BLOCKS as u32 {
-            let dirty = [&self.marked, &self.held, &self.to_copy].iter().any(|set| set.contains(DiskSlot(1), block));
+            let dirty =
+                [&self.marked, &self.held, &self.to_copy].iter().any(|set| set.contains(DiskSlot(1), block));
             assert!(
                 dirty || self.vault[block as usize] == self.disk[block as usize],
                 "block {block} counts as clean, but the vault has version {} of {}",

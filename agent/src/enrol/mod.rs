@@ -17,7 +17,9 @@ use crate::{
 
 #[derive(Debug, thiserror::Error)]
 pub enum EnrolError {
-    #[error("the agent's key cannot be made or read: {reason}; enrol again with the command that `kubectl lifeboat enroll` prints")]
+    #[error(
+        "the agent's key cannot be made or read: {reason}; enrol again with the command that `kubectl lifeboat enroll` prints"
+    )]
     Key { reason: String },
     #[error("the appliance's CA is not usable")]
     Tls(#[from] TlsError),
@@ -41,7 +43,8 @@ pub struct Invitation {
 
 /// A PKCS#10 request in PEM for the key; the appliance decides what the certificate says.
 pub fn signing_request(key_pem: &Secret, name: &str) -> Result<String, EnrolError> {
-    let key = KeyPair::from_pem(key_pem.reveal()).map_err(|error| EnrolError::Key { reason: error.to_string() })?;
+    let key =
+        KeyPair::from_pem(key_pem.reveal()).map_err(|error| EnrolError::Key { reason: error.to_string() })?;
     request(&key, name)
 }
 
@@ -53,7 +56,11 @@ fn request(key: &KeyPair, name: &str) -> Result<String, EnrolError> {
 }
 
 /// Enrols this machine and stores who it is.
-pub async fn enrol(invitation: &Invitation, machine: &Machine, state: &StateDir) -> Result<Identity, EnrolError> {
+pub async fn enrol(
+    invitation: &Invitation,
+    machine: &Machine,
+    state: &StateDir,
+) -> Result<Identity, EnrolError> {
     // Before the token is spent.
     state.create()?;
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)
@@ -99,6 +106,9 @@ mod tests {
         let pem = Secret::new(key.serialize_pem());
         let request = signing_request(&pem, "db-1").unwrap();
         let parsed = rcgen::CertificateSigningRequestParams::from_pem(&request).unwrap();
-        assert_eq!(rcgen::PublicKeyData::der_bytes(&parsed.public_key), rcgen::PublicKeyData::der_bytes(&key));
+        assert_eq!(
+            rcgen::PublicKeyData::der_bytes(&parsed.public_key),
+            rcgen::PublicKeyData::der_bytes(&key)
+        );
     }
 }

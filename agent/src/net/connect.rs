@@ -34,7 +34,9 @@ pub enum ConnectError {
         "TLS with {address} failed; if the certificate is refused, enrol again with the command that `kubectl lifeboat enroll` prints"
     )]
     Handshake { address: String, source: io::Error },
-    #[error("{address} has the key {found} instead of {expected}: something stands between, or the command is old; get a new one with `kubectl lifeboat enroll`")]
+    #[error(
+        "{address} has the key {found} instead of {expected}: something stands between, or the command is old; get a new one with `kubectl lifeboat enroll`"
+    )]
     Pin { address: String, expected: String, found: String },
     #[error("HTTP/2 with {address} failed")]
     Http { address: String, source: tonic::transport::Error },
@@ -117,7 +119,8 @@ async fn handshake(
 
 fn check_pin(address: &str, stream: &TlsStream<TcpStream>, expected: &str) -> Result<(), ConnectError> {
     let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-    let found = certificate.map_or_else(|| Ok("no certificate".to_owned()), |certificate| tls::pin(certificate));
+    let found =
+        certificate.map_or_else(|| Ok("no certificate".to_owned()), |certificate| tls::pin(certificate));
     let found = found.unwrap_or_else(|error| error.to_string());
     if found == expected {
         return Ok(());

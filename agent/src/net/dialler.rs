@@ -40,7 +40,9 @@ impl Dial for Dialler {
         })?;
         let mut last = DialError::Refused {
             address: known.clone(),
-            message: "no process server is assigned to this server yet; look at its ProtectedServer's conditions".to_owned(),
+            message:
+                "no process server is assigned to this server yet; look at its ProtectedServer's conditions"
+                    .to_owned(),
         };
         for address in &located.data_addresses {
             match connect(address, &located.tls_name, tls.clone(), None).await {
@@ -59,7 +61,12 @@ fn open(channel: Channel, address: String) -> Connection {
     Connection { up, down }
 }
 
-async fn pump(channel: Channel, address: String, sent: mpsc::Receiver<v1::Up>, received: mpsc::Sender<v1::Down>) {
+async fn pump(
+    channel: Channel,
+    address: String,
+    sent: mpsc::Receiver<v1::Up>,
+    received: mpsc::Sender<v1::Down>,
+) {
     let mut client = ReplicationClient::new(channel)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);

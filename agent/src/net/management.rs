@@ -17,7 +17,9 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
 #[derive(Debug, thiserror::Error)]
 pub enum ManagementError {
-    #[error("no management address is known; enrol again with the command that `kubectl lifeboat enroll` prints")]
+    #[error(
+        "no management address is known; enrol again with the command that `kubectl lifeboat enroll` prints"
+    )]
     NoAddress,
     #[error("management cannot be reached")]
     Connect(#[from] ConnectError),
@@ -33,7 +35,15 @@ impl ManagementError {
     pub fn is_passing(&self) -> bool {
         match self {
             Self::Refused { code, .. } => {
-                matches!(code, Code::Unavailable | Code::DeadlineExceeded | Code::Unknown | Code::Internal | Code::Cancelled | Code::ResourceExhausted)
+                matches!(
+                    code,
+                    Code::Unavailable
+                        | Code::DeadlineExceeded
+                        | Code::Unknown
+                        | Code::Internal
+                        | Code::Cancelled
+                        | Code::ResourceExhausted
+                )
             }
             Self::NoAddress => false,
             Self::Connect(ConnectError::Pin { .. } | ConnectError::Address { .. }) => false,
@@ -84,16 +94,21 @@ impl Management {
         Err(last)
     }
 
-    async fn call_one<T, F, R>(&self, call: &'static str, address: &str, make: &F) -> Result<T, ManagementError>
+    async fn call_one<T, F, R>(
+        &self,
+        call: &'static str,
+        address: &str,
+        make: &F,
+    ) -> Result<T, ManagementError>
     where
         F: Fn(ManagementClient<Channel>) -> R,
         R: Future<Output = Result<Response<T>, Status>>,
     {
         let name = host(address)?;
         let channel = connect(address, name, self.tls.clone(), self.pinned.as_deref()).await?;
-        let answer = timeout(CALL_TIMEOUT, make(ManagementClient::new(channel)))
-            .await
-            .map_err(|_| ManagementError::TimeOut { address: address.to_owned(), call, limit: CALL_TIMEOUT })?;
+        let answer = timeout(CALL_TIMEOUT, make(ManagementClient::new(channel))).await.map_err(|_| {
+            ManagementError::TimeOut { address: address.to_owned(), call, limit: CALL_TIMEOUT }
+        })?;
         answer.map(Response::into_inner).map_err(|status| ManagementError::Refused {
             address: address.to_owned(),
             call,

@@ -22,7 +22,9 @@ const RETRY: Duration = Duration::from_secs(60);
 
 #[derive(Debug, thiserror::Error)]
 pub enum RenewalError {
-    #[error("the certificate cannot be read: {reason}; enrol again with the command that `kubectl lifeboat enroll` prints")]
+    #[error(
+        "the certificate cannot be read: {reason}; enrol again with the command that `kubectl lifeboat enroll` prints"
+    )]
     Certificate { reason: String },
     #[error("no renewal without TLS")]
     Tls(#[from] TlsError),
@@ -54,7 +56,11 @@ pub async fn run(state: StateDir, identity: watch::Sender<Identity>, env: Env) {
     }
 }
 
-async fn renew_if_due(current: &Identity, state: &StateDir, now: Micros) -> Result<Option<Identity>, RenewalError> {
+async fn renew_if_due(
+    current: &Identity,
+    state: &StateDir,
+    now: Micros,
+) -> Result<Option<Identity>, RenewalError> {
     if now < due(&current.certificate_pem)? {
         return Ok(None);
     }
@@ -81,8 +87,8 @@ async fn renew_if_due(current: &Identity, state: &StateDir, now: Micros) -> Resu
 /// When two thirds of the certificate's life are over.
 fn due(certificate_pem: &str) -> Result<Micros, RenewalError> {
     let damaged = |reason: String| RenewalError::Certificate { reason };
-    let (_, pem) =
-        x509_parser::pem::parse_x509_pem(certificate_pem.as_bytes()).map_err(|error| damaged(error.to_string()))?;
+    let (_, pem) = x509_parser::pem::parse_x509_pem(certificate_pem.as_bytes())
+        .map_err(|error| damaged(error.to_string()))?;
     let certificate = pem.parse_x509().map_err(|error| damaged(error.to_string()))?;
     let validity = certificate.validity();
     let (from, until) = (validity.not_before.timestamp(), validity.not_after.timestamp());

@@ -12,7 +12,9 @@ use crate::state::Identity;
 
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    #[error("the {what} is not usable: {reason}; enrol again with the command that `kubectl lifeboat enroll` prints")]
+    #[error(
+        "the {what} is not usable: {reason}; enrol again with the command that `kubectl lifeboat enroll` prints"
+    )]
     Material { what: &'static str, reason: String },
 }
 
@@ -28,7 +30,8 @@ pub fn mutual(identity: &Identity) -> Result<Arc<ClientConfig>, TlsError> {
         .map_err(|error| certificate(&error))?;
     let private =
         PrivateKeyDer::from_pem_slice(identity.key_pem.reveal().as_bytes()).map_err(|error| key(&error))?;
-    let config = builder(&identity.ca_pem)?.with_client_auth_cert(chain, private).map_err(|error| key(&error))?;
+    let config =
+        builder(&identity.ca_pem)?.with_client_auth_cert(chain, private).map_err(|error| key(&error))?;
     Ok(finished(config))
 }
 
@@ -63,8 +66,8 @@ fn finished(mut config: ClientConfig) -> Arc<ClientConfig> {
 
 /// `sha256//…` of a certificate's public key, as `curl --pinnedpubkey` writes it.
 pub fn pin(certificate: &[u8]) -> Result<String, TlsError> {
-    let (_, parsed) =
-        x509_parser::parse_x509_certificate(certificate).map_err(|error| material("server's certificate")(&error))?;
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate)
+        .map_err(|error| material("server's certificate")(&error))?;
     let digest = ring::digest::digest(&ring::digest::SHA256, parsed.public_key().raw);
     Ok(format!("sha256//{}", base64::engine::general_purpose::STANDARD.encode(digest)))
 }
