@@ -80,9 +80,7 @@ async fn shake(tcp: TcpStream, dir: &Path) -> io::Result<TlsStream<TcpStream>> {
 fn is_operator(certificate: &[u8]) -> bool {
     let Ok((_, parsed)) = X509Certificate::from_der(certificate) else { return false };
     let names = parsed.subject_alternative_name().ok().flatten();
-    names.is_some_and(|names| {
-        names.value.general_names.iter().any(|name| *name == GeneralName::URI(OPERATOR_URI))
-    })
+    names.is_some_and(|names| names.value.general_names.contains(&GeneralName::URI(OPERATOR_URI)))
 }
 
 /// TLS settings from tls.crt, tls.key and ca.crt.

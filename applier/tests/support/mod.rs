@@ -1,5 +1,6 @@
 //! A server that writes its log as a process server does, and remembers what its disks looked like at each point.
-#![allow(dead_code, reason = "each test program uses a part of it")]
+#![allow(dead_code, unreachable_pub, reason = "each test program uses a part of it")]
+#![allow(clippy::unwrap_used, reason = "a test")]
 
 pub mod faulty;
 
