@@ -100,7 +100,8 @@ pub struct Vault {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AzureVault {
-    /// URL of the blob service: public, private endpoint or emulator (with the account in the path).
+    /// URL of the blob service: public, private endpoint or emulator (with the account in the path). http is for an
+    /// emulator alone: seed disks travel as they are.
     #[schemars(length(max = 512), regex(pattern = r"^https?://[^/?#]+(/[^?#]*)?$"))]
     pub endpoint: String,
     /// Container of seed disks, logs and catalogue.
@@ -256,7 +257,8 @@ fn spool_size() -> Quantity {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[x_kube(
     validation = Rule::new("self.type == 'NodePort' || !has(self.nodePorts)").message("nodePorts belong to type NodePort"),
-    validation = Rule::new("self.dataPort != self.managementPort").message("dataPort and managementPort must differ")
+    validation = Rule::new("self.dataPort != self.managementPort").message("dataPort and managementPort must differ"),
+    validation = Rule::new("self.type != 'NodePort' || has(self.addresses)").message("type NodePort needs addresses: the names or IP addresses of nodes by which agents reach the appliance")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct Exposure {
@@ -278,7 +280,7 @@ pub struct Exposure {
     /// first one is what agents are told. Inside the cluster the Services' own names work without any.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(
-        length(max = 16),
+        length(min = 1, max = 16),
         inner(length(min = 1, max = 253), regex(pattern = r"^[a-zA-Z0-9]([-.:a-zA-Z0-9]*[a-zA-Z0-9])?$")),
         extend("x-kubernetes-list-type" = "atomic")
     )]

@@ -121,14 +121,15 @@ fn an_appliance_keeps_its_container() {
 }
 
 #[rstest]
-#[case(json!({ "type": "NodePort", "nodePorts": { "management": 30443, "dataBase": 30943 } }))]
-#[case(json!({ "type": "NodePort" }))]
+#[case(json!({ "type": "NodePort", "addresses": ["10.0.0.1"], "nodePorts": { "management": 30443, "dataBase": 30943 } }))]
+#[case(json!({ "type": "NodePort", "addresses": ["dr.contoso.local"] }))]
 fn an_appliance_may_be_exposed_on_ports_of_the_nodes(#[case] exposure: Value) {
     admits("ReplicationAppliance", with(&appliance(), json!({ "exposure": exposure })));
 }
 
 #[rstest]
 #[case(json!({ "nodePorts": { "management": 30443, "dataBase": 30943 } }), "nodePorts belong to type NodePort")]
+#[case(json!({ "type": "NodePort" }), "type NodePort needs addresses")]
 #[case(json!({ "dataPort": 443 }), "dataPort and managementPort must differ")]
 fn an_exposure_that_contradicts_itself_is_refused(#[case] exposure: Value, #[case] message: &str) {
     refuses("ReplicationAppliance", with(&appliance(), json!({ "exposure": exposure })), message);
@@ -140,7 +141,7 @@ fn ports_of_the_nodes_do_not_collide_however_many_process_servers_there_are() {
         with(
             &appliance(),
             json!({
-                "exposure": { "type": "NodePort", "nodePorts": { "management": 30945, "dataBase": 30943 } },
+                "exposure": { "type": "NodePort", "addresses": ["10.0.0.1"], "nodePorts": { "management": 30945, "dataBase": 30943 } },
                 "processServers": { "replicas": replicas }
             }),
         )
