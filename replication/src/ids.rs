@@ -41,13 +41,15 @@ impl fmt::Display for ServerId {
 }
 
 /// Number of a server's writer: a higher one fences the lower. The first is 1.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, serde::Serialize, serde::Deserialize)]
+#[serde(transparent)]
 pub struct Epoch(pub u32);
 
 /// Number of a record in a server's stream. The first is 1; 0 means none yet.
 ///
 /// At one record a second 32 bits last 136 years; the page blob's sequence number holds `epoch << 32 | record`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, serde::Serialize, serde::Deserialize)]
+#[serde(transparent)]
 pub struct RecordNumber(pub u64);
 
 impl RecordNumber {
@@ -57,7 +59,8 @@ impl RecordNumber {
 }
 
 /// Number of a disk within its server: given once, never reused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, serde::Serialize, serde::Deserialize)]
+#[serde(transparent)]
 pub struct DiskSlot(pub u32);
 
 macro_rules! display_number {

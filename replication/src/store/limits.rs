@@ -14,7 +14,12 @@ fn check(allowed: bool, operation: &'static str, name: &str, rule: &str) -> Resu
     if allowed {
         return Ok(());
     }
-    Err(StoreError::Refused { operation, name: name.to_owned(), why: Refusal::Range, detail: rule.to_owned() })
+    Err(StoreError::Refused {
+        operation,
+        name: name.to_owned(),
+        why: Refusal::Range,
+        detail: rule.to_owned(),
+    })
 }
 
 pub(super) fn get(name: &str, range: Option<&Range<u64>>) -> Result<()> {
@@ -38,7 +43,12 @@ pub(super) fn write_pages(name: &str, offset: u64, length: usize) -> Result<()> 
 
 pub(super) fn clear_pages(name: &str, range: &Range<u64>) -> Result<()> {
     let aligned = range.start.is_multiple_of(PAGE_BYTES) && range.end.is_multiple_of(PAGE_BYTES);
-    check(aligned && range.start < range.end, "clear pages", name, "only whole pages of 512 bytes can be cleared")
+    check(
+        aligned && range.start < range.end,
+        "clear pages",
+        name,
+        "only whole pages of 512 bytes can be cleared",
+    )
 }
 
 pub(super) fn lease_term(name: &str, term: Duration) -> Result<()> {

@@ -32,7 +32,10 @@ impl From<Arc<DataKeys>> for KeyBundle {
 
 impl fmt::Debug for KeyBundle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("KeyBundle").field("data_keys", &self.data_keys).field("ca_key", &self.ca_key_pem.is_some()).finish()
+        f.debug_struct("KeyBundle")
+            .field("data_keys", &self.data_keys)
+            .field("ca_key", &self.ca_key_pem.is_some())
+            .finish()
     }
 }
 
@@ -54,7 +57,7 @@ impl KeyBundle {
             .map_err(|error| VaultError::BundleEncryption(std::io::Error::other(error)))?;
         let content = self.to_json();
         let mut sealed = Vec::new();
-        let mut write = || {
+        let write = || {
             let armor = age::armor::ArmoredWriter::wrap_output(&mut sealed, age::armor::Format::AsciiArmor)?;
             let mut writer = encryptor.wrap_output(armor)?;
             writer.write_all(&content)?;

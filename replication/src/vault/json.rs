@@ -8,7 +8,10 @@ use crate::store::{BlobStore, ETag, PutCondition, Refusal, StoreError};
 
 /// `None` when there is no such document. The ETag is taken before the content: if somebody writes in between, a later
 /// write with this ETag is refused, and nothing of theirs is lost.
-pub(super) async fn read<T: DeserializeOwned>(store: &dyn BlobStore, name: &str) -> Result<Option<(T, ETag)>, VaultError> {
+pub(super) async fn read<T: DeserializeOwned>(
+    store: &dyn BlobStore,
+    name: &str,
+) -> Result<Option<(T, ETag)>, VaultError> {
     let read = async {
         let etag = store.properties(name, None).await?.etag;
         Ok::<_, StoreError>((store.get(name, None, None).await?, etag))

@@ -115,7 +115,9 @@ mod tests {
     fn a_name_is_parsed_back_and_foreign_ones_are_not() {
         let name = log_part(&server(), Epoch(3), 4);
         assert_eq!(parse_log_part(&server(), &name), Some((Epoch(3), 4)));
-        for foreign in ["x", &name.replace("0000000003", "3"), &format!("{name}x"), &name.replace("log", "disks")] {
+        for foreign in
+            ["x", &name.replace("0000000003", "3"), &format!("{name}x"), &name.replace("log", "disks")]
+        {
             assert_eq!(parse_log_part(&server(), foreign), None, "{foreign}");
         }
         let name = segment(&server(), Epoch(3), RecordNumber(5), "a-b", 1);

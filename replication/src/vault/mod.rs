@@ -8,8 +8,9 @@
 //! two operators at once end with the same vault.
 
 pub mod bundle;
-pub mod layout;
+pub mod config;
 mod json;
+pub mod layout;
 mod server;
 
 use std::{fmt, sync::Arc};
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     bundle::KeyBundle,
+    config::VaultConfig,
     server::{DiskDescription, ServerDescription},
 };
 use crate::{
@@ -42,7 +44,11 @@ pub struct Vault {
 
 impl fmt::Debug for Vault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Vault").field("id", &self.id).field("store", &self.store).field("cache", &self.cache).finish()
+        f.debug_struct("Vault")
+            .field("id", &self.id)
+            .field("store", &self.store)
+            .field("cache", &self.cache)
+            .finish()
     }
 }
 
@@ -65,27 +71,45 @@ pub struct VaultDescription {
 
 #[derive(Debug, thiserror::Error)]
 pub enum VaultError {
-    #[error("the vault has no recovery key: if the cluster burnt, nothing could be decrypted. Make one with `kubectl lifeboat recovery-key new`, keep its private half outside of the cluster and put the public half (age1…) into spec.vault.recoveryKeys of the ReplicationAppliance")]
+    #[error(
+        "the vault has no recovery key: if the cluster burnt, nothing could be decrypted. Make one with `kubectl lifeboat recovery-key new`, keep its private half outside of the cluster and put the public half (age1…) into spec.vault.recoveryKeys of the ReplicationAppliance"
+    )]
     NoRecipient,
-    #[error("{recipient:?} is not a public recovery key: it must start with age1 as `kubectl lifeboat recovery-key new` prints it")]
+    #[error(
+        "{recipient:?} is not a public recovery key: it must start with age1 as `kubectl lifeboat recovery-key new` prints it"
+    )]
     Recipient { recipient: String },
-    #[error("there is no vault in this container: the operator creates it when the ReplicationAppliance is reconciled; check endpoint and container of spec.vault.azure")]
+    #[error(
+        "there is no vault in this container: the operator creates it when the ReplicationAppliance is reconciled; check endpoint and container of spec.vault.azure"
+    )]
     Missing,
-    #[error("data key {key_id} is not the one this vault was written with: restore the Secret with the data keys from its backup or from the vault's key bundle (`age -d -i RECOVERY_KEY_FILE`), or name another container")]
+    #[error(
+        "data key {key_id} is not the one this vault was written with: restore the Secret with the data keys from its backup or from the vault's key bundle (`age -d -i RECOVERY_KEY_FILE`), or name another container"
+    )]
     WrongKey { key_id: KeyId },
-    #[error("the vault was written with data key {key_id}, which is not in the Secret with the data keys: restore it from its backup or from the vault's key bundle (`age -d -i RECOVERY_KEY_FILE`), or name another container")]
+    #[error(
+        "the vault was written with data key {key_id}, which is not in the Secret with the data keys: restore it from its backup or from the vault's key bundle (`age -d -i RECOVERY_KEY_FILE`), or name another container"
+    )]
     MissingKey { key_id: KeyId },
     #[error("{name} has format {found}, this build knows {FORMAT}: use the release that wrote it")]
     Format { name: String, found: u32 },
-    #[error("{name} in the vault cannot be read as what it should be: restore it from the store's soft-delete or versions, or name another container")]
+    #[error(
+        "{name} in the vault cannot be read as what it should be: restore it from the store's soft-delete or versions, or name another container"
+    )]
     Damaged { name: String, source: serde_json::Error },
-    #[error("the key bundle cannot be opened with this recovery key: use the private half of one of {recipients:?}")]
+    #[error(
+        "the key bundle cannot be opened with this recovery key: use the private half of one of {recipients:?}"
+    )]
     BundleIdentity { recipients: Vec<String> },
-    #[error("the key bundle could not be encrypted to the recovery keys; try again, and report it if it stays")]
+    #[error(
+        "the key bundle could not be encrypted to the recovery keys; try again, and report it if it stays"
+    )]
     BundleEncryption(#[source] std::io::Error),
     #[error(transparent)]
     Keys(#[from] KeysError),
-    #[error("the vault cannot be reached: check spec.vault.azure.endpoint, DNS and the network path from the cluster to it; it is tried again until it answers ({0})")]
+    #[error(
+        "the vault cannot be reached: check spec.vault.azure.endpoint, DNS and the network path from the cluster to it; it is tried again until it answers ({0})"
+    )]
     Unreachable(#[source] StoreError),
     #[error(transparent)]
     Store(StoreError),
@@ -162,7 +186,11 @@ pub async fn bootstrap(
 }
 
 /// Opens a vault that [`bootstrap()`] has made.
-pub async fn open(store: Arc<dyn BlobStore>, cache: Arc<dyn BlobStore>, keys: Arc<DataKeys>) -> Result<Vault, VaultError> {
+pub async fn open(
+    store: Arc<dyn BlobStore>,
+    cache: Arc<dyn BlobStore>,
+    keys: Arc<DataKeys>,
+) -> Result<Vault, VaultError> {
     let description = match read_description(&*store).await {
         Ok(found) => found.ok_or(VaultError::Missing)?.0,
         Err(VaultError::Store(error)) if error.is(Refusal::NoContainer) => return Err(VaultError::Missing),

@@ -48,7 +48,12 @@ struct Name {
 
 impl Vault {
     /// The server of this name, made if the vault does not know it yet. Safe to repeat.
-    pub async fn adopt_server(&self, namespace: &str, name: &str, env: &Env) -> Result<ServerDescription, VaultError> {
+    pub async fn adopt_server(
+        &self,
+        namespace: &str,
+        name: &str,
+        env: &Env,
+    ) -> Result<ServerDescription, VaultError> {
         let id = self.claim_name(namespace, name, env).await?;
         loop {
             if let Some((found, _)) = self.read_server(&id).await? {
@@ -71,7 +76,11 @@ impl Vault {
     }
 
     /// The server of this name, if the vault knows it.
-    pub async fn find_server(&self, namespace: &str, name: &str) -> Result<Option<ServerDescription>, VaultError> {
+    pub async fn find_server(
+        &self,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<ServerDescription>, VaultError> {
         let Some(name) = self.read_name(&layout::name_json(namespace, name)).await? else { return Ok(None) };
         Ok(self.read_server(&name.id).await?.map(|(found, _)| found))
     }
@@ -95,7 +104,9 @@ impl Vault {
 
     pub async fn read_server(&self, id: &ServerId) -> Result<Option<(ServerDescription, ETag)>, VaultError> {
         let name = layout::server_json(id);
-        let Some((found, etag)) = json::read::<ServerDescription>(&*self.store, &name).await? else { return Ok(None) };
+        let Some((found, etag)) = json::read::<ServerDescription>(&*self.store, &name).await? else {
+            return Ok(None);
+        };
         if found.format != FORMAT {
             return Err(VaultError::Format { name, found: found.format });
         }
@@ -103,7 +114,11 @@ impl Vault {
     }
 
     /// Writes it if nobody else has since `read` ([`Refusal::Condition`]); `None`: if there is none yet.
-    pub async fn write_server(&self, server: &ServerDescription, read: Option<&ETag>) -> Result<ETag, VaultError> {
+    pub async fn write_server(
+        &self,
+        server: &ServerDescription,
+        read: Option<&ETag>,
+    ) -> Result<ETag, VaultError> {
         let condition = read.map_or(PutCondition::IfAbsent, |etag| PutCondition::IfMatch(etag.clone()));
         Ok(json::write(&*self.store, &layout::server_json(&server.id), server, &condition).await?)
     }

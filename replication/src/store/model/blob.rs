@@ -72,7 +72,9 @@ impl Version {
 
     pub(super) fn pages_within(&mut self, range: Range<u64>) -> Result<PagesWithin<'_>, Denied> {
         match &mut self.content {
-            Content::Page(pages) if range.end <= pages.length => Ok(PagesWithin { pages, sequence: self.sequence }),
+            Content::Page(pages) if range.end <= pages.length => {
+                Ok(PagesWithin { pages, sequence: self.sequence })
+            }
             Content::Page(_) => Err((Refusal::Range, "InvalidPageRange")),
             Content::Block(_) | Content::Append(_) => Err((Refusal::Kind, "InvalidBlobType")),
         }
@@ -82,7 +84,11 @@ impl Version {
 impl<'a> PagesWithin<'a> {
     /// `x-ms-if-sequence-number-le`
     pub(super) fn sequence_at_most(self, most: u64) -> Result<&'a mut Pages, Denied> {
-        if self.sequence <= most { Ok(self.pages) } else { Err((Refusal::Condition, "SequenceNumberConditionNotMet")) }
+        if self.sequence <= most {
+            Ok(self.pages)
+        } else {
+            Err((Refusal::Condition, "SequenceNumberConditionNotMet"))
+        }
     }
 }
 

@@ -27,8 +27,8 @@ use bytes::Bytes;
 
 use self::blob::{Blob, Content, Version};
 use super::{
-    BlobKind, BlobStore, ETag, LeaseId, ListPage, Listed, Properties, PutCondition, Refusal, Result, SnapshotId,
-    StoreError, limits,
+    BlobKind, BlobStore, ETag, LeaseId, ListPage, Listed, Properties, PutCondition, Refusal, Result,
+    SnapshotId, StoreError, limits,
 };
 
 /// Names in one page of a list, as on Azure.
@@ -98,7 +98,8 @@ impl ModelStore {
         call: impl FnOnce(&mut State) -> Result<T, Denied>,
     ) -> Result<T> {
         let mut state = self.lock();
-        let done = if state.container { call(&mut state) } else { Err((Refusal::NoContainer, "ContainerNotFound")) };
+        let done =
+            if state.container { call(&mut state) } else { Err((Refusal::NoContainer, "ContainerNotFound")) };
         done.map_err(|(why, detail)| StoreError::Refused {
             operation,
             name: name.to_owned(),
@@ -168,7 +169,12 @@ impl BlobStore for ModelStore {
         })
     }
 
-    async fn get(&self, name: &str, snapshot: Option<&SnapshotId>, range: Option<Range<u64>>) -> Result<Bytes> {
+    async fn get(
+        &self,
+        name: &str,
+        snapshot: Option<&SnapshotId>,
+        range: Option<Range<u64>>,
+    ) -> Result<Bytes> {
         limits::get(name, range.as_ref())?;
         self.call("get", name, |state| {
             let content = &state.version(name, snapshot)?.content;
@@ -184,13 +190,20 @@ impl BlobStore for ModelStore {
     async fn list(&self, prefix: &str, with_snapshots: bool, after: Option<&str>) -> Result<ListPage> {
         self.call("list", prefix, |state| {
             let mut listed = Vec::new();
-            for (name, blob) in state.blobs.range(prefix.to_owned()..).take_while(|(name, _)| name.starts_with(prefix)) {
+            for (name, blob) in
+                state.blobs.range(prefix.to_owned()..).take_while(|(name, _)| name.starts_with(prefix))
+            {
                 if with_snapshots {
-                    listed.extend(blob.snapshots.iter().map(|(id, version)| version.listed(name, Some(id.clone()))));
+                    listed.extend(
+                        blob.snapshots.iter().map(|(id, version)| version.listed(name, Some(id.clone()))),
+                    );
                 }
                 listed.push(blob.version.listed(name, None));
             }
-            let mut left = listed.into_iter().filter(|blob| after.is_none_or(|after| place(blob).as_str() > after)).peekable();
+            let mut left = listed
+                .into_iter()
+                .filter(|blob| after.is_none_or(|after| place(blob).as_str() > after))
+                .peekable();
             let blobs: Vec<_> = left.by_ref().take(self.list_page).collect();
             let next = left.peek().and_then(|_| blobs.last().map(place));
             Ok(ListPage { blobs, next })
@@ -223,7 +236,11 @@ impl BlobStore for ModelStore {
         self.call("delete", name, |state| {
             let blob = state.blob(name)?;
             if let Some(snapshot) = snapshot {
-                return blob.snapshots.remove(snapshot).map(|_| ()).ok_or((Refusal::NotFound, "BlobNotFound"));
+                return blob
+                    .snapshots
+                    .remove(snapshot)
+                    .map(|_| ())
+                    .ok_or((Refusal::NotFound, "BlobNotFound"));
             }
             blob.lease.allows_write(None).map_err(lease)?;
             state.blobs.remove(name);
@@ -326,7 +343,12 @@ impl BlobStore for ModelStore {
         })
     }
 
-    async fn snapshot(&self, name: &str, lease_id: Option<&LeaseId>, if_match: Option<&ETag>) -> Result<SnapshotId> {
+    async fn snapshot(
+        &self,
+        name: &str,
+        lease_id: Option<&LeaseId>,
+        if_match: Option<&ETag>,
+    ) -> Result<SnapshotId> {
         self.call("snapshot", name, |state| {
             let next = state.snapshot + 1;
             let blob = state.blob(name)?;
@@ -343,7 +365,9 @@ impl BlobStore for ModelStore {
 
     async fn acquire_lease(&self, name: &str, lease_id: &LeaseId, term: Duration) -> Result<()> {
         limits::lease_term(name, term)?;
-        self.call("acquire lease", name, |state| state.blob(name)?.lease.acquire(lease_id, term).map_err(lease))
+        self.call("acquire lease", name, |state| {
+            state.blob(name)?.lease.acquire(lease_id, term).map_err(lease)
+        })
     }
 
     async fn renew_lease(&self, name: &str, lease_id: &LeaseId) -> Result<()> {

@@ -1,1 +1,0 @@
-//! The store on Azure Storage (or Azurite) through the official crate.

@@ -1,1 +1,0 @@
-//! What every store must do, written once and run against the model and the real one.

@@ -1,0 +1,394 @@
+//! Making, adopting and opening a vault, over the model store.
+
+use std::{ops::Range, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use lifeboat_replication::{
+    env::Env,
+    keys::DataKeys,
+    store::{
+        BlobStore, ETag, LeaseId, ListPage, Properties, PutCondition, Result, SnapshotId, StoreError,
+        model::ModelStore,
+    },
+    vault::{self, KeyBundle, VaultDescription, VaultError, layout},
+};
+use zeroize::Zeroizing;
+
+struct Rig {
+    store: ModelStore,
+    cache: ModelStore,
+    env: Env,
+    recovery: age::x25519::Identity,
+}
+
+impl Rig {
+    fn new() -> Self {
+        let recovery = age::x25519::Identity::generate();
+        Self {
+            store: ModelStore::without_container(),
+            cache: ModelStore::without_container(),
+            env: Env::system(),
+            recovery,
+        }
+    }
+
+    fn keys(&self) -> Arc<DataKeys> {
+        Arc::new(DataKeys::generate(&*self.env.entropy))
+    }
+
+    fn recovery_key(&self) -> Zeroizing<String> {
+        use age::secrecy::ExposeSecret as _;
+        Zeroizing::new(self.recovery.to_string().expose_secret().to_owned())
+    }
+
+    async fn bootstrap(
+        &self,
+        bundle: impl Into<KeyBundle>,
+    ) -> std::result::Result<VaultDescription, VaultError> {
+        self.bootstrap_for(bundle, &[self.recovery.to_public().to_string()]).await
+    }
+
+    async fn bootstrap_for(
+        &self,
+        bundle: impl Into<KeyBundle>,
+        recipients: &[String],
+    ) -> std::result::Result<VaultDescription, VaultError> {
+        vault::bootstrap(around(&self.store), around(&self.cache), bundle, recipients, &self.env).await
+    }
+
+    async fn open(&self, keys: &Arc<DataKeys>) -> std::result::Result<vault::Vault, VaultError> {
+        vault::open(around(&self.store), around(&self.cache), keys.clone()).await
+    }
+}
+
+/// Lets others go first at every call, so that two callers really meet.
+fn around(store: &ModelStore) -> Arc<Around> {
+    Arc::new(Around { inner: store.clone(), down: false })
+}
+
+#[tokio::test]
+async fn a_second_bootstrap_adopts_what_the_first_made() {
+    let rig = Rig::new();
+    let keys = rig.keys();
+    let made = rig.bootstrap(keys.clone()).await.unwrap();
+    let adopted = rig.bootstrap(keys.clone()).await.unwrap();
+    assert_eq!(made, adopted);
+    let vault = rig.open(&keys).await.unwrap();
+    assert_eq!(vault.id, made.vault_id);
+}
+
+#[tokio::test]
+async fn two_operators_at_once_end_with_one_vault() {
+    let rig = Rig::new();
+    let keys = rig.keys();
+    let (one, other) = tokio::join!(rig.bootstrap(keys.clone()), rig.bootstrap(keys));
+    assert_eq!(one.unwrap(), other.unwrap());
+}
+
+#[tokio::test]
+async fn without_a_recovery_key_nothing_is_made_and_the_command_is_named() {
+    let rig = Rig::new();
+    let error = rig.bootstrap_for(rig.keys(), &[]).await.unwrap_err();
+    assert!(matches!(error, VaultError::NoRecipient));
+    assert!(error.to_string().contains("kubectl lifeboat recovery-key new"), "{error}");
+    let refused = rig.store.list("", false, None).await.unwrap_err();
+    assert!(refused.to_string().contains("container does not exist"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_private_key_given_as_recipient_is_refused_and_not_repeated() {
+    let rig = Rig::new();
+    let private = rig.recovery_key();
+    let error = rig.bootstrap_for(rig.keys(), &[private.to_string()]).await.unwrap_err();
+    let shown = format!("{error} {error:?}");
+    assert!(shown.contains("must start with age1") && !shown.contains(private.as_str()), "{shown}");
+}
+
+#[tokio::test]
+async fn a_wrong_key_is_named_before_anything_is_read_with_it() {
+    let rig = Rig::new();
+    let keys = rig.keys();
+    rig.bootstrap(keys.clone()).await.unwrap();
+    let id = keys.current().0.clone();
+    // The same id with other bytes: somebody restored the wrong Secret.
+    let other = String::from_utf8(rig.keys().to_json().to_vec()).unwrap();
+    let other_id = DataKeys::from_json(other.as_bytes()).unwrap().current().0.0.clone();
+    let wrong = Arc::new(DataKeys::from_json(other.replace(&other_id, &id.0).as_bytes()).unwrap());
+    for error in [rig.open(&wrong).await.unwrap_err(), rig.bootstrap(wrong.clone()).await.unwrap_err()] {
+        assert!(matches!(&error, VaultError::WrongKey { key_id } if *key_id == id), "{error}");
+        assert!(error.to_string().contains("restore the Secret"), "{error}");
+    }
+    // Another id altogether: a cluster that was installed anew and made keys of its own.
+    let error = rig.bootstrap(rig.keys()).await.unwrap_err();
+    assert!(matches!(&error, VaultError::MissingKey { key_id } if *key_id == id), "{error}");
+    assert!(error.to_string().contains("age -d"), "{error}");
+}
+
+#[tokio::test]
+async fn the_bundle_opens_with_the_recovery_key_alone_and_holds_every_secret() {
+    let rig = Rig::new();
+    let bundle = KeyBundle { data_keys: rig.keys(), ca_key_pem: Some(Zeroizing::new("CA KEY".to_owned())) };
+    rig.bootstrap(bundle.clone()).await.unwrap();
+    let (found, _) = vault::read_description(&rig.store).await.unwrap().unwrap();
+    let opened = KeyBundle::unseal(&found, &rig.recovery_key()).unwrap();
+    assert_eq!(opened.data_keys.check_values(), bundle.data_keys.check_values());
+    assert_eq!(opened.ca_key_pem.as_deref().map(String::as_str), Some("CA KEY"));
+
+    let stranger = Rig::new();
+    let error = KeyBundle::unseal(&found, &stranger.recovery_key()).unwrap_err();
+    assert!(error.to_string().contains(&rig.recovery.to_public().to_string()), "{error}");
+}
+
+#[tokio::test]
+async fn nothing_in_the_vault_or_in_debug_shows_a_secret() {
+    let rig = Rig::new();
+    let keys = rig.keys();
+    let bundle = KeyBundle { data_keys: keys.clone(), ca_key_pem: Some(Zeroizing::new("CA KEY".to_owned())) };
+    let made = rig.bootstrap(bundle.clone()).await.unwrap();
+    let stored = rig.store.get(layout::VAULT_JSON, None, None).await.unwrap();
+    let vault = rig.open(&keys).await.unwrap();
+    let shown = format!("{} {made:?} {bundle:?} {vault:?} {keys:?}", String::from_utf8_lossy(&stored));
+    let json: serde_json::Value = serde_json::from_slice(&keys.to_json()).unwrap();
+    let secret = json["keys"][&keys.current().0.0].as_str().unwrap();
+    assert!(secret.len() > 40);
+    assert!(!shown.contains(secret) && !shown.contains("CA KEY"), "{shown}");
+}
+
+#[tokio::test]
+async fn a_new_recipient_or_a_rotated_key_wraps_the_bundle_anew() {
+    let rig = Rig::new();
+    let keys = rig.keys();
+    let made = rig.bootstrap(keys.clone()).await.unwrap();
+    let second = age::x25519::Identity::generate();
+    let recipients = [rig.recovery.to_public().to_string(), second.to_public().to_string()];
+    let widened = rig.bootstrap_for(keys.clone(), &recipients).await.unwrap();
+    assert_eq!((&widened.vault_id, widened.recipients.len()), (&made.vault_id, 2));
+
+    let rotated = Arc::new(keys.rotated(&*rig.env.entropy));
+    let renewed = rig.bootstrap_for(rotated.clone(), &recipients).await.unwrap();
+    assert_eq!(renewed.key_checks.len(), 2);
+    let opened = KeyBundle::unseal(&renewed, &rig.recovery_key()).unwrap();
+    assert_eq!(opened.data_keys.current().0, rotated.current().0);
+    // Who has only the old key is told which one is missing.
+    let error = rig.open(&keys).await.unwrap_err();
+    assert!(matches!(&error, VaultError::MissingKey { key_id } if key_id == rotated.current().0), "{error}");
+}
+
+#[tokio::test]
+async fn opening_what_was_never_made_says_who_makes_it() {
+    let rig = Rig::new();
+    let keys = rig.keys();
+    let missing_container = rig.open(&keys).await.unwrap_err();
+    rig.store.ensure_container().await.unwrap();
+    for error in [missing_container, rig.open(&keys).await.unwrap_err()] {
+        assert!(matches!(error, VaultError::Missing), "{error}");
+        assert!(error.to_string().contains("the operator creates it"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn damage_and_later_formats_are_told_apart() {
+    let rig = Rig::new();
+    let keys = rig.keys();
+    rig.store.ensure_container().await.unwrap();
+    for (content, expected) in [("{", "soft-delete"), ("FORMAT 2", "use the release that wrote it")] {
+        rig.store.delete(layout::VAULT_JSON, None).await.ok();
+        let content = if content == "{" {
+            content.to_owned()
+        } else {
+            let other = Rig::new();
+            let mut made = other.bootstrap(keys.clone()).await.unwrap();
+            made.format = 2;
+            serde_json::to_string(&made).unwrap()
+        };
+        rig.store.put(layout::VAULT_JSON, content.into(), &PutCondition::IfAbsent).await.unwrap();
+        let error = rig.open(&keys).await.unwrap_err();
+        assert!(error.to_string().contains(expected), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_reinstalled_operator_adopts_the_same_server_ids() {
+    let rig = Rig::new();
+    let keys = rig.keys();
+    rig.bootstrap(keys.clone()).await.unwrap();
+    let vault = rig.open(&keys).await.unwrap();
+    let made = vault.adopt_server("shop", "db-1", &rig.env).await.unwrap();
+    let other = vault.adopt_server("shop", "db-2", &rig.env).await.unwrap();
+    assert_ne!(made.id, other.id);
+
+    let reinstalled = rig.open(&keys).await.unwrap();
+    assert_eq!(reinstalled.adopt_server("shop", "db-1", &rig.env).await.unwrap(), made);
+    assert_eq!(reinstalled.find_server("shop", "db-1").await.unwrap(), Some(made.clone()));
+    assert_eq!(reinstalled.find_server("shop", "db-3").await.unwrap(), None);
+    assert_eq!(reinstalled.servers().await.unwrap(), [made.clone(), other]);
+
+    reinstalled.release_name("shop", "db-1").await.unwrap();
+    reinstalled.release_name("shop", "db-1").await.unwrap();
+    assert_ne!(reinstalled.adopt_server("shop", "db-1", &rig.env).await.unwrap().id, made.id);
+}
+
+#[tokio::test]
+async fn two_operators_at_once_give_a_server_one_id() {
+    let rig = Rig::new();
+    let keys = rig.keys();
+    rig.bootstrap(keys.clone()).await.unwrap();
+    let vault = rig.open(&keys).await.unwrap();
+    let adopt = || vault.adopt_server("shop", "db-1", &rig.env);
+    let (one, other) = tokio::join!(adopt(), adopt());
+    assert_eq!(one.unwrap(), other.unwrap());
+}
+
+#[tokio::test]
+async fn server_json_is_written_only_over_what_was_read() {
+    let rig = Rig::new();
+    let keys = rig.keys();
+    rig.bootstrap(keys.clone()).await.unwrap();
+    let vault = rig.open(&keys).await.unwrap();
+    let made = vault.adopt_server("shop", "db-1", &rig.env).await.unwrap();
+    let (read, etag) = vault.read_server(&made.id).await.unwrap().unwrap();
+    assert_eq!(read, made);
+    vault.write_server(&read, Some(&etag)).await.unwrap();
+    let error = vault.write_server(&read, Some(&etag)).await.unwrap_err();
+    assert!(error.to_string().contains("ETag"), "{error}");
+}
+
+#[tokio::test]
+async fn an_unreachable_vault_says_what_to_check_and_that_it_is_tried_again() {
+    let rig = Rig::new();
+    let around = || Arc::new(Around { inner: ModelStore::new(), down: true });
+    let (store, cache) = (around(), around());
+    let recipients = [rig.recovery.to_public().to_string()];
+    let bootstrap = vault::bootstrap(store.clone(), cache.clone(), rig.keys(), &recipients, &rig.env).await;
+    let open = vault::open(store, cache, rig.keys()).await;
+    for error in [bootstrap.unwrap_err(), open.unwrap_err()] {
+        let shown = error.to_string();
+        assert!(error.is_transient(), "{shown}");
+        assert!(
+            shown.contains("spec.vault.azure.endpoint") && shown.contains("Connection refused"),
+            "{shown}"
+        );
+    }
+}
+
+/// A store behind a network: every call lets others go first, or fails.
+#[derive(Debug)]
+struct Around {
+    inner: ModelStore,
+    down: bool,
+}
+
+impl Around {
+    async fn cross(&self) -> Result<()> {
+        if self.down {
+            let detail = "Connection refused".to_owned();
+            return Err(StoreError::Unknown { operation: "call", name: "x".to_owned(), detail });
+        }
+        tokio::task::yield_now().await;
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl BlobStore for Around {
+    async fn ensure_container(&self) -> Result<()> {
+        self.cross().await?;
+        self.inner.ensure_container().await
+    }
+    async fn properties(&self, name: &str, snapshot: Option<&SnapshotId>) -> Result<Properties> {
+        self.cross().await?;
+        self.inner.properties(name, snapshot).await
+    }
+    async fn get(
+        &self,
+        name: &str,
+        snapshot: Option<&SnapshotId>,
+        range: Option<Range<u64>>,
+    ) -> Result<Bytes> {
+        self.cross().await?;
+        self.inner.get(name, snapshot, range).await
+    }
+    async fn list(&self, prefix: &str, with_snapshots: bool, after: Option<&str>) -> Result<ListPage> {
+        self.cross().await?;
+        self.inner.list(prefix, with_snapshots, after).await
+    }
+    async fn put(&self, name: &str, content: Bytes, condition: &PutCondition) -> Result<ETag> {
+        self.cross().await?;
+        self.inner.put(name, content, condition).await
+    }
+    async fn delete(&self, name: &str, snapshot: Option<&SnapshotId>) -> Result<()> {
+        self.cross().await?;
+        self.inner.delete(name, snapshot).await
+    }
+    async fn create_append(&self, name: &str) -> Result<ETag> {
+        self.cross().await?;
+        self.inner.create_append(name).await
+    }
+    async fn append(&self, name: &str, content: Bytes, lease: &LeaseId, position: u64) -> Result<()> {
+        self.cross().await?;
+        self.inner.append(name, content, lease, position).await
+    }
+    async fn seal(&self, name: &str, lease: &LeaseId) -> Result<()> {
+        self.cross().await?;
+        self.inner.seal(name, lease).await
+    }
+    async fn create_page(&self, name: &str, length: u64) -> Result<ETag> {
+        self.cross().await?;
+        self.inner.create_page(name, length).await
+    }
+    async fn write_pages(
+        &self,
+        name: &str,
+        offset: u64,
+        content: Bytes,
+        lease: Option<&LeaseId>,
+        at_most: u64,
+    ) -> Result<ETag> {
+        self.cross().await?;
+        self.inner.write_pages(name, offset, content, lease, at_most).await
+    }
+    async fn clear_pages(
+        &self,
+        name: &str,
+        range: Range<u64>,
+        lease: Option<&LeaseId>,
+        at_most: u64,
+    ) -> Result<ETag> {
+        self.cross().await?;
+        self.inner.clear_pages(name, range, lease, at_most).await
+    }
+    async fn page_ranges(&self, name: &str, snapshot: Option<&SnapshotId>) -> Result<Vec<Range<u64>>> {
+        self.cross().await?;
+        self.inner.page_ranges(name, snapshot).await
+    }
+    async fn raise_sequence(&self, name: &str, sequence: u64, lease: Option<&LeaseId>) -> Result<u64> {
+        self.cross().await?;
+        self.inner.raise_sequence(name, sequence, lease).await
+    }
+    async fn snapshot(
+        &self,
+        name: &str,
+        lease: Option<&LeaseId>,
+        if_match: Option<&ETag>,
+    ) -> Result<SnapshotId> {
+        self.cross().await?;
+        self.inner.snapshot(name, lease, if_match).await
+    }
+    async fn acquire_lease(&self, name: &str, lease: &LeaseId, term: Duration) -> Result<()> {
+        self.cross().await?;
+        self.inner.acquire_lease(name, lease, term).await
+    }
+    async fn renew_lease(&self, name: &str, lease: &LeaseId) -> Result<()> {
+        self.cross().await?;
+        self.inner.renew_lease(name, lease).await
+    }
+    async fn release_lease(&self, name: &str, lease: &LeaseId) -> Result<()> {
+        self.cross().await?;
+        self.inner.release_lease(name, lease).await
+    }
+    async fn break_lease(&self, name: &str) -> Result<()> {
+        self.cross().await?;
+        self.inner.break_lease(name).await
+    }
+}
