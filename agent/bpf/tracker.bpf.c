@@ -25,11 +25,14 @@ static void *(*bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
 struct block_device { u32 bd_dev; };
 struct gendisk { struct block_device *part0; };
 struct request_queue { struct gendisk *disk; };
-struct request { struct request_queue *q; u32 cmd_flags; u32 __data_len; u64 __sector; };
+struct bvec_iter { u64 bi_sector; u32 bi_size; };
+struct bio { struct bio *bi_next; struct bvec_iter bi_iter; };
+struct request { struct request_queue *q; u32 cmd_flags; u32 __data_len; u64 __sector; struct bio *bio; };
 #pragma clang attribute pop
 
 // Operations of a request (low 8 bits of cmd_flags). Odd ones carry data to the disk or change it.
 #define OP_READ 0
+#define OP_DISCARD 3
 #define OP_FIRST_PASSTHROUGH 32
 
 // Words of CONTROL (u64 each). The generation has a cache line of its own.
@@ -59,6 +62,8 @@ struct request { struct request_queue *q; u32 cmd_flags; u32 __data_len; u64 __s
 #define LOOP_WORDS 512
 // Extents kept for each generation.
 #define EXTENTS 1024
+// Ranges of one discard: NVMe takes 256, nobody takes more.
+#define DISCARD_RANGES 256
 
 struct disk {
 	u64 base[4]; // first word in MARKS of issued[0], issued[1], completed[0], completed[1]
@@ -135,23 +140,26 @@ INLINE void mark_extent(struct disk *disk, u32 kind, u32 generation, u64 first, 
 	__sync_fetch_and_or(owner, 1ULL << 63 | (u64)kind << 32 | disk->number);
 }
 
-INLINE void mark(struct disk *disk, u32 kind, u64 sector, u64 bytes)
+// A function of its own, not static: the verifier checks it once and not for each call.
+__attribute__((noinline)) int mark(struct disk *disk, u32 kind, u64 sector, u64 bytes)
 {
+	if (!disk || kind > COMPLETED)
+		return 0;
 	u32 key = CONTROL_GENERATION;
 	u64 *current = bpf_map_lookup_elem(&CONTROL, &key);
 	if (!current)
-		return;
+		return 0;
 	u32 generation = *(volatile u64 *)current & 1;
 	u64 first = sector >> 3;
 	u64 last = (sector + ((bytes + 511) >> 9) - 1) >> 3;
 	if (last >= disk->blocks) {
 		lost(LOST_PAST_END);
-		return;
+		return 0;
 	}
 	u64 first_word = first >> 6, last_word = last >> 6;
 	if (last_word - first_word > LOOP_WORDS) {
 		mark_extent(disk, kind, generation, first, last - first + 1);
-		return;
+		return 0;
 	}
 	u32 base = (u32)(generation ? disk->base[kind + 1] : disk->base[kind]);
 	u32 index = base + (u32)first_word;
@@ -162,11 +170,11 @@ INLINE void mark(struct disk *disk, u32 kind, u64 sector, u64 bytes)
 	// The last word first: when it is inside the map, all are.
 	if (more && !mark_word(index + more, tail)) {
 		lost(LOST_INTERNAL);
-		return;
+		return 0;
 	}
 	if (!mark_word(index, head)) {
 		lost(LOST_INTERNAL);
-		return;
+		return 0;
 	}
 	// Whole words between. Few paths, or the verifier follows each of them through every turn.
 #pragma clang loop unroll(disable)
@@ -182,6 +190,25 @@ INLINE void mark(struct disk *disk, u32 kind, u64 sector, u64 bytes)
 		// Others only set bits, so all ones may replace whatever is there.
 		*(volatile u64 *)word = ~0ULL;
 	}
+	return 0;
+}
+
+// A discard may be of several ranges that are not neighbours: one for each bio. All else is one range.
+INLINE void mark_request(struct disk *disk, u32 kind, struct request *rq, u64 bytes)
+{
+	struct bio *bio = rq->bio;
+	if ((rq->cmd_flags & 0xff) != OP_DISCARD || !bio) {
+		mark(disk, kind, rq->__sector, bytes);
+		return;
+	}
+#pragma clang loop unroll(disable)
+	for (u32 i = 0; i < DISCARD_RANGES && bio; i++) {
+		if (bio->bi_iter.bi_size)
+			mark(disk, kind, bio->bi_iter.bi_sector, bio->bi_iter.bi_size);
+		bio = bio->bi_next;
+	}
+	if (bio)
+		lost(LOST_OVERFLOW);
 }
 
 // The disk that a request changes, or null: not protected, a read, a flush without data, or nothing to mark.
@@ -225,7 +252,7 @@ SEC("tp_btf/block_rq_issue") int issue(u64 *ctx)
 	u64 bytes = rq->__data_len;
 	if (!disk || has_no_place(rq, bytes))
 		return 0;
-	mark(disk, ISSUED, rq->__sector, bytes);
+	mark_request(disk, ISSUED, rq, bytes);
 	count(disk, COUNT_WRITES, 1);
 	count(disk, COUNT_ISSUED_BYTES, bytes);
 	return 0;
@@ -239,7 +266,7 @@ SEC("tp_btf/block_rq_complete") int complete(u64 *ctx)
 	struct disk *disk = changed_disk(rq);
 	if (!disk || !bytes || rq->__sector == ~0ULL)
 		return 0;
-	mark(disk, COMPLETED, rq->__sector, bytes);
+	mark_request(disk, COMPLETED, rq, bytes);
 	count(disk, COUNT_COMPLETED_BYTES, bytes);
 	return 0;
 }

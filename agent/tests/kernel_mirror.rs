@@ -19,11 +19,11 @@ const DISK_BYTES: u64 = 512 << 20;
 /// Random writes of several sizes for three seconds, with some fsyncs.
 fn fio(target: &Path, direct: bool) -> Child {
     let mut command = Command::new("fio");
-    command.args(["--name=w", "--rw=randwrite", "--bsrange=512-128k", "--blockalign=4k", "--bs_unaligned=0"]);
+    command.args(["--name=w", "--rw=randwrite"]);
     if direct {
         command.args(["--direct=1", "--bsrange=4k-128k", "--ioengine=libaio", "--iodepth=16"]);
     } else {
-        command.args(["--direct=0", "--ioengine=psync", "--fsync=64"]);
+        command.args(["--direct=0", "--bsrange=512-128k", "--ioengine=psync", "--fsync=64"]);
     }
     command.args(["--size=192m", "--time_based", "--runtime=3", "--rate=40m", "--randrepeat=0", "--minimal"]);
     command.arg(format!("--filename={}", target.display()));

@@ -92,7 +92,14 @@ impl Mounted {
     }
 
     pub fn unmount(mut self) {
-        run("umount", &[self.path().to_str().unwrap()]);
+        // A write that a freeze held up may only just be ending.
+        let unmount =
+            || Command::new("umount").arg(self.path()).stderr(Stdio::null()).status().unwrap().success();
+        let unmounted = (0..50).any(|_| {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            unmount()
+        });
+        assert!(unmounted, "{} cannot be unmounted", self.path().display());
         drop(self.point.take());
     }
 }
