@@ -133,9 +133,9 @@ async fn a_crash_at_any_call_is_made_good_by_the_next_applier() {
             let mut first = applier(&source, &broken);
             for _ in 0..20 {
                 let _ = first.step().await;
-                check(&source, false).await;
             }
             drop(first);
+            check(&source, false).await;
             catch_up(&mut applier(&source, &source.vault)).await;
             check(&source, true).await;
             if !faulty.struck() {
@@ -194,9 +194,10 @@ async fn a_lost_seed_disk_is_made_again_from_the_log() {
     let error = applier.step().await.unwrap_err().to_string();
     assert!(error.contains("disk-2.vhd is missing"), "{error}");
     catch_up(&mut applier).await;
-    for (slot, image) in &source.images {
-        assert!(same_disk(&source.seed(*slot, None).await, image), "seed disk {slot} differs");
-    }
+    // Its snapshots went with it: only what is there is listed, and a new point stands where the log is reached.
+    check(&source, true).await;
+    let numbers: Vec<u64> = points(&source).await.points.iter().map(|point| point.number).collect();
+    assert_eq!(numbers, [13]);
 }
 
 #[tokio::test(start_paused = true)]

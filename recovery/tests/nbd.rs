@@ -81,6 +81,7 @@ async fn writes_trims_and_zeroes_stay_in_the_overlay() {
     wanted[512..1024].fill(0xcd);
     assert!(whole(dir.path(), 2).await == wanted, "what was written is not read back");
     server.stop().await.unwrap();
+    drop(server);
 
     // The same overlay goes on after a restart, and the vault has not changed.
     let server = serve::start(&open(&source).await, &source.server, dir.path(), dir.path()).unwrap();

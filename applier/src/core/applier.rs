@@ -18,7 +18,7 @@ use lifeboat_replication::{
     journal::JournalError,
     log::{LogReader, LogState, Patience, ReadError},
     store::{ETag, Refusal, StoreError},
-    vault::Vault,
+    vault::{Vault, layout},
 };
 use tokio::sync::{Semaphore, watch};
 
@@ -246,6 +246,10 @@ impl Applier {
             Some((points, etag)) => (points, Some(etag)),
             None => (Points { format: FORMAT, server: server.to_string(), points: Vec::new() }, None),
         };
+        let (points, points_etag) = match self.rebuild {
+            true => self.drop_lost(points, points_etag).await?,
+            false => (points, points_etag),
+        };
         let position = position.filter(|_| !self.rebuild);
         let reader = match &position {
             Some(position) => {
@@ -257,6 +261,30 @@ impl Applier {
         let loaded = Loaded { position, position_etag, points, points_etag, reader };
         self.status.send_modify(|status| loaded.tell(status));
         Ok(loaded)
+    }
+
+    /// After the store lost something: takes points off the list whose snapshots are not there any more.
+    async fn drop_lost(
+        &self,
+        mut points: Points,
+        etag: Option<ETag>,
+    ) -> Result<(Points, Option<ETag>), ApplyError> {
+        let before = points.points.len();
+        let mut kept = Vec::new();
+        for point in points.points {
+            if point::stands(&self.seeds, &point).await? {
+                kept.push(point);
+            }
+        }
+        points.points = kept;
+        if points.points.len() == before {
+            return Ok((points, etag));
+        }
+        let Seeds { vault, server, .. } = &self.seeds;
+        tracing::warn!(%server, lost = before - points.points.len(), "recovery points lost their snapshots in the store");
+        let name = || layout::catalogue(server, "points.json");
+        let written = catalogue::write(&*vault.store, server, &points, etag.as_ref()).await;
+        Ok((points, Some(replaced(written, name)?)))
     }
 
     /// Seed disks may be ahead of the position (a batch that was begun), never behind it.
@@ -372,7 +400,7 @@ impl Applier {
         points.points.retain(|listed| listed.number < point.number);
         points.points.push(point);
         let Seeds { vault, server, .. } = &self.seeds;
-        let name = || lifeboat_replication::vault::layout::catalogue(server, "points.json");
+        let name = || layout::catalogue(server, "points.json");
         let written = catalogue::write(&*vault.store, server, &points, loaded.points_etag.as_ref()).await;
         loaded.points_etag = Some(replaced(written, name)?);
         loaded.points = points;
@@ -388,7 +416,7 @@ impl Applier {
     ) -> Result<(), ApplyError> {
         let Seeds { vault, server, .. } = &self.seeds;
         let position = Position { format: FORMAT, server: server.to_string(), log, seeds };
-        let name = || lifeboat_replication::vault::layout::catalogue(server, "position.json");
+        let name = || layout::catalogue(server, "position.json");
         let written = catalogue::write(&*vault.store, server, &position, loaded.position_etag.as_ref()).await;
         loaded.position_etag = Some(replaced(written, name)?);
         loaded.position = Some(position);

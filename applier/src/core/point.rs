@@ -39,6 +39,16 @@ pub(super) async fn cut(
     })
 }
 
+/// Are all snapshots of the point still there?
+pub(super) async fn stands(seeds: &Seeds, point: &Point) -> Result<bool, ApplyError> {
+    for disk in &point.disks {
+        if seeds.snapshot_sequence(&disk.disk_id, &disk.snapshot).await? != Some(point.sequence()) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// The seed disks after the log has named `disks`.
 ///
 /// # Errors

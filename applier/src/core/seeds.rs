@@ -74,6 +74,20 @@ impl Seeds {
         }
     }
 
+    /// The sequence number that a snapshot carries; `None`: there is no such snapshot.
+    pub(super) async fn snapshot_sequence(
+        &self,
+        disk_id: &str,
+        snapshot: &str,
+    ) -> Result<Option<u64>, StoreError> {
+        let (name, snapshot) = (self.name(disk_id), SnapshotId(snapshot.to_owned()));
+        match sure(&self.patience, || self.vault.store.properties(&name, Some(&snapshot))).await {
+            Ok(properties) => Ok(Some(properties.sequence_number)),
+            Err(error) if error.is(Refusal::NotFound) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Raises the sequence number and returns what it is then.
     pub(super) async fn raise(&self, seed: &Seed, sequence: u64) -> Result<u64, ApplyError> {
         let name = self.name(&seed.disk_id);
