@@ -1,0 +1,323 @@
+//! Which streams there are, what was sent and what was heard.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use lifeboat_replication::{env::Micros, wire::v1};
+use tokio::{sync::watch, task::JoinHandle, time::Instant};
+use tonic::transport::{Certificate, ClientTlsConfig};
+
+use super::{applier, enrol::Registrar, process_server};
+use crate::pki::{Authority, OPERATOR_URI, PkiError, renewal_due};
+
+/// A report older than this says nothing any more: process servers report every few seconds.
+const REPORT_LIFE: Duration = Duration::from_secs(20);
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ApplianceKey {
+    pub namespace: String,
+    pub name: String,
+}
+
+/// Our side of mutual TLS with one appliance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    pub ca_pem: String,
+    pub certificate_pem: String,
+    pub key_pem: Arc<str>,
+}
+
+impl Identity {
+    pub(super) fn tls(&self, name: &str) -> ClientTlsConfig {
+        ClientTlsConfig::new()
+            .ca_certificate(Certificate::from_pem(&self.ca_pem))
+            .identity(tonic::transport::Identity::from_pem(&self.certificate_pem, self.key_pem.as_bytes()))
+            .domain_name(name)
+    }
+}
+
+/// Where a pod's control port is.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Endpoint {
+    /// Name of the process server or applier.
+    pub name: String,
+    /// host:port.
+    pub address: String,
+    pub tls_name: String,
+}
+
+/// What an appliance should be connected to, and what its process servers should know.
+#[derive(Debug, Clone)]
+pub struct Desired {
+    pub identity: Identity,
+    pub process_servers: Vec<Endpoint>,
+    pub applier: Option<Endpoint>,
+    pub servers: Vec<v1::Assignment>,
+    pub data_addresses: Vec<v1::ProcessServerAddress>,
+    pub management_addresses: Vec<String>,
+}
+
+/// All that is known of one server's replication.
+#[derive(Debug, Clone)]
+pub struct Figures {
+    pub process_server: String,
+    /// The process server's time of the report.
+    pub time: Micros,
+    /// How long ago it arrived.
+    pub age: Duration,
+    pub report: v1::ServerReport,
+}
+
+#[derive(Debug, Clone)]
+struct Heard<T> {
+    message: T,
+    at: Instant,
+}
+
+impl<T> Heard<T> {
+    fn fresh(&self) -> Option<&T> {
+        (self.at.elapsed() < REPORT_LIFE).then_some(&self.message)
+    }
+}
+
+struct Appliance {
+    configuration: watch::Sender<v1::Configuration>,
+    streams: BTreeMap<Endpoint, JoinHandle<()>>,
+    applier_stream: Option<(Endpoint, JoinHandle<()>)>,
+    applier_servers: watch::Sender<Vec<String>>,
+    identity: Identity,
+    reports: BTreeMap<String, Heard<v1::Report>>,
+    applier: Option<Heard<v1::ApplierReport>>,
+    /// Why a stream cannot be opened, by name of the pod.
+    troubles: BTreeMap<String, String>,
+}
+
+impl Drop for Appliance {
+    fn drop(&mut self) {
+        self.streams.values().for_each(JoinHandle::abort);
+        if let Some((_, stream)) = &self.applier_stream {
+            stream.abort();
+        }
+    }
+}
+
+#[derive(Clone, Default)]
+pub struct Fleet {
+    appliances: Arc<Mutex<BTreeMap<ApplianceKey, Appliance>>>,
+    /// Hash of the enrolled key, by namespace and server: what its Secret says.
+    enrolled: Arc<Mutex<BTreeMap<(String, String), Vec<u8>>>>,
+    /// Set once at start.
+    registrar: Arc<Mutex<Option<Registrar>>>,
+}
+
+impl Fleet {
+    /// Our certificate for an appliance: made at the first need and again when it is due or the CA is another one.
+    pub fn identity(
+        &self,
+        key: &ApplianceKey,
+        authority: &Authority,
+        now: jiff::Timestamp,
+    ) -> Result<Identity, PkiError> {
+        let known = self.appliances().get(key).map(|known| known.identity.clone());
+        if let Some(known) = known.filter(|known| {
+            known.ca_pem == authority.certificate_pem && !renewal_due(&known.certificate_pem, &[], now)
+        }) {
+            return Ok(known);
+        }
+        let issued = authority.client(OPERATOR_URI, now)?;
+        Ok(Identity {
+            ca_pem: authority.certificate_pem.clone(),
+            certificate_pem: issued.certificate_pem,
+            key_pem: issued.key_pem.into(),
+        })
+    }
+
+    /// Remembers the key that a server's agent has enrolled with, and sends it on at once.
+    pub fn set_enrolled(&self, key: &ApplianceKey, server: &str, server_id: &str, public_key_sha256: &[u8]) {
+        self.enrolled().insert((key.namespace.clone(), server.to_owned()), public_key_sha256.to_vec());
+        let appliances = self.appliances();
+        let Some(known) = appliances.get(key) else { return };
+        known.configuration.send_if_modified(|current| {
+            let Some(server) = current.servers.iter_mut().find(|server| server.server_id == server_id) else {
+                return false;
+            };
+            let changed = server.public_key_sha256 != public_key_sha256;
+            server.public_key_sha256 = public_key_sha256.to_vec();
+            current.generation += u64::from(changed);
+            changed
+        });
+    }
+
+    /// What the enrolment Secret said when it was last read.
+    pub fn enrolled_key(&self, namespace: &str, server: &str) -> Option<Vec<u8>> {
+        self.enrolled().get(&(namespace.to_owned(), server.to_owned())).cloned()
+    }
+
+    pub fn remember_enrolled(&self, namespace: &str, server: &str, public_key_sha256: Vec<u8>) {
+        self.enrolled().insert((namespace.to_owned(), server.to_owned()), public_key_sha256);
+    }
+
+    pub fn forget_enrolled(&self, namespace: &str, server: &str) {
+        self.enrolled().remove(&(namespace.to_owned(), server.to_owned()));
+    }
+
+    fn enrolled(&self) -> MutexGuard<'_, BTreeMap<(String, String), Vec<u8>>> {
+        self.enrolled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn set_registrar(&self, registrar: Registrar) {
+        *self.registrar.lock().unwrap_or_else(PoisonError::into_inner) = Some(registrar);
+    }
+
+    pub(super) fn registrar(&self) -> Option<Registrar> {
+        self.registrar.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn appliances(&self) -> MutexGuard<'_, BTreeMap<ApplianceKey, Appliance>> {
+        self.appliances.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Opens, keeps and closes streams so that they are as desired, and sends what has changed. Safe to repeat.
+    pub fn sync(&self, key: &ApplianceKey, desired: Desired) {
+        let Desired { identity, process_servers, applier, servers, data_addresses, management_addresses } =
+            desired;
+        let mut appliances = self.appliances();
+        if appliances.get(key).is_some_and(|known| known.identity != identity) {
+            appliances.remove(key);
+        }
+        let known = appliances.entry(key.clone()).or_insert_with(|| Appliance {
+            configuration: watch::channel(v1::Configuration::default()).0,
+            streams: BTreeMap::new(),
+            applier_stream: None,
+            applier_servers: watch::channel(Vec::new()).0,
+            identity: identity.clone(),
+            reports: BTreeMap::new(),
+            applier: None,
+            troubles: BTreeMap::new(),
+        });
+        known.applier_servers.send_if_modified(|ids| {
+            let wanted: Vec<String> = servers.iter().map(|server| server.server_id.clone()).collect();
+            let changed = *ids != wanted;
+            *ids = wanted;
+            changed
+        });
+        known.configuration.send_if_modified(|current| {
+            let wanted = v1::Configuration {
+                generation: current.generation,
+                servers,
+                process_servers: data_addresses,
+                management_addresses,
+            };
+            let changed = *current != wanted || current.generation == 0;
+            if changed {
+                *current = v1::Configuration { generation: current.generation + 1, ..wanted };
+            }
+            changed
+        });
+        known.streams.retain(|endpoint, stream| {
+            let keep = process_servers.contains(endpoint) && !stream.is_finished();
+            if !keep {
+                stream.abort();
+            }
+            keep
+        });
+        for endpoint in process_servers {
+            if !known.streams.contains_key(&endpoint) {
+                let stream = process_server::run(
+                    self.clone(),
+                    key.clone(),
+                    endpoint.clone(),
+                    identity.clone(),
+                    known.configuration.subscribe(),
+                );
+                known.streams.insert(endpoint, tokio::spawn(stream));
+            }
+        }
+        let same = known
+            .applier_stream
+            .as_ref()
+            .is_some_and(|(endpoint, stream)| Some(endpoint) == applier.as_ref() && !stream.is_finished());
+        if !same {
+            if let Some((_, stream)) = known.applier_stream.take() {
+                stream.abort();
+            }
+            known.applier_stream = applier.map(|endpoint| {
+                let stream = applier::run(
+                    self.clone(),
+                    key.clone(),
+                    endpoint.clone(),
+                    identity,
+                    known.applier_servers.subscribe(),
+                );
+                (endpoint, tokio::spawn(stream))
+            });
+        }
+    }
+
+    /// Closes every stream of an appliance that is gone.
+    pub fn forget(&self, key: &ApplianceKey) {
+        self.appliances().remove(key);
+    }
+
+    pub(super) fn heard(&self, key: &ApplianceKey, name: &str, report: v1::Report) {
+        if let Some(known) = self.appliances().get_mut(key) {
+            known.troubles.remove(name);
+            known.reports.insert(name.to_owned(), Heard { message: report, at: Instant::now() });
+        }
+    }
+
+    pub(super) fn heard_applier(&self, key: &ApplianceKey, name: &str, report: v1::ApplierReport) {
+        if let Some(known) = self.appliances().get_mut(key) {
+            known.troubles.remove(name);
+            known.applier = Some(Heard { message: report, at: Instant::now() });
+        }
+    }
+
+    pub(super) fn trouble(&self, key: &ApplianceKey, name: &str, why: String) {
+        if let Some(known) = self.appliances().get_mut(key) {
+            known.troubles.insert(name.to_owned(), why);
+        }
+    }
+
+    /// Why nothing is heard of a pod.
+    pub fn trouble_of(&self, key: &ApplianceKey, name: &str) -> Option<String> {
+        self.appliances().get(key)?.troubles.get(name).cloned()
+    }
+
+    /// The last report of a process server, unless it is too old.
+    pub fn report(&self, key: &ApplianceKey, process_server: &str) -> Option<v1::Report> {
+        self.appliances().get(key)?.reports.get(process_server)?.fresh().cloned()
+    }
+
+    /// What the process server that has it reports of a server.
+    pub fn figures(&self, key: &ApplianceKey, process_server: &str, server_id: &str) -> Option<Figures> {
+        let appliances = self.appliances();
+        let heard = appliances.get(key)?.reports.get(process_server)?;
+        let report = heard.fresh()?;
+        let found = report.servers.iter().find(|server| server.server_id == server_id)?.clone();
+        Some(Figures {
+            process_server: process_server.to_owned(),
+            time: Micros(report.time_micros),
+            age: heard.at.elapsed(),
+            report: found,
+        })
+    }
+
+    pub fn applier_report(&self, key: &ApplianceKey) -> Option<v1::ApplierReport> {
+        self.appliances().get(key)?.applier.as_ref()?.fresh().cloned()
+    }
+
+    /// What the applier reports of a server.
+    pub fn applied(&self, key: &ApplianceKey, server_id: &str) -> Option<v1::AppliedServer> {
+        self.applier_report(key)?.servers.into_iter().find(|server| server.server_id == server_id)
+    }
+
+    /// For tests without process servers.
+    #[cfg(test)]
+    pub fn pretend(&self, key: &ApplianceKey, name: &str, report: v1::Report) {
+        self.heard(key, name, report);
+    }
+}

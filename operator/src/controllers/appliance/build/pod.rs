@@ -1,0 +1,134 @@
+//! What all pods have in common: they run under Pod Security `restricted`, without any right in Kubernetes, and find
+//! the vault at the same paths.
+
+use k8s_openapi::{
+    api::core::v1::{
+        Capabilities, ConfigMapVolumeSource, Container, ContainerPort, HTTPGetAction, KeyToPath,
+        PodSecurityContext, Probe, SeccompProfile, SecretVolumeSource, SecurityContext, Volume, VolumeMount,
+    },
+    apimachinery::pkg::util::intstr::IntOrString,
+};
+use kube::ResourceExt as _;
+use lifeboat_crds::ReplicationAppliance;
+
+use crate::{
+    controllers::appliance::{
+        names::{self, METRICS_PORT},
+        secrets::{self, DATA_KEYS},
+        validate::Validated,
+    },
+    runtime::settings::Images,
+};
+
+pub const CONFIGURATION_DIR: &str = "/etc/lifeboat/config";
+pub const TLS_DIR: &str = "/etc/lifeboat/tls";
+pub const MANAGEMENT_TLS_DIR: &str = "/etc/lifeboat/management";
+pub const AUTHENTICATION_DIR: &str = "/etc/lifeboat/vault-auth";
+pub const KEYS_DIR: &str = "/etc/lifeboat/keys";
+pub const SPOOL_DIR: &str = "/var/lib/lifeboat/spool";
+/// The user of every image of ours.
+pub const USER: i64 = 65532;
+
+/// Owner can read; the group too, since mounted Secrets belong to root and to the pod's group.
+const SECRET_MODE: i32 = 0o440;
+
+pub fn pod_security() -> PodSecurityContext {
+    PodSecurityContext {
+        run_as_non_root: Some(true),
+        run_as_user: Some(USER),
+        run_as_group: Some(USER),
+        fs_group: Some(USER),
+        // A large spool is not walked at every start.
+        fs_group_change_policy: Some("OnRootMismatch".to_owned()),
+        seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".to_owned(), localhost_profile: None }),
+        ..PodSecurityContext::default()
+    }
+}
+
+pub fn container_security() -> SecurityContext {
+    SecurityContext {
+        allow_privilege_escalation: Some(false),
+        capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), add: None }),
+        read_only_root_filesystem: Some(true),
+        ..SecurityContext::default()
+    }
+}
+
+/// A container of one of our images.
+pub fn container(name: &str, image: &str, images: &Images) -> Container {
+    Container {
+        name: name.to_owned(),
+        image: Some(image.to_owned()),
+        image_pull_policy: Some(images.pull_policy.clone()),
+        security_context: Some(container_security()),
+        // What a program says last is shown where people look first.
+        termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
+        ..Container::default()
+    }
+}
+
+/// Configuration, credentials and data keys of the vault.
+pub fn vault_volumes(appliance: &ReplicationAppliance, validated: &Validated) -> Vec<Volume> {
+    let credential = validated.credential.secret();
+    let config = ConfigMapVolumeSource {
+        name: names::configuration(&appliance.name_any()),
+        ..ConfigMapVolumeSource::default()
+    };
+    vec![
+        Volume { name: "config".to_owned(), config_map: Some(config), ..Volume::default() },
+        secret_volume("vault-auth", &credential.name, Some(&credential.key)),
+        secret_volume("keys", &secrets::data_keys_name(appliance), Some(DATA_KEYS)),
+    ]
+}
+
+pub fn vault_mounts() -> Vec<VolumeMount> {
+    vec![mount("config", CONFIGURATION_DIR), mount("vault-auth", AUTHENTICATION_DIR), mount("keys", KEYS_DIR)]
+}
+
+/// All keys of a Secret, or one.
+pub fn secret_volume(name: &str, secret: &str, key: Option<&str>) -> Volume {
+    let items = key.map(|key| vec![KeyToPath { key: key.to_owned(), path: key.to_owned(), mode: None }]);
+    let source = SecretVolumeSource {
+        secret_name: Some(secret.to_owned()),
+        items,
+        default_mode: Some(SECRET_MODE),
+        optional: None,
+    };
+    Volume { name: name.to_owned(), secret: Some(source), ..Volume::default() }
+}
+
+pub fn mount(volume: &str, path: &str) -> VolumeMount {
+    VolumeMount {
+        name: volume.to_owned(),
+        mount_path: path.to_owned(),
+        read_only: Some(true),
+        ..VolumeMount::default()
+    }
+}
+
+pub fn writable_mount(volume: &str, path: &str) -> VolumeMount {
+    VolumeMount { name: volume.to_owned(), mount_path: path.to_owned(), ..VolumeMount::default() }
+}
+
+pub fn port(name: &str, number: i32) -> ContainerPort {
+    ContainerPort {
+        name: Some(name.to_owned()),
+        container_port: number,
+        protocol: Some("TCP".to_owned()),
+        ..ContainerPort::default()
+    }
+}
+
+pub fn http_probe(path: &str, period_seconds: i32, failures: i32) -> Probe {
+    Probe {
+        http_get: Some(HTTPGetAction {
+            path: Some(path.to_owned()),
+            port: IntOrString::Int(METRICS_PORT),
+            ..HTTPGetAction::default()
+        }),
+        period_seconds: Some(period_seconds),
+        failure_threshold: Some(failures),
+        timeout_seconds: Some(5),
+        ..Probe::default()
+    }
+}

@@ -1,0 +1,68 @@
+//! Reads everything that a pass over an appliance needs.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::{
+    apps::v1::StatefulSet,
+    core::v1::{Pod, Secret, Service},
+};
+use kube::{Api, ResourceExt as _, api::ListParams};
+use lifeboat_crds::{ProtectedServer, ReplicationAppliance, ReplicationPolicy, names::APPLIANCE_LABEL};
+
+use super::{names, secrets, validate::Validated};
+use crate::runtime::{Context, Failure};
+
+#[derive(Debug)]
+pub struct Fetched {
+    pub ca: Option<Secret>,
+    pub tls: Option<Secret>,
+    pub management: Option<Secret>,
+    pub data_keys: Option<Secret>,
+    /// The Secret that the spec names.
+    pub credential: Option<Secret>,
+    pub services: BTreeMap<String, Service>,
+    pub process_servers: Option<StatefulSet>,
+    pub applier: Option<StatefulSet>,
+    pub pods: Vec<Pod>,
+    /// Those that name this appliance.
+    pub servers: Vec<ProtectedServer>,
+    pub policies: BTreeMap<String, ReplicationPolicy>,
+}
+
+pub async fn fetch(
+    appliance: &ReplicationAppliance,
+    validated: &Validated,
+    context: &Context,
+) -> Result<Fetched, Failure> {
+    let (name, namespace) = (appliance.name_any(), appliance.namespace().unwrap_or_default());
+    let secrets: Api<Secret> = context.api(&namespace);
+    let sets: Api<StatefulSet> = context.api(&namespace);
+    let ours = ListParams::default().labels(&format!("{APPLIANCE_LABEL}={name}"));
+    let services = context.api::<Service>(&namespace).list(&ours).await?;
+    let policies = context.api::<ReplicationPolicy>(&namespace).list(&ListParams::default()).await?;
+    Ok(Fetched {
+        ca: secrets.get_opt(&secrets::ca_name(&name)).await?,
+        tls: secrets.get_opt(&secrets::tls_name_of(&name)).await?,
+        management: secrets.get_opt(&secrets::management_name(&name)).await?,
+        data_keys: secrets.get_opt(&secrets::data_keys_name(appliance)).await?,
+        credential: secrets.get_opt(&validated.credential.secret().name).await?,
+        services: services.items.into_iter().map(|service| (service.name_any(), service)).collect(),
+        process_servers: sets.get_opt(&names::process_servers(&name)).await?,
+        applier: sets.get_opt(&names::applier(&name)).await?,
+        pods: context.api::<Pod>(&namespace).list(&ours).await?.items,
+        servers: servers_of(appliance, context).await?,
+        policies: policies.items.into_iter().map(|policy| (policy.name_any(), policy)).collect(),
+    })
+}
+
+pub async fn servers_of(
+    appliance: &ReplicationAppliance,
+    context: &Context,
+) -> Result<Vec<ProtectedServer>, Failure> {
+    let all = context
+        .api::<ProtectedServer>(&appliance.namespace().unwrap_or_default())
+        .list(&ListParams::default())
+        .await?;
+    let name = appliance.name_any();
+    Ok(all.items.into_iter().filter(|server| server.spec.appliance_ref.name == name).collect())
+}

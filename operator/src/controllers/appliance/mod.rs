@@ -1,0 +1,376 @@
+//! `ReplicationAppliance`: Secrets, vault, pods, Services and streams of one site.
+//!
+//! Order: keys and certificates first (nothing starts without them), then the vault (nothing is worth starting without
+//! it), then pods, then what they are told. Every step is safe to repeat, and each is reported in a condition of its
+//! own, however far the pass came.
+
+pub mod build;
+mod fetch;
+pub mod names;
+pub mod plan;
+pub mod secrets;
+pub mod status;
+#[cfg(test)]
+pub(crate) mod testing;
+pub mod validate;
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use futures::FutureExt as _;
+use k8s_openapi::api::{
+    apps::v1::StatefulSet,
+    core::v1::{ConfigMap, Secret, Service},
+};
+use kube::{
+    ResourceExt as _,
+    runtime::{controller::Controller, reflector::ObjectRef, watcher},
+};
+use lifeboat_crds::{ProtectedServer, Reason, ReplicationAppliance, conditions, conditions::ConditionType};
+
+use self::{
+    build::{Inputs, build},
+    fetch::{Fetched, fetch, servers_of},
+    status::{Findings, ProcessServer},
+    validate::{Validated, validate},
+};
+use super::{
+    shared::{apply, create, is_abandoned, is_deleting, set_finalizer, write_status},
+    vaults::{self, VaultSecrets},
+};
+use crate::{
+    control::{ApplianceKey, Desired},
+    pki::{Authority, PkiError, public_key_pin},
+    runtime::{Context, Failure, error::chain},
+};
+
+/// Secrets cannot be watched, and figures are to be fresh.
+const LOOK_INTERVAL: Duration = Duration::from_secs(15);
+/// Something is on its way.
+const BUSY_INTERVAL: Duration = Duration::from_secs(3);
+
+pub async fn run(context: Context) {
+    let controller = Controller::new(context.watched::<ReplicationAppliance>(), watcher::Config::default())
+        .owns(context.watched::<StatefulSet>(), watcher::Config::default())
+        .owns(context.watched::<Service>(), watcher::Config::default())
+        .owns(context.watched::<ConfigMap>(), watcher::Config::default())
+        .watches(
+            context.watched::<ProtectedServer>(),
+            watcher::Config::default(),
+            |server: ProtectedServer| {
+                Some(
+                    ObjectRef::new(&server.spec.appliance_ref.name)
+                        .within(&server.namespace().unwrap_or_default()),
+                )
+            },
+        );
+    super::drive(controller, "ReplicationAppliance", context, |appliance, context| {
+        reconcile(appliance, context).boxed()
+    })
+    .await;
+}
+
+pub async fn reconcile(appliance: Arc<ReplicationAppliance>, context: Context) -> Result<Duration, Failure> {
+    let namespace = appliance.namespace().unwrap_or_default();
+    if is_deleting(&*appliance) {
+        return let_go(&appliance, &context).await;
+    }
+    set_finalizer(&context.api(&namespace), &*appliance, true).await?;
+    let validated = validate(&appliance);
+    let mut findings =
+        Findings { selector: Some(status::selector_text(&appliance.name_any())), ..Findings::default() };
+    let result = match &validated {
+        Ok(validated) => pass(&appliance, validated, &context, &mut findings).await,
+        Err(failure) => Err(Failure {
+            category: failure.category,
+            reason: failure.reason,
+            message: failure.message.clone(),
+        }),
+    };
+    if let Err(failure) = &result {
+        findings.failure = Some(failure.into());
+    }
+    let new = status::status(&appliance, validated.as_ref().ok(), &findings, context.now());
+    tell(&appliance, &new, &context).await;
+    let ready = conditions::is_true(&new.conditions, ConditionType::Ready);
+    write_status(
+        &context.api::<ReplicationAppliance>(&namespace),
+        &appliance.name_any(),
+        appliance.status.as_ref(),
+        &new,
+    )
+    .await?;
+    result.map(|()| if ready { LOOK_INTERVAL } else { BUSY_INTERVAL })
+}
+
+async fn pass(
+    appliance: &ReplicationAppliance,
+    validated: &Validated,
+    context: &Context,
+    findings: &mut Findings,
+) -> Result<(), Failure> {
+    let mut fetched = fetch(appliance, validated, context).await?;
+    findings.servers = u32::try_from(fetched.servers.len()).unwrap_or(u32::MAX);
+    findings.process_server_set = fetched.process_servers.clone();
+    findings.applier_set = fetched.applier.clone();
+    findings.pods = fetched.pods.clone();
+    let key =
+        ApplianceKey { namespace: appliance.namespace().unwrap_or_default(), name: appliance.name_any() };
+    observe_pods(appliance, validated, &key, &fetched, context, findings);
+
+    let authority = match ensure_secrets(appliance, &mut fetched, context).await {
+        Ok(authority) => authority,
+        Err(failure) => {
+            findings.certificates = Some(Err(failure.message.clone()));
+            return Err(failure);
+        }
+    };
+    findings.certificates = Some(Ok(()));
+    findings.management_pin = fetched
+        .management
+        .as_ref()
+        .and_then(|secret| secrets::text(secret, secrets::KEY))
+        .and_then(|pem| public_key_pin(pem).ok());
+
+    let (credential, data_keys, ca) =
+        (fetched.credential.clone(), fetched.data_keys.clone(), fetched.ca.clone());
+    let found =
+        VaultSecrets { credential: credential.as_ref(), data_keys: data_keys.as_ref(), ca: ca.as_ref() };
+    let vault = vaults::bootstrap(appliance, validated, found, context).await;
+    findings.vault = Some(
+        vault
+            .as_ref()
+            .map(|(_, description)| description.clone())
+            .map_err(|failure| (failure.reason, failure.message.clone(), failure.category)),
+    );
+    // Pods that are there go on without the operator's sight of the vault; new ones would only fail.
+    if fetched.process_servers.is_none() {
+        vault.as_ref().map_err(copy)?;
+    }
+
+    apply_all(appliance, validated, found, &mut fetched, context, findings).await?;
+    tell_programs(appliance, validated, &key, &authority, &fetched, context, findings).await?;
+    vault.map(|_| ())
+}
+
+fn copy(failure: &Failure) -> Failure {
+    Failure { category: failure.category, reason: failure.reason, message: failure.message.clone() }
+}
+
+fn pki(error: &PkiError) -> Failure {
+    Failure::stalled(Reason::CertificateError, chain(error))
+}
+
+/// What is missing is made; what runs out is renewed. What was just made is put into `fetched`.
+async fn ensure_secrets(
+    appliance: &ReplicationAppliance,
+    fetched: &mut Fetched,
+    context: &Context,
+) -> Result<Authority, Failure> {
+    let api = context.api::<Secret>(&appliance.namespace().unwrap_or_default());
+    let now = context.now();
+    let raced =
+        || Failure::waiting(Reason::Progressing, "a Secret was made by somebody else at the same moment");
+    if fetched.ca.is_none() {
+        let made = secrets::new_ca(appliance, now).map_err(|error| pki(&error))?;
+        if !create(&api, &made).await? {
+            return Err(raced());
+        }
+        fetched.ca = Some(made);
+    }
+    let ca = fetched.ca.as_ref().and_then(|secret| {
+        Some((secrets::text(secret, secrets::CA_CERTIFICATE)?, secrets::text(secret, secrets::CA_KEY)?))
+    });
+    let Some((certificate, key)) = ca else {
+        let name = secrets::ca_name(&appliance.name_any());
+        return Err(Failure::stalled(
+            Reason::CertificateError,
+            format!(
+                "Secret {name} lacks ca.crt or ca.key: restore it, or delete it and enrol every server again"
+            ),
+        ));
+    };
+    let authority = Authority::open(certificate, key).map_err(|error| pki(&error))?;
+    if let Some(renewed) =
+        secrets::renewed_tls(appliance, &authority, fetched.tls.as_ref(), now).map_err(|error| pki(&error))?
+    {
+        fetched.tls = Some(apply(&api, &renewed).await?);
+    }
+    let domain = &context.settings.cluster_domain;
+    if let Some(renewed) =
+        secrets::renewed_management(appliance, &authority, fetched.management.as_ref(), domain, now)
+            .map_err(|error| pki(&error))?
+    {
+        fetched.management = Some(apply(&api, &renewed).await?);
+    }
+    if fetched.data_keys.is_none() && appliance.spec.encryption_key_secret_ref.is_none() {
+        let made = secrets::new_data_keys(appliance, &*context.env.entropy);
+        if !create(&api, &made).await? {
+            return Err(raced());
+        }
+        fetched.data_keys = Some(made);
+    }
+    Ok(authority)
+}
+
+async fn apply_all(
+    appliance: &ReplicationAppliance,
+    validated: &Validated,
+    found: VaultSecrets<'_>,
+    fetched: &mut Fetched,
+    context: &Context,
+    findings: &mut Findings,
+) -> Result<(), Failure> {
+    let namespace = appliance.namespace().unwrap_or_default();
+    let secrets_hash = vaults::fingerprint(validated, found);
+    let point_interval_seconds = plan::point_interval_seconds(&fetched.servers, &fetched.policies);
+    let inputs =
+        Inputs { images: &context.settings.images, secrets_hash: &secrets_hash, point_interval_seconds };
+    let built = build(appliance, validated, &inputs);
+    apply(&context.api::<ConfigMap>(&namespace), &built.configuration).await?;
+    for service in &built.services {
+        let applied = apply(&context.api::<Service>(&namespace), service).await?;
+        fetched.services.insert(applied.name_any(), applied);
+    }
+    let sets = context.api::<StatefulSet>(&namespace);
+    findings.process_server_set = Some(apply(&sets, &built.process_servers).await?);
+    findings.applier_set = Some(apply(&sets, &built.applier).await?);
+    // Services of process servers that are no more.
+    let wanted: Vec<String> = built.services.iter().map(|object| object.name_any()).collect();
+    for name in fetched.services.keys().filter(|name| {
+        !wanted.contains(name) && name.starts_with(&names::process_servers(&appliance.name_any()))
+    }) {
+        super::shared::delete(&context.api::<Service>(&namespace), name, &Default::default()).await?;
+    }
+    Ok(())
+}
+
+async fn tell_programs(
+    appliance: &ReplicationAppliance,
+    validated: &Validated,
+    key: &ApplianceKey,
+    authority: &Authority,
+    fetched: &Fetched,
+    context: &Context,
+    findings: &mut Findings,
+) -> Result<(), Failure> {
+    let domain = &context.settings.cluster_domain;
+    let management_addresses = plan::management_addresses(appliance, validated, &fetched.services, domain);
+    findings.management_endpoint = management_addresses.first().map(|address| format!("https://{address}"));
+    let mut keys = BTreeMap::new();
+    for server in &fetched.servers {
+        let name = server.name_any();
+        keys.insert(
+            name.clone(),
+            super::protected_server::enrolled_key(&key.namespace, &name, context).await?,
+        );
+    }
+    let identity = context.fleet.identity(key, authority, context.now()).map_err(|error| pki(&error))?;
+    context.fleet.sync(
+        key,
+        Desired {
+            identity,
+            process_servers: plan::process_server_endpoints(appliance, validated, domain),
+            applier: Some(plan::applier_endpoint(appliance, domain)),
+            servers: plan::assignments(&fetched.servers, &fetched.policies, &keys),
+            data_addresses: plan::data_addresses(appliance, validated, &fetched.services, domain),
+            management_addresses,
+        },
+    );
+    Ok(())
+}
+
+fn observe_pods(
+    appliance: &ReplicationAppliance,
+    validated: &Validated,
+    key: &ApplianceKey,
+    fetched: &Fetched,
+    context: &Context,
+    findings: &mut Findings,
+) {
+    let domain = &context.settings.cluster_domain;
+    let addresses = plan::data_addresses(appliance, validated, &fetched.services, domain);
+    let placed = |name: &str| {
+        fetched
+            .servers
+            .iter()
+            .filter(|server| {
+                server.status.as_ref().and_then(|status| status.process_server.as_deref()) == Some(name)
+            })
+            .count()
+    };
+    findings.process_servers = status::process_server_names(&key.name, validated.replicas)
+        .into_iter()
+        .map(|name| ProcessServer {
+            address: addresses
+                .iter()
+                .find(|known| known.name == name)
+                .and_then(|known| known.data_addresses.first().cloned()),
+            servers: u32::try_from(placed(&name)).unwrap_or(u32::MAX),
+            report: context.fleet.report(key, &name),
+            trouble: context.fleet.trouble_of(key, &name),
+            name,
+        })
+        .collect();
+    findings.applier_report = context.fleet.applier_report(key);
+    findings.applier_trouble = context.fleet.trouble_of(key, &names::applier_pod(&key.name));
+}
+
+/// An event when it becomes ready or stops being so.
+async fn tell(
+    appliance: &ReplicationAppliance,
+    new: &lifeboat_crds::ReplicationApplianceStatus,
+    context: &Context,
+) {
+    let before = appliance
+        .status
+        .as_ref()
+        .map(|status| conditions::is_true(&status.conditions, ConditionType::Ready))
+        .unwrap_or(false);
+    let Some(ready) = conditions::find(&new.conditions, ConditionType::Ready) else { return };
+    match (before, ready.status == "True") {
+        (false, true) => context.events.normal(appliance, Reason::AsExpected, "Serve", &ready.message).await,
+        (true, false) => {
+            context.events.warning(appliance, Reason::ReferenceNotReady, "Serve", &ready.message).await
+        }
+        _ => {}
+    }
+}
+
+/// Waits until no server uses it, unless it is abandoned. The data in the vault and the data keys stay.
+async fn let_go(appliance: &ReplicationAppliance, context: &Context) -> Result<Duration, Failure> {
+    let namespace = appliance.namespace().unwrap_or_default();
+    let key = ApplianceKey { namespace: namespace.clone(), name: appliance.name_any() };
+    let servers = servers_of(appliance, context).await?;
+    if !servers.is_empty() && !is_abandoned(appliance) {
+        let names: Vec<String> = servers.iter().map(|object| object.name_any()).collect();
+        let message = format!(
+            "still used by {}: delete them, or set the annotation lifeboat.dev/abandon: \"true\"",
+            names.join(", ")
+        );
+        let mut new = appliance.status.clone().unwrap_or_default();
+        let observed = vec![
+            conditions::unmet(ConditionType::Ready, Reason::InUse, &message),
+            conditions::met(ConditionType::Deleting, Reason::InUse, &message),
+        ];
+        new.conditions =
+            conditions::merge(&new.conditions, observed, appliance.metadata.generation, context.now());
+        write_status(
+            &context.api::<ReplicationAppliance>(&namespace),
+            &key.name,
+            appliance.status.as_ref(),
+            &new,
+        )
+        .await?;
+        return Ok(LOOK_INTERVAL);
+    }
+    if !servers.is_empty() {
+        context
+            .events
+            .warning(appliance, Reason::Abandoned, "Delete", "let go while servers still use it")
+            .await;
+    }
+    context.fleet.forget(&key);
+    context.vaults.forget(&key);
+    set_finalizer(&context.api(&namespace), appliance, false).await?;
+    Ok(LOOK_INTERVAL)
+}

@@ -1,0 +1,217 @@
+//! The world as the engine wants it: plain data, read from the API server (not from a cache) and the vault.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
+use kube::{ResourceExt as _, api::ListParams};
+use lifeboat_crds::{
+    FailoverApproval, FailoverRun, FailoverRunStatus, ProtectedServer, RecoveryPlan, names::RUN_UID_LABEL,
+    plan::Group, run::RunPhase,
+};
+
+use super::{holds_servers, points};
+use crate::{
+    controllers::shared::{has_finalizer, is_deleting},
+    failover::{
+        World,
+        resolve::{ServerFacts, resolve},
+        world::{self, Approval, JobState, Resolution},
+    },
+    runtime::{Context, Failure},
+    targets::{Target as _, virtual_machine_pod::VirtualMachinePods},
+};
+
+pub(super) async fn world(
+    run: &FailoverRun,
+    status: &FailoverRunStatus,
+    context: &Context,
+) -> Result<World, Failure> {
+    let starting = matches!(status.phase.unwrap_or_default(), RunPhase::Pending | RunPhase::Validating);
+    let stopping = is_deleting(run) || run.spec.cancel || run.spec.clean_up;
+    let resolution = if starting && !stopping { Some(resolution(run, context).await?) } else { None };
+    Ok(World {
+        resolution,
+        jobs: jobs(run, context).await?,
+        machines: VirtualMachinePods::new(context.clone()).observe(run).await?,
+        approvals: approvals(run, context).await?,
+    })
+}
+
+/// Claimed under the lock of the caller.
+async fn resolution(run: &FailoverRun, context: &Context) -> Result<Resolution, Failure> {
+    let namespace = run.namespace().unwrap_or_default();
+    let groups = match &run.spec.plan_ref {
+        None => None,
+        Some(reference) => match context.api::<RecoveryPlan>(&namespace).get_opt(&reference.name).await? {
+            Some(plan) => Some(plan.spec.groups),
+            None => {
+                let problem = format!(
+                    "RecoveryPlan {} does not exist: create it, or start a run of another plan",
+                    reference.name
+                );
+                return Ok(Resolution::Problems(vec![problem]));
+            }
+        },
+    };
+    let names = names(run, groups.as_deref());
+    if let Some(taken) = taken(run, &names, context).await? {
+        return Ok(taken);
+    }
+    let servers = facts(&namespace, &names, context).await?;
+    Ok(match resolve(&run.spec, groups.as_deref(), &servers) {
+        Ok(resolved) => Resolution::Ready(Box::new(resolved)),
+        Err(problems) => Resolution::Problems(problems),
+    })
+}
+
+fn names(run: &FailoverRun, groups: Option<&[Group]>) -> BTreeSet<String> {
+    let planned =
+        groups.unwrap_or_default().iter().flat_map(|group| &group.servers).map(|server| server.name.clone());
+    planned.chain(run.spec.server_ref.iter().map(|reference| reference.name.clone())).collect()
+}
+
+async fn taken(
+    run: &FailoverRun,
+    names: &BTreeSet<String>,
+    context: &Context,
+) -> Result<Option<Resolution>, Failure> {
+    let runs =
+        context.api::<FailoverRun>(&run.namespace().unwrap_or_default()).list(&ListParams::default()).await?;
+    let holder = runs.items.iter().filter(|other| other.uid() != run.uid()).find_map(|other| {
+        let status = other.status.as_ref().filter(|status| holds_servers(status))?;
+        let server = status.servers.iter().find(|server| names.contains(&server.name))?;
+        let phase = status.phase.unwrap_or_default();
+        let state = match phase {
+            RunPhase::Completed | RunPhase::Failed | RunPhase::Cancelled => {
+                format!("{phase:?}, but not cleaned up")
+            }
+            _ => format!("{phase:?}"),
+        };
+        Some(Resolution::Taken { run: other.name_any(), server: server.name.clone(), state })
+    });
+    Ok(holder)
+}
+
+async fn facts(
+    namespace: &str,
+    names: &BTreeSet<String>,
+    context: &Context,
+) -> Result<BTreeMap<String, ServerFacts>, Failure> {
+    let mut all = BTreeMap::new();
+    for name in names {
+        let Some(server) = context.api::<ProtectedServer>(namespace).get_opt(name).await? else { continue };
+        let (points, latest_processed) = points::of(&server, context).await;
+        let facts = ServerFacts {
+            id: server.status.as_ref().and_then(|status| status.id.clone()).unwrap_or_default(),
+            appliance: server.spec.appliance_ref.name.clone(),
+            target: server.spec.target.clone(),
+            health_check: server.spec.health_check.clone(),
+            points,
+            latest_processed,
+        };
+        all.insert(name.clone(), facts);
+    }
+    Ok(all)
+}
+
+pub(super) async fn jobs_of(run: &FailoverRun, context: &Context) -> Result<Vec<Job>, Failure> {
+    let ours = ListParams::default().labels(&format!("{RUN_UID_LABEL}={}", run.uid().unwrap_or_default()));
+    Ok(context.api::<Job>(&run.namespace().unwrap_or_default()).list(&ours).await?.items)
+}
+
+async fn jobs(run: &FailoverRun, context: &Context) -> Result<BTreeMap<String, world::Job>, Failure> {
+    let mut all = BTreeMap::new();
+    for job in jobs_of(run, context).await? {
+        let state = match ended(&job) {
+            None => JobState::Active,
+            // What it said is read only while somebody may still want to know.
+            Some(succeeded) => {
+                let said = if has_finalizer(&job) { last_words(&job, context).await? } else { None };
+                if succeeded {
+                    JobState::Succeeded { message: said }
+                } else {
+                    let remedy = format!("see the log of Job {}", job.name_any());
+                    JobState::Failed {
+                        message: said.map_or(remedy.clone(), |said| format!("{said} ({remedy})")),
+                    }
+                }
+            }
+        };
+        all.insert(
+            job.name_any(),
+            world::Job { state, deleting: is_deleting(&job), held: has_finalizer(&job) },
+        );
+    }
+    Ok(all)
+}
+
+/// Whether it has succeeded, once it has ended.
+fn ended(job: &Job) -> Option<bool> {
+    let status = job.status.as_ref()?;
+    let has = |kind: &str| {
+        status
+            .conditions
+            .iter()
+            .flatten()
+            .any(|condition| condition.type_ == kind && condition.status == "True")
+    };
+    if has("Complete") || status.succeeded.unwrap_or(0) > 0 {
+        return Some(true);
+    }
+    (has("Failed") || status.failed.unwrap_or(0) > 0).then_some(false)
+}
+
+/// The end of what the Job's container wrote.
+async fn last_words(job: &Job, context: &Context) -> Result<Option<String>, Failure> {
+    let ours = ListParams::default().labels(&format!("batch.kubernetes.io/job-name={}", job.name_any()));
+    let pods = context.api::<Pod>(&job.namespace().unwrap_or_default()).list(&ours).await?;
+    let said = pods.items.iter().find_map(|pod| {
+        let container = pod.status.as_ref()?.container_statuses.as_ref()?.first()?;
+        let ended = container.state.as_ref()?.terminated.as_ref()?;
+        let words = ended.message.clone().filter(|message| !message.trim().is_empty());
+        let text = words.unwrap_or_else(|| {
+            if ended.exit_code == 0 { String::new() } else { format!("exit code {}", ended.exit_code) }
+        });
+        let text: Vec<char> = text.trim().chars().collect();
+        // The end says why; the beginning is in the log.
+        (!text.is_empty()).then(|| text.iter().skip(text.len().saturating_sub(MAX_WORDS)).collect())
+    });
+    Ok(said)
+}
+
+/// Characters of a Job's last words that are shown.
+const MAX_WORDS: usize = 400;
+
+async fn approvals(run: &FailoverRun, context: &Context) -> Result<Vec<Approval>, Failure> {
+    let ours = ListParams::default().fields(&format!("spec.runRef.name={}", run.name_any()));
+    let all = context.api::<FailoverApproval>(&run.namespace().unwrap_or_default()).list(&ours).await?;
+    let approval = |found: FailoverApproval| Approval {
+        name: found.name_any(),
+        created: found.creation_timestamp().map_or(jiff::Timestamp::UNIX_EPOCH, |time| time.0),
+        judged: found.status.as_ref().is_some_and(|status| status.verdict.is_some()),
+        spec: found.spec,
+    };
+    Ok(all.items.into_iter().map(approval).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case(serde_json::json!({}), None)]
+    #[case(serde_json::json!({"active": 1}), None)]
+    #[case(serde_json::json!({"succeeded": 1}), Some(true))]
+    #[case(serde_json::json!({"failed": 1}), Some(false))]
+    #[case(serde_json::json!({"conditions": [{"type": "Failed", "status": "True"}]}), Some(false))]
+    fn a_job_has_ended_when_kubernetes_says_so(
+        #[case] status: serde_json::Value,
+        #[case] expected: Option<bool>,
+    ) {
+        let job: Job =
+            serde_json::from_value(serde_json::json!({"metadata": {"name": "a"}, "status": status})).unwrap();
+        assert_eq!(ended(&job), expected);
+    }
+}

@@ -1,0 +1,299 @@
+//! `ProtectedServer`: identity in the vault, enrolment, placement, and what is heard of its replication.
+//!
+//! Replication itself goes on without the operator; a pass that cannot reach the vault or lacks a reference still shows
+//! what is heard, with the trouble in the Ready condition.
+
+mod budget;
+mod enrolment;
+mod placement;
+pub mod status;
+#[cfg(test)]
+mod status_tests;
+#[cfg(test)]
+pub(crate) mod testing;
+
+use std::{sync::Arc, time::Duration};
+
+use futures::FutureExt as _;
+use k8s_openapi::api::core::v1::Secret;
+use kube::{
+    ResourceExt as _,
+    api::ListParams,
+    runtime::{controller::Controller, watcher},
+};
+use lifeboat_crds::{
+    FailoverRun, ProtectedServer, Reason, ReplicationAppliance, ReplicationPolicy,
+    conditions::{self, ConditionType},
+    names::enrollment_secret,
+    server::{FailoverState, ServerPhase},
+};
+
+pub use self::budget::Budget;
+use self::{
+    enrolment::Endpoint,
+    placement::{Place, count, place},
+    status::Findings,
+};
+use super::{
+    appliance::{secrets, status::process_server_names},
+    failover_run::holds_servers,
+    shared::{create, is_abandoned, is_deleting, set_finalizer, write_status},
+    vaults,
+};
+use crate::{
+    control::{ApplianceKey, enrol::Enrolment},
+    runtime::{Context, Failure, metrics::ServerLabel},
+};
+
+/// Figures are in memory; looking at them costs nothing, writing them is budgeted.
+const LOOK_INTERVAL: Duration = Duration::from_secs(3);
+
+pub async fn run(context: Context) {
+    let controller = Controller::new(context.watched::<ProtectedServer>(), watcher::Config::default());
+    super::drive(controller, "ProtectedServer", context, |server, context| {
+        reconcile(server, context).boxed()
+    })
+    .await;
+}
+
+pub async fn reconcile(server: Arc<ProtectedServer>, context: Context) -> Result<Duration, Failure> {
+    let (namespace, name) = (server.namespace().unwrap_or_default(), server.name_any());
+    let runs = runs_with(&server, &context).await?;
+    if is_deleting(&*server) {
+        return let_go(&server, &runs, &context).await;
+    }
+    let api = context.api::<ProtectedServer>(&namespace);
+    set_finalizer(&api, &*server, true).await?;
+    let before = server.status.clone().unwrap_or_default();
+    let mut findings = Findings {
+        id: before.id.clone(),
+        process_server: before.process_server.clone(),
+        failover: runs.last().map(|run| FailoverState {
+            run: run.name_any(),
+            state: run.status.as_ref().and_then(|status| status.phase).unwrap_or_default(),
+        }),
+        ..Findings::default()
+    };
+    let result = pass(&server, &context, &mut findings).await;
+    if let Err(failure) = &result {
+        findings.fail(failure);
+    }
+    let new = status::status(&server, &findings, context.now());
+    measure(&namespace, &name, &findings, &new, &context);
+    let significant = status::is_significant(server.status.as_ref(), &new);
+    if significant || context.budget.allows(&namespace, &name) {
+        tell(&server, &new, &context).await;
+        write_status(&api, &name, server.status.as_ref(), &new).await?;
+    }
+    result.map(|()| LOOK_INTERVAL)
+}
+
+async fn pass(server: &ProtectedServer, context: &Context, findings: &mut Findings) -> Result<(), Failure> {
+    let (namespace, name) = (server.namespace().unwrap_or_default(), server.name_any());
+    let key = ApplianceKey { namespace: namespace.clone(), name: server.spec.appliance_ref.name.clone() };
+    let secrets_api = context.api::<Secret>(&namespace);
+    let secret = secrets_api.get_opt(&enrollment_secret(&name)).await?;
+    findings.enrolment = secret.as_ref().map(Enrolment::read);
+    let enrolled = findings.enrolment.clone().unwrap_or_default().public_key_sha256;
+    if context.fleet.enrolled_key(&namespace, &name).is_some_and(|known| known != enrolled) {
+        // The Secret was deleted or restored: what it says counts from now on.
+        context.fleet.set_enrolled(&key, &name, findings.id.as_deref().unwrap_or_default(), &enrolled);
+    }
+    if let (Some(id), Some(process_server)) = (&findings.id, &findings.process_server) {
+        findings.figures = context.fleet.figures(&key, process_server, id);
+        findings.applied = context.fleet.applied(&key, id);
+    }
+    let policy = context.api::<ReplicationPolicy>(&namespace).get_opt(&server.spec.policy_ref.name).await?;
+    findings.policy = policy.map(|policy| policy.spec);
+
+    let appliance = context.api::<ReplicationAppliance>(&namespace).get_opt(&key.name).await?;
+    let appliance = appliance.ok_or_else(|| missing("ReplicationAppliance", &key.name))?;
+    if findings.policy.is_none() {
+        return Err(missing("ReplicationPolicy", &server.spec.policy_ref.name));
+    }
+    if findings.id.is_none() {
+        let vault = vaults::of(&namespace, &key.name, context).await?;
+        let adopted = vault
+            .adopt_server(&namespace, &name, &context.env)
+            .await
+            .map_err(|error| vaults::failure(&error))?;
+        findings.id = Some(adopted.id.to_string());
+    }
+    if findings.enrolment.is_none() {
+        findings.enrolment = Some(make_token(server, &appliance, findings, context).await?);
+    }
+    findings.process_server = Some(find_place(server, &appliance, &key, context).await?);
+    Ok(())
+}
+
+fn missing(kind: &str, name: &str) -> Failure {
+    Failure::waiting(
+        Reason::ReferenceNotFound,
+        format!("{kind} {name} does not exist in this namespace: create it, or correct the reference"),
+    )
+}
+
+async fn make_token(
+    server: &ProtectedServer,
+    appliance: &ReplicationAppliance,
+    findings: &Findings,
+    context: &Context,
+) -> Result<Enrolment, Failure> {
+    let api = context.api::<Secret>(&server.namespace().unwrap_or_default());
+    let ca = api.get_opt(&secrets::ca_name(&appliance.name_any())).await?;
+    let endpoint = Endpoint::of(
+        appliance,
+        ca.as_ref().and_then(|secret| secrets::text(secret, secrets::CA_CERTIFICATE)),
+    );
+    let endpoint = endpoint.ok_or_else(|| {
+        let message = format!(
+            "ReplicationAppliance {} has no management endpoint yet: see its conditions",
+            appliance.name_any()
+        );
+        Failure::waiting(Reason::ReferenceNotReady, message)
+    })?;
+    let id = findings.id.as_deref().unwrap_or_default();
+    let secret = enrolment::build(server, id, &endpoint, &*context.env.entropy, context.now());
+    if !create(&api, &secret).await? {
+        return Err(Failure::waiting(
+            Reason::Progressing,
+            "the token was made by somebody else at the same moment",
+        ));
+    }
+    Ok(Enrolment::read(&secret))
+}
+
+async fn find_place(
+    server: &ProtectedServer,
+    appliance: &ReplicationAppliance,
+    key: &ApplianceKey,
+    context: &Context,
+) -> Result<String, Failure> {
+    let current = server.status.as_ref().and_then(|status| status.process_server.clone());
+    let names = process_server_names(&key.name, appliance.spec.process_servers.replicas);
+    if let Some(current) = current.as_ref().filter(|name| names.contains(name)) {
+        return Ok(current.clone());
+    }
+    // One at a time, so that servers made together do not all choose the same place.
+    let _placing = context.claims.lock().await;
+    let all = context.api::<ProtectedServer>(&key.namespace).list(&ListParams::default()).await?;
+    let placed = all
+        .iter()
+        .filter(|other| other.spec.appliance_ref.name == key.name)
+        .filter_map(|other| other.status.as_ref()?.process_server.as_deref());
+    let counts = count(placed);
+    let places: Vec<Place> = names
+        .into_iter()
+        .map(|name| Place {
+            healthy: context.fleet.report(key, &name).is_some_and(|report| report.vault_error.is_empty()),
+            servers: counts.get(&name).copied().unwrap_or(0),
+            name,
+        })
+        .collect();
+    place(current.as_deref(), &places).ok_or_else(|| {
+        let message = format!(
+            "ReplicationAppliance {} has no process server: raise spec.processServers.replicas",
+            key.name
+        );
+        Failure::waiting(Reason::ReferenceNotReady, message)
+    })
+}
+
+/// Hash of the key that a server's agent has enrolled with; empty when none has.
+pub async fn enrolled_key(namespace: &str, name: &str, context: &Context) -> Result<Vec<u8>, Failure> {
+    if let Some(known) = context.fleet.enrolled_key(namespace, name) {
+        return Ok(known);
+    }
+    let secret = context.api::<Secret>(namespace).get_opt(&enrollment_secret(name)).await?;
+    let key = secret.as_ref().map(Enrolment::read).unwrap_or_default().public_key_sha256;
+    context.fleet.remember_enrolled(namespace, name, key.clone());
+    Ok(key)
+}
+
+/// Runs that hold this server, oldest first.
+async fn runs_with(server: &ProtectedServer, context: &Context) -> Result<Vec<FailoverRun>, Failure> {
+    let name = server.name_any();
+    let runs = context
+        .api::<FailoverRun>(&server.namespace().unwrap_or_default())
+        .list(&ListParams::default())
+        .await?;
+    let has = |run: &FailoverRun| {
+        let status = run.status.as_ref();
+        status.is_some_and(|status| {
+            holds_servers(status) && status.servers.iter().any(|known| known.name == name)
+        })
+    };
+    let mut runs: Vec<FailoverRun> = runs.items.into_iter().filter(has).collect();
+    runs.sort_by_key(|run| run.creation_timestamp().map(|time| time.0));
+    Ok(runs)
+}
+
+fn measure(
+    namespace: &str,
+    name: &str,
+    findings: &Findings,
+    new: &lifeboat_crds::ProtectedServerStatus,
+    context: &Context,
+) {
+    let label = ServerLabel { namespace: namespace.to_owned(), server: name.to_owned() };
+    if let Some(rpo) = findings.figures.as_ref().and_then(status::rpo_seconds) {
+        context.metrics.rpo_seconds.get_or_create(&label).set(i64::try_from(rpo).unwrap_or(i64::MAX));
+    }
+    let connected = conditions::is_true(&new.conditions, ConditionType::AgentConnected);
+    context.metrics.agent_connected.get_or_create(&label).set(i64::from(connected));
+}
+
+async fn tell(server: &ProtectedServer, new: &lifeboat_crds::ProtectedServerStatus, context: &Context) {
+    let before = server.status.as_ref().and_then(|status| status.phase);
+    if before == new.phase {
+        return;
+    }
+    let message = conditions::find(&new.conditions, ConditionType::Ready)
+        .map(|ready| ready.message.clone())
+        .unwrap_or_default();
+    let note = format!("{:?} → {:?}: {message}", before.unwrap_or_default(), new.phase.unwrap_or_default());
+    match new.phase {
+        Some(ServerPhase::Failed | ServerPhase::Resynchronizing) => {
+            context.events.warning(server, Reason::ReferenceNotReady, "ChangePhase", &note).await
+        }
+        _ => context.events.normal(server, Reason::Progressing, "ChangePhase", &note).await,
+    }
+}
+
+/// Its agent is refused from now on; the data stays in the vault, and a ProtectedServer of the same name finds it
+/// again. Waits for recovered machines of it to be cleaned up, unless it is abandoned.
+async fn let_go(
+    server: &ProtectedServer,
+    runs: &[FailoverRun],
+    context: &Context,
+) -> Result<Duration, Failure> {
+    let (namespace, name) = (server.namespace().unwrap_or_default(), server.name_any());
+    let api = context.api::<ProtectedServer>(&namespace);
+    if !runs.is_empty() && !is_abandoned(server) {
+        let names: Vec<String> = runs.iter().map(|run| run.name_any()).collect();
+        let message = format!(
+            "machines of run {} are still there: clean it up, or set the annotation lifeboat.dev/abandon: \"true\"",
+            names.join(", ")
+        );
+        let mut new = server.status.clone().unwrap_or_default();
+        let observed = vec![
+            conditions::unmet(ConditionType::Ready, Reason::WaitingForCleanUp, &message),
+            conditions::met(ConditionType::Deleting, Reason::WaitingForCleanUp, &message),
+        ];
+        new.conditions =
+            conditions::merge(&new.conditions, observed, server.metadata.generation, context.now());
+        write_status(&api, &name, server.status.as_ref(), &new).await?;
+        return Ok(LOOK_INTERVAL);
+    }
+    if !runs.is_empty() {
+        context
+            .events
+            .warning(server, Reason::Abandoned, "Delete", "let go while machines of it are still there")
+            .await;
+    }
+    context.metrics.forget(&namespace, &name);
+    context.budget.forget(&namespace, &name);
+    context.fleet.forget_enrolled(&namespace, &name);
+    set_finalizer(&api, server, false).await?;
+    Ok(LOOK_INTERVAL)
+}

@@ -1,0 +1,505 @@
+//! A server's status from what is known of it. Pure.
+
+use lifeboat_crds::{
+    ProtectedServer, ProtectedServerStatus, ReplicationPolicySpec, Time,
+    appliance::Health,
+    conditions::{self, ConditionType, Observation, Reason, met, unknown, unmet},
+    server::{
+        AgentStatus, DiskState, DiskStatus, FailoverState, Issue, RecoveryPointsStatus, Replication, Rpo,
+        ServerPhase, Severity,
+    },
+};
+use lifeboat_replication::{env::Micros, wire::v1};
+
+use crate::{
+    control::{Figures, enrol::Enrolment},
+    runtime::{Category, Failure},
+};
+
+/// An agent sends a heartbeat every second.
+const SILENT_SECONDS: u64 = 15;
+/// The reference system's: heartbeat lost for this long is critical.
+const LOST_SECONDS: u64 = 15 * 60;
+/// RPO of this many times the threshold is critical.
+const CRITICAL_RPO_FACTOR: u64 = 4;
+
+/// What a pass has found.
+#[derive(Debug, Clone, Default)]
+pub struct Findings {
+    pub id: Option<String>,
+    pub process_server: Option<String>,
+    pub policy: Option<ReplicationPolicySpec>,
+    pub enrolment: Option<Enrolment>,
+    pub figures: Option<Figures>,
+    pub applied: Option<v1::AppliedServer>,
+    pub failover: Option<FailoverState>,
+    /// What is missing or not ready: the pass did not come to its end.
+    pub failure: Option<(Category, Reason, String)>,
+}
+
+impl Findings {
+    pub fn fail(&mut self, failure: &Failure) {
+        self.failure = Some(failure.into());
+    }
+}
+
+pub fn status(server: &ProtectedServer, findings: &Findings, now: Time) -> ProtectedServerStatus {
+    let before = server.status.clone().unwrap_or_default();
+    let report = findings.figures.as_ref().map(|figures| &figures.report);
+    let enrolled =
+        findings.enrolment.as_ref().is_some_and(|enrolment| !enrolment.public_key_sha256.is_empty());
+    let rpo_seconds = findings.figures.as_ref().and_then(rpo_seconds);
+    let disks = report.map(|report| disks(report, &before, now)).unwrap_or_else(|| before.disks.clone());
+    let points = findings
+        .applied
+        .as_ref()
+        .map(|applied| recovery_points(applied, report))
+        .or(before.recovery_points.clone());
+    let phase = phase(server, findings, &before, enrolled);
+    let facts = Facts { server, findings, before: &before, enrolled, rpo_seconds, phase };
+    let issues = issues(&facts, now);
+    let observed = facts.observations(now);
+    ProtectedServerStatus {
+        observed_generation: if findings.failure.is_none() {
+            server.metadata.generation
+        } else {
+            before.observed_generation
+        },
+        conditions: conditions::merge(&before.conditions, observed, server.metadata.generation, now),
+        phase: Some(phase),
+        replication_health: Some(facts.health(&issues)),
+        id: findings.id.clone().or(before.id.clone()),
+        epoch: report.map(|report| u64::from(report.epoch)).filter(|epoch| *epoch > 0).or(before.epoch),
+        process_server: findings.process_server.clone().or(before.process_server.clone()),
+        rpo: rpo_seconds.map(|seconds| Rpo { seconds, observed_at: whole(now) }).or(before.rpo.clone()),
+        last_point_time: report.and_then(|report| time(report.last_point_micros)).or(before.last_point_time),
+        progress: progress(phase, &disks),
+        agent: report.and_then(agent).or(before.agent.clone()),
+        recovery_points: points,
+        disks,
+        issues,
+        failover: findings.failover.clone(),
+    }
+}
+
+/// Now minus the later of the newest point and the last proof that nothing was dirty, all in the process server's time.
+pub fn rpo_seconds(figures: &Figures) -> Option<u64> {
+    let until = Micros(figures.report.recoverable_until_micros.max(figures.report.last_point_micros));
+    if until.0 <= 0 {
+        return None;
+    }
+    let at_report = figures.time.seconds_since(until).max(0.0);
+    Some((at_report + figures.age.as_secs_f64()) as u64)
+}
+
+fn phase(
+    server: &ProtectedServer,
+    findings: &Findings,
+    before: &ProtectedServerStatus,
+    enrolled: bool,
+) -> ServerPhase {
+    let known = before.phase.unwrap_or_default();
+    if server.spec.replication == Replication::Paused {
+        return ServerPhase::Paused;
+    }
+    if findings.enrolment.is_none() && findings.failure.is_some() {
+        return match known {
+            ServerPhase::Enrolling => ServerPhase::Pending,
+            known => known,
+        };
+    }
+    if !enrolled {
+        return ServerPhase::Enrolling;
+    }
+    let Some(figures) = &findings.figures else {
+        // Nothing is heard at the moment; it goes on where it was.
+        return if matches!(known, ServerPhase::Pending | ServerPhase::Enrolling | ServerPhase::Paused) {
+            ServerPhase::InitialReplication
+        } else {
+            known
+        };
+    };
+    let report = &figures.report;
+    if !report.error.is_empty() {
+        return ServerPhase::Failed;
+    }
+    let had_points = report.last_point_micros > 0
+        || before.recovery_points.as_ref().is_some_and(|points| points.count > 0);
+    match (report.complete, report.last_point_micros > 0, had_points) {
+        (true, true, _) => ServerPhase::Protected,
+        (_, _, true) => ServerPhase::Resynchronizing,
+        (_, _, false) => ServerPhase::InitialReplication,
+    }
+}
+
+struct Facts<'a> {
+    server: &'a ProtectedServer,
+    findings: &'a Findings,
+    before: &'a ProtectedServerStatus,
+    enrolled: bool,
+    rpo_seconds: Option<u64>,
+    phase: ServerPhase,
+}
+
+impl Facts<'_> {
+    fn report(&self) -> Option<&v1::ServerReport> {
+        self.findings.figures.as_ref().map(|figures| &figures.report)
+    }
+
+    fn threshold(&self) -> u64 {
+        self.findings.policy.as_ref().map(|policy| policy.rpo_threshold.as_secs()).unwrap_or(u64::MAX)
+    }
+
+    /// Seconds since the agent was heard; `None`: never, or nobody can say.
+    fn silence(&self) -> Option<u64> {
+        let figures = self.findings.figures.as_ref()?;
+        let seen = Micros(figures.report.last_seen_micros);
+        (seen.0 > 0).then(|| (figures.time.seconds_since(seen).max(0.0) + figures.age.as_secs_f64()) as u64)
+    }
+
+    fn connected(&self) -> bool {
+        self.report().is_some_and(|report| report.connected)
+            && self.silence().is_none_or(|silence| silence < SILENT_SECONDS)
+    }
+
+    fn health(&self, issues: &[Issue]) -> Health {
+        let critical = issues.iter().any(|issue| issue.severity == Severity::Critical);
+        match self.phase {
+            ServerPhase::Pending | ServerPhase::Enrolling | ServerPhase::Paused => Health::Unknown,
+            ServerPhase::Failed => Health::Critical,
+            _ if critical => Health::Critical,
+            _ if self.findings.figures.is_none() => Health::Unknown,
+            _ if !issues.is_empty() => Health::Warning,
+            _ => Health::Healthy,
+        }
+    }
+
+    fn observations(&self, now: Time) -> Vec<Observation> {
+        let mut all = vec![
+            self.is_enrolled(now),
+            self.agent_connected(),
+            self.initial_replication_complete(),
+            self.rpo_met(),
+        ];
+        if let Some(lost) = self.resynchronization() {
+            all.push(met(ConditionType::ResynchronizationRequired, Reason::TrackingLost, lost));
+        }
+        let (ready, abnormal) = self.ready(&all);
+        all.push(ready);
+        all.extend(abnormal);
+        all
+    }
+
+    fn ready(&self, others: &[Observation]) -> (Observation, Option<Observation>) {
+        let unready = |reason, message: &str| unmet(ConditionType::Ready, reason, message);
+        if let Some((category, reason, message)) = &self.findings.failure {
+            let kind = if *category == Category::Stalled {
+                ConditionType::Stalled
+            } else {
+                ConditionType::Reconciling
+            };
+            return (unready(*reason, message), Some(met(kind, *reason, message.clone())));
+        }
+        if self.server.spec.replication == Replication::Paused {
+            return (
+                unready(Reason::Paused, "replication is switched off by spec.replication: set it to Enabled"),
+                None,
+            );
+        }
+        if let Some(error) =
+            self.report().map(|report| report.error.clone()).filter(|error| !error.is_empty())
+        {
+            return (
+                unready(Reason::LogClosed, &error),
+                Some(met(ConditionType::Stalled, Reason::LogClosed, error)),
+            );
+        }
+        match others.iter().find(|observation| {
+            !observation.is_met() && observation.kind() != ConditionType::ResynchronizationRequired
+        }) {
+            Some(missing) => (
+                unready(missing.reason(), missing.message()),
+                Some(met(ConditionType::Reconciling, missing.reason(), missing.message())),
+            ),
+            None => (
+                met(
+                    ConditionType::Ready,
+                    Reason::AsExpected,
+                    "protected: there is a point to fail over to, and rounds go on",
+                ),
+                None,
+            ),
+        }
+    }
+
+    fn is_enrolled(&self, now: Time) -> Observation {
+        let kind = ConditionType::Enrolled;
+        let name = self.server.metadata.name.as_deref().unwrap_or_default();
+        match &self.findings.enrolment {
+            None => unknown(kind, Reason::NotYetKnown, "there is no token yet"),
+            Some(_) if self.enrolled => {
+                met(kind, Reason::AsExpected, "an agent holds this server's certificate")
+            }
+            Some(enrolment) if enrolment.expires_at.is_some_and(|time| time <= now) => {
+                let message = format!(
+                    "the token has expired: delete Secret {name}-enrollment, and run `kubectl lifeboat enroll {name}`"
+                );
+                unmet(kind, Reason::TokenExpired, message)
+            }
+            Some(enrolment) => {
+                let until = enrolment.expires_at.map(|time| format!(" until {time}")).unwrap_or_default();
+                let message = format!(
+                    "the token waits to be used{until}: run on the machine what `kubectl lifeboat enroll {name}` prints"
+                );
+                unmet(kind, Reason::WaitingForEnrollment, message)
+            }
+        }
+    }
+
+    fn agent_connected(&self) -> Observation {
+        let kind = ConditionType::AgentConnected;
+        if !self.enrolled {
+            return unmet(kind, Reason::WaitingForEnrollment, "no agent is enrolled");
+        }
+        if self.connected() {
+            return met(kind, Reason::AsExpected, "the agent's heartbeat is recent");
+        }
+        let remedy = "look at `systemctl status lifeboat-agent` on the machine, and whether it reaches the appliance's ports";
+        match (self.findings.figures.as_ref(), self.silence()) {
+            (None, _) => unknown(
+                kind,
+                Reason::NotYetKnown,
+                "no report of the process server: see the appliance's conditions",
+            ),
+            (Some(_), None) => {
+                unmet(kind, Reason::AgentNeverSeen, format!("the agent has not connected yet: {remedy}"))
+            }
+            // Minutes, so that the message does not change with every pass.
+            (Some(_), Some(silence)) if silence >= 60 => unmet(
+                kind,
+                Reason::AgentSilent,
+                format!("nothing was heard for {} min: {remedy}", silence / 60),
+            ),
+            (Some(_), Some(_)) => {
+                unmet(kind, Reason::AgentSilent, format!("the heartbeat is missing: {remedy}"))
+            }
+        }
+    }
+
+    fn initial_replication_complete(&self) -> Observation {
+        let kind = ConditionType::InitialReplicationComplete;
+        let before = conditions::is_true(&self.before.conditions, kind);
+        match self.report() {
+            Some(report) if report.last_point_micros > 0 => {
+                met(kind, Reason::AsExpected, "every disk is in the vault and a first point exists")
+            }
+            _ if before => {
+                met(kind, Reason::AsExpected, "every disk is in the vault and a first point exists")
+            }
+            Some(report) if report.complete => unmet(
+                kind,
+                Reason::WaitingForFirstPoint,
+                "every disk is in the vault; the first point comes with the next exact round",
+            ),
+            Some(_) => unmet(kind, Reason::InitialReplication, "the first copy is under way"),
+            None => unmet(kind, Reason::NotYetKnown, "nothing has been replicated yet"),
+        }
+    }
+
+    fn rpo_met(&self) -> Observation {
+        let kind = ConditionType::RpoMet;
+        let threshold = self.threshold();
+        match self.rpo_seconds {
+            None => unknown(kind, Reason::NotYetKnown, "there is no point yet"),
+            Some(seconds) if seconds <= threshold => {
+                met(kind, Reason::AsExpected, "the newest point is younger than the policy's threshold")
+            }
+            Some(_) => {
+                let message = format!(
+                    "the newest point is older than {threshold} s: check that the agent is connected, the appliance's health, and whether the uplink carries what is written"
+                );
+                unmet(kind, Reason::RpoExceeded, message)
+            }
+        }
+    }
+
+    fn resynchronization(&self) -> Option<String> {
+        let lost =
+            self.report()?.heartbeat.as_ref()?.issues.iter().find(|issue| issue.code == "TrackingLost")?;
+        Some(format!("{}: {}", lost.message, lost.remedy))
+    }
+}
+
+fn issues(facts: &Facts<'_>, now: Time) -> Vec<Issue> {
+    let mut all: Vec<(String, Severity, String, String)> = Vec::new();
+    if let Some(report) = facts.report() {
+        for issue in report.heartbeat.iter().flat_map(|heartbeat| &heartbeat.issues) {
+            let severity = if issue.severity == "Warning" { Severity::Warning } else { Severity::Critical };
+            all.push((issue.code.clone(), severity, issue.message.clone(), issue.remedy.clone()));
+        }
+        if !report.error.is_empty() {
+            all.push((
+                Reason::LogClosed.as_str().into(),
+                Severity::Critical,
+                report.error.clone(),
+                "do as the message says".into(),
+            ));
+        }
+    }
+    if facts.enrolled
+        && facts.server.spec.replication == Replication::Enabled
+        && facts.findings.figures.is_some()
+        && !facts.connected()
+    {
+        let lost = facts.silence().is_some_and(|silence| silence >= LOST_SECONDS);
+        let severity = if lost { Severity::Critical } else { Severity::Warning };
+        all.push((
+            Reason::AgentSilent.as_str().into(),
+            severity,
+            "the agent is not connected".into(),
+            "look at `systemctl status lifeboat-agent` on the machine, and whether it reaches the appliance's ports".into(),
+        ));
+    }
+    let threshold = facts.threshold();
+    if let Some(seconds) =
+        facts.rpo_seconds.filter(|seconds| *seconds > threshold && facts.phase != ServerPhase::Paused)
+    {
+        let severity =
+            if seconds / CRITICAL_RPO_FACTOR > threshold { Severity::Critical } else { Severity::Warning };
+        let remedy = "check that the agent is connected, the appliance's health, and whether the uplink carries what is written";
+        all.push((
+            Reason::RpoExceeded.as_str().into(),
+            severity,
+            format!("the RPO is above {threshold} s"),
+            remedy.into(),
+        ));
+    }
+    all.dedup_by(|a, b| a.0 == b.0);
+    let bounded = |text: String| text.chars().take(1024).collect::<String>();
+    all.into_iter()
+        .take(32)
+        .map(|(code, severity, message, remedy)| {
+            let since = facts
+                .before
+                .issues
+                .iter()
+                .find(|known| known.code == code)
+                .map_or_else(|| whole(now), |known| known.since);
+            Issue { code, severity, message: bounded(message), remedy: bounded(remedy), since }
+        })
+        .collect()
+}
+
+fn disks(report: &v1::ServerReport, before: &ProtectedServerStatus, now: Time) -> Vec<DiskStatus> {
+    let Some(heartbeat) = &report.heartbeat else { return before.disks.clone() };
+    let had_points = report.last_point_micros > 0;
+    let mut all: Vec<DiskStatus> = heartbeat
+        .disks
+        .iter()
+        .map(|disk| {
+            let copying = disk.total_bytes > 0 && disk.replicated_bytes < disk.total_bytes;
+            let state = match disk.state.to_ascii_lowercase().as_str() {
+                "unsupported" => DiskState::Unsupported,
+                "missing" => DiskState::Missing,
+                _ if copying && had_points => DiskState::Resynchronizing,
+                _ if copying => DiskState::InitialReplication,
+                _ => DiskState::Replicating,
+            };
+            let rate =
+                if disk.bytes_per_second > 0 { disk.bytes_per_second } else { report.copy_bytes_per_second };
+            let left = disk.total_bytes.saturating_sub(disk.replicated_bytes);
+            let seconds = left.checked_div(rate).and_then(|seconds| i64::try_from(seconds).ok());
+            DiskStatus {
+                id: disk.id.clone(),
+                path: disk.path.clone(),
+                size_bytes: disk.size_bytes,
+                state,
+                replicated_bytes: copying.then_some(disk.replicated_bytes),
+                total_bytes: copying.then_some(disk.total_bytes),
+                bytes_per_second: (copying && rate > 0).then_some(rate),
+                estimated_completion: seconds
+                    .filter(|_| copying)
+                    .and_then(|seconds| now.checked_add(jiff::SignedDuration::from_secs(seconds)).ok())
+                    .map(whole),
+                dirty_bytes: Some(disk.dirty_bytes),
+            }
+        })
+        .collect();
+    all.sort_by(|a, b| a.id.cmp(&b.id));
+    all.dedup_by(|a, b| a.id == b.id);
+    all
+}
+
+fn progress(phase: ServerPhase, disks: &[DiskStatus]) -> Option<String> {
+    if !matches!(phase, ServerPhase::InitialReplication | ServerPhase::Resynchronizing) {
+        return None;
+    }
+    let (done, total) = disks.iter().fold((0_u64, 0_u64), |(done, total), disk| {
+        match (disk.replicated_bytes, disk.total_bytes) {
+            (Some(replicated), Some(all)) => (done + replicated, total + all),
+            _ => (done + disk.size_bytes, total + disk.size_bytes),
+        }
+    });
+    (done.saturating_mul(100)).checked_div(total).map(|percent| format!("{percent}%"))
+}
+
+fn agent(report: &v1::ServerReport) -> Option<AgentStatus> {
+    let heartbeat = report.heartbeat.as_ref()?;
+    let text = |value: &String| (!value.is_empty()).then(|| value.clone());
+    Some(AgentStatus {
+        version: heartbeat.agent_version.clone(),
+        hostname: text(&heartbeat.hostname),
+        os: text(&heartbeat.os),
+        kernel: text(&heartbeat.kernel),
+        machine_id: text(&heartbeat.machine_id),
+        tracking: text(&heartbeat.tracking),
+        last_seen: time(report.last_seen_micros).map(whole),
+    })
+}
+
+fn recovery_points(applied: &v1::AppliedServer, report: Option<&v1::ServerReport>) -> RecoveryPointsStatus {
+    let times: Vec<i64> = applied.points.iter().map(|point| point.t0_micros).collect();
+    let newest = report
+        .map(|report| report.last_point_micros)
+        .into_iter()
+        .chain(times.iter().copied())
+        .max()
+        .unwrap_or(0);
+    RecoveryPointsStatus {
+        count: u32::try_from(applied.points.len()).unwrap_or(u32::MAX),
+        oldest: times.iter().copied().min().and_then(time),
+        latest: time(newest),
+    }
+}
+
+fn time(micros: i64) -> Option<Time> {
+    (micros > 0).then(|| Time::from_microsecond(micros).ok()).flatten()
+}
+
+fn whole(time: Time) -> Time {
+    Time::from_second(time.as_second()).unwrap_or(time)
+}
+
+/// Whether something else than figures differs: that is written at once.
+pub fn is_significant(before: Option<&ProtectedServerStatus>, after: &ProtectedServerStatus) -> bool {
+    let without_figures = |status: &ProtectedServerStatus| {
+        let mut status = status.clone();
+        status.rpo = None;
+        status.last_point_time = None;
+        status.progress = None;
+        status.recovery_points = status.recovery_points.map(|points| RecoveryPointsStatus {
+            count: u32::from(points.count > 0),
+            oldest: None,
+            latest: None,
+        });
+        if let Some(agent) = status.agent.as_mut() {
+            agent.last_seen = None;
+        }
+        for disk in &mut status.disks {
+            (disk.replicated_bytes, disk.bytes_per_second, disk.estimated_completion, disk.dirty_bytes) =
+                (None, None, None, None);
+        }
+        status
+    };
+    before.is_none_or(|before| without_figures(before) != without_figures(after))
+}

@@ -1,0 +1,195 @@
+//! What people read of a server, situation by situation.
+
+use std::time::Duration;
+
+use lifeboat_crds::{
+    ProtectedServerStatus, ReplicationPolicySpec,
+    appliance::Health,
+    conditions::{self, ConditionType},
+    server::{DiskState, Replication, ServerPhase, Severity},
+};
+use lifeboat_replication::{env::Micros, wire::v1};
+
+use super::{
+    status::{Findings, is_significant, rpo_seconds, status},
+    testing::server,
+};
+use crate::control::{Figures, enrol::Enrolment};
+
+const NOW: i64 = 1_800_000_000_000_000;
+
+fn now() -> jiff::Timestamp {
+    jiff::Timestamp::from_microsecond(NOW).unwrap()
+}
+
+/// A protected server whose newest point is three seconds old.
+fn healthy() -> Findings {
+    let disk = v1::DiskProgress {
+        id: "sda".into(),
+        path: "/dev/sda".into(),
+        size_bytes: 1000,
+        replicated_bytes: 1000,
+        total_bytes: 1000,
+        ..Default::default()
+    };
+    let report = v1::ServerReport {
+        connected: true,
+        last_seen_micros: NOW - 1_000_000,
+        last_point_micros: NOW - 3_000_000,
+        recoverable_until_micros: NOW - 3_000_000,
+        complete: true,
+        epoch: 1,
+        heartbeat: Some(v1::Heartbeat {
+            disks: vec![disk],
+            agent_version: "0.1.0".into(),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    Findings {
+        id: Some("id-db-1".into()),
+        process_server: Some("berlin-process-server-0".into()),
+        policy: Some(ReplicationPolicySpec::default()),
+        enrolment: Some(Enrolment { public_key_sha256: vec![1], ..Enrolment::default() }),
+        figures: Some(Figures {
+            process_server: "berlin-process-server-0".into(),
+            time: Micros(NOW),
+            age: Duration::ZERO,
+            report,
+        }),
+        ..Findings::default()
+    }
+}
+
+fn report(findings: &mut Findings) -> &mut v1::ServerReport {
+    &mut findings.figures.as_mut().unwrap().report
+}
+
+fn message(status: &ProtectedServerStatus, kind: ConditionType) -> String {
+    conditions::find(&status.conditions, kind).map(|condition| condition.message.clone()).unwrap_or_default()
+}
+
+#[test]
+fn a_protected_server_is_ready_with_its_rpo() {
+    let status = status(&server("db-1"), &healthy(), now());
+    assert_eq!(
+        (status.phase, status.replication_health),
+        (Some(ServerPhase::Protected), Some(Health::Healthy))
+    );
+    assert!(conditions::is_true(&status.conditions, ConditionType::Ready), "{:?}", status.conditions);
+    assert_eq!(status.rpo.unwrap().seconds, 3);
+    assert_eq!(status.progress, None);
+}
+
+#[test]
+fn rpo_grows_while_nothing_is_heard() {
+    let mut findings = healthy();
+    findings.figures.as_mut().unwrap().age = Duration::from_secs(10);
+    assert_eq!(findings.figures.as_ref().and_then(rpo_seconds), Some(13));
+}
+
+#[test]
+fn an_idle_server_that_proves_it_is_clean_has_no_growing_rpo() {
+    let mut findings = healthy();
+    report(&mut findings).last_point_micros = NOW - 3_600_000_000;
+    report(&mut findings).recoverable_until_micros = NOW - 1_000_000;
+    assert_eq!(findings.figures.as_ref().and_then(rpo_seconds), Some(1));
+}
+
+#[test]
+fn the_initial_replication_shows_how_far_it_is_and_when_it_ends() {
+    let mut findings = healthy();
+    let report = report(&mut findings);
+    (report.complete, report.last_point_micros, report.recoverable_until_micros) = (false, 0, 0);
+    let disk = &mut report.heartbeat.as_mut().unwrap().disks[0];
+    (disk.replicated_bytes, disk.bytes_per_second) = (250, 75);
+    let status = status(&server("db-1"), &findings, now());
+    assert_eq!(
+        (status.phase, status.progress.as_deref()),
+        (Some(ServerPhase::InitialReplication), Some("25%"))
+    );
+    assert_eq!(status.disks[0].state, DiskState::InitialReplication);
+    assert_eq!(status.disks[0].estimated_completion.map(|time| time.as_second() - NOW / 1_000_000), Some(10));
+    assert!(!conditions::is_true(&status.conditions, ConditionType::Ready));
+}
+
+#[test]
+fn an_expired_token_is_told_with_its_remedy() {
+    let enrolment = Enrolment { expires_at: Some(now()), ..Enrolment::default() };
+    let findings = Findings { enrolment: Some(enrolment), figures: None, ..healthy() };
+    let status = status(&server("db-1"), &findings, now());
+    assert_eq!(status.phase, Some(ServerPhase::Enrolling));
+    assert!(
+        message(&status, ConditionType::Enrolled).contains("expired: delete Secret db-1-enrollment"),
+        "{:?}",
+        status.conditions
+    );
+}
+
+#[test]
+fn a_silent_agent_is_a_warning_and_after_a_quarter_of_an_hour_critical() {
+    let mut findings = healthy();
+    report(&mut findings).connected = false;
+    report(&mut findings).last_seen_micros = NOW - 60_000_000;
+    assert_eq!(status(&server("db-1"), &findings, now()).replication_health, Some(Health::Warning));
+    report(&mut findings).last_seen_micros = NOW - 16 * 60_000_000;
+    let status = status(&server("db-1"), &findings, now());
+    assert_eq!(status.replication_health, Some(Health::Critical));
+    assert!(message(&status, ConditionType::AgentConnected).contains("systemctl status lifeboat-agent"));
+}
+
+#[test]
+fn an_exceeded_threshold_is_an_issue_that_keeps_its_time() {
+    let mut findings = healthy();
+    findings.policy.as_mut().unwrap().rpo_threshold = lifeboat_crds::Duration::from_secs(2);
+    let mut db = server("db-1");
+    let first = status(&db, &findings, now());
+    assert_eq!((first.issues[0].code.as_str(), first.issues[0].severity), ("RPOExceeded", Severity::Warning));
+    db.status = Some(first.clone());
+    let second = status(&db, &findings, now() + jiff::SignedDuration::from_secs(60));
+    assert_eq!(second.issues[0].since, first.issues[0].since);
+}
+
+#[test]
+fn a_log_that_cannot_be_written_is_a_failure_with_the_process_servers_words() {
+    let mut findings = healthy();
+    report(&mut findings).error = "the log was closed by run erp-1: release it".into();
+    let status = status(&server("db-1"), &findings, now());
+    assert_eq!(
+        (status.phase, status.replication_health),
+        (Some(ServerPhase::Failed), Some(Health::Critical))
+    );
+    assert!(message(&status, ConditionType::Ready).contains("release it"));
+}
+
+#[test]
+fn a_restart_of_the_operator_changes_no_phase() {
+    let mut db = server("db-1");
+    db.status = Some(status(&db, &healthy(), now()));
+    let findings = Findings { figures: None, applied: None, ..healthy() };
+    let after = status(&db, &findings, now());
+    assert_eq!(after.phase, Some(ServerPhase::Protected));
+    assert_eq!(after.replication_health, Some(Health::Unknown));
+    assert!(conditions::is_true(&after.conditions, ConditionType::InitialReplicationComplete));
+}
+
+#[test]
+fn pausing_takes_effect_whatever_is_reported() {
+    let mut db = server("db-1");
+    db.spec.replication = Replication::Paused;
+    let status = status(&db, &healthy(), now());
+    assert_eq!(status.phase, Some(ServerPhase::Paused));
+    assert!(message(&status, ConditionType::Ready).contains("set it to Enabled"));
+}
+
+#[test]
+fn figures_alone_are_not_significant_and_states_are() {
+    let db = server("db-1");
+    let first = status(&db, &healthy(), now());
+    let mut later = healthy();
+    report(&mut later).last_point_micros += 1_000_000;
+    report(&mut later).last_seen_micros += 1_000_000;
+    assert!(!is_significant(Some(&first), &status(&db, &later, now())));
+    report(&mut later).error = "closed".into();
+    assert!(is_significant(Some(&first), &status(&db, &later, now())));
+}

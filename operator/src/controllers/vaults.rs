@@ -1,0 +1,214 @@
+//! Opened vaults, one an appliance, kept while spec and Secrets stay the same.
+//!
+//! Secrets are read by name and held in memory only as long as the vault is; no pass copies them anywhere.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use k8s_openapi::api::core::v1::Secret;
+use kube::ResourceExt as _;
+use lifeboat_crds::{Reason, ReplicationAppliance};
+use lifeboat_replication::{
+    keys::DataKeys,
+    store::{
+        BlobStore, Refusal,
+        azure::{AzureOptions, AzureStore, Credential as AzureCredential},
+    },
+    vault::{self, KeyBundle, Vault, VaultDescription, VaultError},
+};
+use tokio::time::Instant;
+use zeroize::Zeroizing;
+
+use super::{
+    appliance::{
+        secrets::{self, CA_KEY, DATA_KEYS, bytes, text},
+        validate::{Credential, Validated},
+    },
+    shared::sha256,
+};
+use crate::{
+    control::ApplianceKey,
+    runtime::{Context, Failure, error::chain},
+};
+
+/// How long a vault that answered counts as reachable.
+const CHECK_INTERVAL: Duration = Duration::from_secs(60);
+
+/// The Secrets that open a vault.
+#[derive(Debug, Clone, Copy)]
+pub struct VaultSecrets<'a> {
+    pub credential: Option<&'a Secret>,
+    pub data_keys: Option<&'a Secret>,
+    pub ca: Option<&'a Secret>,
+}
+
+struct Known {
+    fingerprint: String,
+    vault: Vault,
+    description: VaultDescription,
+    checked: Instant,
+}
+
+#[derive(Clone, Default)]
+pub struct Vaults(Arc<Mutex<BTreeMap<ApplianceKey, Known>>>);
+
+impl Vaults {
+    fn known(&self) -> MutexGuard<'_, BTreeMap<ApplianceKey, Known>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn forget(&self, key: &ApplianceKey) {
+        self.known().remove(key);
+    }
+}
+
+/// Changes when credentials or keys do, and shows nothing of them.
+pub fn fingerprint(validated: &Validated, found: VaultSecrets<'_>) -> String {
+    let credential = found
+        .credential
+        .and_then(|secret| bytes(secret, &validated.credential.secret().key))
+        .unwrap_or_default();
+    let keys = found.data_keys.and_then(|secret| bytes(secret, DATA_KEYS)).unwrap_or_default();
+    sha256([credential, keys])
+}
+
+/// Makes the vault or adopts the one that is there, and opens it.
+pub async fn bootstrap(
+    appliance: &ReplicationAppliance,
+    validated: &Validated,
+    found: VaultSecrets<'_>,
+    context: &Context,
+) -> Result<(Vault, VaultDescription), Failure> {
+    let spec = serde_json::to_vec(&appliance.spec.vault).unwrap_or_default();
+    let recipients = appliance.spec.recovery_key_recipients.join(" ");
+    let ca = found.ca.and_then(|secret| bytes(secret, CA_KEY)).unwrap_or_default();
+    let fingerprint =
+        sha256([spec.as_slice(), recipients.as_bytes(), fingerprint(validated, found).as_bytes(), ca]);
+    let key =
+        ApplianceKey { namespace: appliance.namespace().unwrap_or_default(), name: appliance.name_any() };
+    if let Some(known) = context
+        .vaults
+        .known()
+        .get(&key)
+        .filter(|known| known.fingerprint == fingerprint && known.checked.elapsed() < CHECK_INTERVAL)
+    {
+        return Ok((known.vault.clone(), known.description.clone()));
+    }
+    let opened = open(appliance, validated, found, context).await;
+    match &opened {
+        Ok((vault, description)) => {
+            let known = Known {
+                fingerprint,
+                vault: vault.clone(),
+                description: description.clone(),
+                checked: Instant::now(),
+            };
+            context.vaults.known().insert(key, known);
+        }
+        Err(_) => context.vaults.forget(&key),
+    }
+    opened
+}
+
+/// The vault of an appliance, for other controllers.
+pub async fn of(namespace: &str, name: &str, context: &Context) -> Result<Vault, Failure> {
+    let key = ApplianceKey { namespace: namespace.to_owned(), name: name.to_owned() };
+    if let Some(known) =
+        context.vaults.known().get(&key).filter(|known| known.checked.elapsed() < 2 * CHECK_INTERVAL)
+    {
+        return Ok(known.vault.clone());
+    }
+    let message = format!(
+        "the vault of appliance {name} is not open: see the conditions of ReplicationAppliance {name}"
+    );
+    Err(Failure::waiting(Reason::ReferenceNotReady, message))
+}
+
+async fn open(
+    appliance: &ReplicationAppliance,
+    validated: &Validated,
+    found: VaultSecrets<'_>,
+    context: &Context,
+) -> Result<(Vault, VaultDescription), Failure> {
+    let keys = Arc::new(data_keys(appliance, found.data_keys)?);
+    let (store, cache) = connect(appliance, validated, found.credential)?;
+    let ca_key_pem =
+        found.ca.and_then(|secret| text(secret, CA_KEY)).map(|pem| Zeroizing::new(pem.to_owned()));
+    let bundle = KeyBundle { data_keys: keys.clone(), ca_key_pem };
+    let description = vault::bootstrap(
+        store.clone(),
+        cache.clone(),
+        bundle,
+        &appliance.spec.recovery_key_recipients,
+        &context.env,
+    )
+    .await
+    .map_err(|error| failure(&error))?;
+    let vault = Vault { store, cache, keys, id: description.vault_id.clone() };
+    Ok((vault, description))
+}
+
+fn data_keys(appliance: &ReplicationAppliance, secret: Option<&Secret>) -> Result<DataKeys, Failure> {
+    let name = secrets::data_keys_name(appliance);
+    let json = secret.and_then(|secret| bytes(secret, DATA_KEYS)).ok_or_else(|| {
+        let message = format!("Secret {name} with the data keys does not exist or lacks the key {DATA_KEYS}: restore it, or leave out spec.encryptionKeySecretRef to have keys made");
+        Failure::stalled(Reason::SecretNotFound, message)
+    })?;
+    DataKeys::from_json(json)
+        .map_err(|error| Failure::stalled(Reason::WrongKey, format!("Secret {name}: {}", chain(&error))))
+}
+
+type Stores = (Arc<dyn BlobStore>, Arc<dyn BlobStore>);
+
+fn connect(
+    appliance: &ReplicationAppliance,
+    validated: &Validated,
+    secret: Option<&Secret>,
+) -> Result<Stores, Failure> {
+    let azure = &appliance.spec.vault.azure;
+    let reference = validated.credential.secret();
+    let value = secret.and_then(|secret| text(secret, &reference.key)).ok_or_else(|| {
+        let message = format!("Secret {} with the vault's credentials does not exist or lacks the key {}: create it as spec.vault.azure.authentication says", reference.name, reference.key);
+        Failure::stalled(Reason::SecretNotFound, message)
+    })?;
+    let open = |endpoint: &str, container: &str| -> Result<Arc<dyn BlobStore>, Failure> {
+        let value = Zeroizing::new(value.trim().to_owned());
+        let credential = match &validated.credential {
+            Credential::Sas(_) => AzureCredential::Sas(value),
+            Credential::AccountKey(_) => AzureCredential::AccountKey {
+                account: AzureOptions::account_of(endpoint).unwrap_or_default(),
+                key: value,
+            },
+        };
+        let options =
+            AzureOptions { endpoint: endpoint.to_owned(), container: container.to_owned(), credential };
+        let store = AzureStore::new(&options)
+            .map_err(|error| Failure::stalled(Reason::InvalidSpec, chain(&error)))?;
+        Ok(Arc::new(store))
+    };
+    Ok((open(&azure.endpoint, &azure.container)?, open(azure.cache_endpoint(), &azure.cache_container())?))
+}
+
+/// Sorts what the vault says into our categories.
+pub fn failure(error: &VaultError) -> Failure {
+    let message = chain(error);
+    match error {
+        VaultError::NoRecipient => Failure::stalled(Reason::NoRecoveryKey, message),
+        VaultError::Recipient { .. } => Failure::stalled(Reason::InvalidRecipient, message),
+        VaultError::WrongKey { .. } | VaultError::MissingKey { .. } | VaultError::Keys(_) => {
+            Failure::stalled(Reason::WrongKey, message)
+        }
+        VaultError::Unreachable(_) => Failure::transient(Reason::VaultUnreachable, message),
+        VaultError::Store(store) if store.is(Refusal::Denied) => {
+            Failure::stalled(Reason::VaultAccessDenied, message)
+        }
+        VaultError::Store(_) | VaultError::Missing => Failure::transient(Reason::VaultUnreachable, message),
+        VaultError::Format { .. }
+        | VaultError::Damaged { .. }
+        | VaultError::BundleIdentity { .. }
+        | VaultError::BundleEncryption(_) => Failure::stalled(Reason::VaultDamaged, message),
+    }
+}

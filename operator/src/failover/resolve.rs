@@ -1,0 +1,281 @@
+//! Resolves a plan once, when its run starts: order, servers, points and targets, and the steps that follow from
+//! them. What is wrong is told all at once, each thing with its remedy.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use lifeboat_crds::{
+    FailoverRunSpec, Time,
+    check::HealthCheck,
+    plan::{FailoverType, Group, GroupServer, Step},
+    run::{
+        RecoveryPointChoice, RecoveryPointKind, Resolved, ResolvedPoint, ResolvedServer, ServerState,
+        ServerStatus, StepKind, StepState, StepStatus,
+    },
+    server::Target,
+};
+
+use super::servers::{seconds, step_name};
+
+/// A server as the resolution needs it.
+#[derive(Debug, Clone)]
+pub struct ServerFacts {
+    pub id: String,
+    pub appliance: String,
+    pub target: Target,
+    pub health_check: Option<HealthCheck>,
+    /// Consistent points that can be recovered, in order of time; an error says why the vault did not tell them.
+    pub points: Result<Vec<ResolvedPoint>, String>,
+    /// T0 of the newest snapshot of the seed disks.
+    pub latest_processed: Option<Time>,
+}
+
+/// What the run will execute, or everything that stands in its way.
+pub fn resolve(
+    spec: &FailoverRunSpec,
+    plan: Option<&[Group]>,
+    servers: &BTreeMap<String, ServerFacts>,
+) -> Result<Resolved, Vec<String>> {
+    let groups = match (plan, &spec.server_ref) {
+        (Some(groups), _) => groups.to_vec(),
+        (None, Some(server)) => vec![single(&server.name)],
+        (None, None) => return Err(vec!["the run names neither a plan nor a server".to_owned()]),
+    };
+    let mut problems = check_plan(&groups);
+    let mut resolved = Vec::new();
+    for name in groups.iter().flat_map(|group| &group.servers).map(|server| &server.name) {
+        match resolve_server(spec, name, servers.get(name)) {
+            Ok(server) => resolved.push(server),
+            Err(problem) => problems.push(problem),
+        }
+    }
+    for other in &spec.servers {
+        if !resolved.iter().any(|server| server.name == other.name) && servers.contains_key(&other.name) {
+            problems
+                .push(format!("spec.servers names {}, which is not in the plan: leave it out", other.name));
+        }
+    }
+    if problems.is_empty() { Ok(Resolved { groups, servers: resolved }) } else { Err(problems) }
+}
+
+fn single(server: &str) -> Group {
+    let server = GroupServer { name: server.to_owned(), depends_on: Vec::new() };
+    Group {
+        name: "server".to_owned(),
+        servers: vec![server],
+        parallelism: 1,
+        before: Vec::new(),
+        after: Vec::new(),
+    }
+}
+
+fn resolve_server(
+    spec: &FailoverRunSpec,
+    name: &str,
+    facts: Option<&ServerFacts>,
+) -> Result<ResolvedServer, String> {
+    let facts = facts.ok_or_else(|| {
+        format!("server {name} does not exist: create ProtectedServer {name}, or take it out of the plan")
+    })?;
+    let points = facts.points.as_ref().map_err(|why| format!("server {name}: {why}"))?;
+    let choice = spec
+        .servers
+        .iter()
+        .find(|other| other.name == name)
+        .map_or(&spec.recovery_point, |other| &other.recovery_point);
+    let point =
+        choose(choice, points, facts.latest_processed).ok_or_else(|| no_point(name, choice, points))?;
+    Ok(ResolvedServer {
+        name: name.to_owned(),
+        id: facts.id.clone(),
+        appliance: facts.appliance.clone(),
+        recovery_point: point.clone(),
+        target: facts.target.clone(),
+        health_check: facts.health_check.clone(),
+    })
+}
+
+/// The newest point that the choice allows.
+fn choose<'a>(
+    choice: &RecoveryPointChoice,
+    points: &'a [ResolvedPoint],
+    processed: Option<Time>,
+) -> Option<&'a ResolvedPoint> {
+    let latest_until =
+        |limit: Time| points.iter().filter(|point| point.time <= limit).max_by_key(|point| point.time);
+    match choice.kind {
+        // Every point is at least crash-consistent; which one is newest decides, not how it was reached.
+        RecoveryPointKind::Latest | RecoveryPointKind::LatestCrashConsistent => latest_until(Time::MAX),
+        RecoveryPointKind::LatestProcessed => latest_until(processed?),
+        RecoveryPointKind::At => latest_until(choice.time?),
+    }
+}
+
+fn no_point(name: &str, choice: &RecoveryPointChoice, points: &[ResolvedPoint]) -> String {
+    match points.first() {
+        None => {
+            format!("server {name} has no recovery point yet: wait until its initial replication is complete")
+        }
+        Some(first) if choice.kind == RecoveryPointKind::At => {
+            format!(
+                "server {name} has no recovery point at or before that time: its oldest is {}",
+                first.time
+            )
+        }
+        Some(_) => format!(
+            "server {name} has no snapshot of its seed disks yet: choose Latest, or wait for the applier"
+        ),
+    }
+}
+
+/// Rules over a whole plan that the API server cannot check.
+pub fn check_plan(groups: &[Group]) -> Vec<String> {
+    let mut problems = Vec::new();
+    let mut servers = BTreeSet::new();
+    let mut steps = BTreeSet::new();
+    for group in groups {
+        for server in &group.servers {
+            if !servers.insert(server.name.as_str()) {
+                problems.push(format!(
+                    "server {} is named twice: a server is in one group of a plan",
+                    server.name
+                ));
+            }
+        }
+        problems.extend(check_dependencies(group));
+        for step in group.before.iter().chain(&group.after) {
+            if !steps.insert(step.name.as_str()) {
+                problems.push(format!(
+                    "step {} is named twice: names of steps are unique in the plan",
+                    step.name
+                ));
+            }
+        }
+        problems.extend(group.before.iter().filter_map(|step| check_target(step, &servers, group, true)));
+        problems.extend(group.after.iter().filter_map(|step| check_target(step, &servers, group, false)));
+    }
+    problems
+}
+
+/// A check can only ask a server that is up by then.
+fn check_target(step: &Step, so_far: &BTreeSet<&str>, group: &Group, before: bool) -> Option<String> {
+    let server = &step.check.as_ref()?.server;
+    let own_group = group.servers.iter().any(|known| &known.name == server);
+    if so_far.contains(server.as_str()) && !(before && own_group) {
+        return None;
+    }
+    Some(format!(
+        "step {} checks server {server}, which is not up by then: name a server of this or an earlier group, and put the step after it",
+        step.name
+    ))
+}
+
+fn check_dependencies(group: &Group) -> Vec<String> {
+    let members: BTreeSet<&str> = group.servers.iter().map(|server| server.name.as_str()).collect();
+    let unknown = group.servers.iter().flat_map(|server| {
+        let members = &members;
+        server
+            .depends_on
+            .iter()
+            .filter(move |name| !members.contains(name.as_str()))
+            .map(move |name| (server, name))
+    });
+    let mut problems: Vec<String> = unknown
+        .map(|(server, name)| format!("server {} depends on {name}, which is not in group {}: groups run in order, so put it there or leave it out", server.name, group.name))
+        .collect();
+    // Take away whoever waits for nobody; what is left stands in a circle.
+    let mut left: Vec<&GroupServer> = group.servers.iter().collect();
+    loop {
+        let waiting: BTreeSet<&str> = left.iter().map(|server| server.name.as_str()).collect();
+        let next: Vec<&GroupServer> = left
+            .iter()
+            .copied()
+            .filter(|server| server.depends_on.iter().any(|name| waiting.contains(name.as_str())))
+            .collect();
+        if next.len() == left.len() {
+            break;
+        }
+        left = next;
+    }
+    if !left.is_empty() {
+        let names: Vec<&str> = left.iter().map(|server| server.name.as_str()).collect();
+        problems.push(format!("servers {} depend on each other in a circle: break it", names.join(", ")));
+    }
+    problems
+}
+
+/// SHA-256 of what is executed.
+pub fn hash(resolved: &Resolved) -> String {
+    // A struct of maps with string keys cannot fail to become JSON; an empty text would only make the hash useless.
+    let text = serde_json::to_vec(resolved).unwrap_or_default();
+    hex::encode(ring::digest::digest(&ring::digest::SHA256, &text))
+}
+
+/// Every step that the run will go through, in order.
+pub fn steps(resolved: &Resolved, kind: FailoverType) -> Vec<StepStatus> {
+    let mut steps = Vec::new();
+    for group in &resolved.groups {
+        steps.extend(group.before.iter().map(|step| plan_step(group, step, kind)));
+        for server in &group.servers {
+            let checked = resolved
+                .servers
+                .iter()
+                .any(|known| known.name == server.name && known.health_check.is_some());
+            let kinds = [
+                StepKind::CreateMachine,
+                StepKind::PrepareDisks,
+                StepKind::StartMachine,
+                StepKind::HealthCheck,
+            ];
+            for kind in kinds.into_iter().filter(|kind| checked || *kind != StepKind::HealthCheck) {
+                steps.push(new_step(step_name(&server.name, kind), kind, group, Some(&server.name)));
+            }
+        }
+        steps.extend(group.after.iter().map(|step| plan_step(group, step, kind)));
+    }
+    steps
+}
+
+fn plan_step(group: &Group, step: &Step, run: FailoverType) -> StepStatus {
+    let kind = match (&step.script, &step.check, &step.pause) {
+        (Some(_), _, _) => StepKind::Script,
+        (_, Some(_), _) => StepKind::Check,
+        (_, _, Some(_)) => StepKind::Pause,
+        (None, None, None) => StepKind::Delay,
+    };
+    let mut status = new_step(step.name.clone(), kind, group, step.check.as_ref().map(|check| &check.server));
+    if !step.applies_to(run) {
+        status.state = StepState::Skipped;
+        status.message = Some(format!("not done in runs of type {run:?}"));
+    }
+    status
+}
+
+fn new_step(name: String, kind: StepKind, group: &Group, server: Option<&String>) -> StepStatus {
+    StepStatus {
+        name,
+        kind,
+        group: Some(group.name.clone()),
+        server: server.cloned(),
+        state: StepState::NotStarted,
+        attempt: 0,
+        started_at: None,
+        finished_at: None,
+        not_before: None,
+        object: None,
+        message: None,
+        answers: Vec::new(),
+    }
+}
+
+pub(super) fn server_statuses(resolved: &Resolved, now: Time) -> Vec<ServerStatus> {
+    let status = |server: &ResolvedServer| ServerStatus {
+        name: server.name.clone(),
+        state: ServerState::NotStarted,
+        recovery_point: Some(server.recovery_point.clone()),
+        rpo_seconds: Some(seconds(now.duration_since(server.recovery_point.time))),
+        rto_seconds: None,
+        target: None,
+        addresses: Vec::new(),
+    };
+    resolved.servers.iter().map(status).collect()
+}

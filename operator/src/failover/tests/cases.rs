@@ -1,0 +1,370 @@
+//! What a person relies on, case by case.
+
+use std::collections::BTreeMap;
+
+use lifeboat_crds::{
+    approval::{Decision, VerdictReason},
+    conditions::{self, ConditionType},
+    plan::{Approvers, FailoverType, OnFailure, OnTimeout, When},
+    run::{RecoveryPointChoice, RecoveryPointKind, RunPhase, ServerState, StepState},
+    server::Target,
+};
+
+use super::rig::*;
+use crate::failover::{
+    outcome,
+    resolve::{ServerFacts, check_plan, resolve},
+    world::Resolution,
+};
+
+fn ended(status: &lifeboat_crds::FailoverRunStatus) -> bool {
+    status.phase.is_some_and(RunPhase::has_ended)
+}
+
+#[test]
+fn a_run_goes_through_groups_in_order_and_says_how_long_it_took() {
+    let mut database = group("database", &["db-1"]);
+    database.before = vec![script("announce")];
+    database.after = vec![check("postgres", "db-1"), script("query")];
+    let mut rig = Rig::new(vec![database, group("web", &["web-1", "web-2"])]);
+    rig.run_to_end();
+    assert_eq!(rig.status.phase, Some(RunPhase::Completed));
+    assert_eq!(
+        rig.journal,
+        [
+            "job announce#1",
+            "machine db-1",
+            "job db-1/HealthCheck#1",
+            "job postgres#1",
+            "job query#1",
+            "machine web-1",
+            "machine web-2",
+            "job web-1/HealthCheck#1",
+            "job web-2/HealthCheck#1"
+        ]
+    );
+    assert_eq!(rig.status.progress.as_deref(), Some("15/15"));
+    assert!(rig.status.rto_seconds.is_some_and(|rto| rto > 5), "{:?}", rig.status.rto_seconds);
+    assert_eq!(rig.status.rpo_seconds, Some(10));
+    assert!(conditions::is_true(&rig.status.conditions, ConditionType::Ready));
+}
+
+#[test]
+fn nothing_is_made_before_the_attempt_is_on_record() {
+    let mut database = group("database", &["db-1"]);
+    database.before = vec![script("announce")];
+    let mut rig = Rig::new(vec![database]);
+    for _ in 0..5 {
+        rig.pass(Crash::BeforePersist);
+    }
+    assert!(rig.journal.is_empty(), "{:?}", rig.journal);
+}
+
+#[test]
+fn a_pause_waits_for_as_many_people_as_its_quorum_asks_and_says_so() {
+    let mut database = group("database", &["db-1"]);
+    database.before = vec![pause("sign-off", 2)];
+    let mut rig = Rig::new(vec![database]);
+    rig.run_until(10, |status| status.phase == Some(RunPhase::Waiting));
+    assert!(
+        rig.status
+            .waiting_for
+            .as_deref()
+            .is_some_and(|text| text.contains("kubectl lifeboat approve erp-1 sign-off"))
+    );
+    rig.answer("a", "sign-off", 1, Decision::Approve, "alice");
+    rig.answer("a2", "sign-off", 1, Decision::Approve, "alice");
+    for _ in 0..5 {
+        rig.pass(Crash::Never);
+    }
+    assert_eq!(rig.state("sign-off"), StepState::Waiting);
+    assert_eq!(rig.verdicts["a2"].reason, VerdictReason::AlreadyAnswered);
+    rig.answer("b", "sign-off", 1, Decision::Approve, "bob");
+    rig.run_to_end();
+    assert_eq!(rig.status.phase, Some(RunPhase::Completed));
+    assert_eq!(rig.message("sign-off"), "approved by alice, bob");
+    assert_eq!(rig.verdicts["b"].reason, VerdictReason::Counted);
+}
+
+#[test]
+fn an_answer_that_does_not_count_is_told_why() {
+    let mut sign_off = pause("sign-off", 1);
+    sign_off.pause.as_mut().unwrap().approvers =
+        Some(Approvers { users: vec!["carol".into()], groups: vec![] });
+    let mut database = group("database", &["db-1"]);
+    database.before = vec![sign_off, script("announce")];
+    let mut rig = Rig::new(vec![database]);
+    rig.run_until(10, |status| status.phase == Some(RunPhase::Waiting));
+    rig.answer("stranger", "sign-off", 1, Decision::Approve, "mallory");
+    rig.answer("early", "announce", 1, Decision::Skip, "carol");
+    rig.answer("later", "sign-off", 2, Decision::Approve, "carol");
+    rig.answer("wrong", "sign-off", 1, Decision::Retry, "carol");
+    rig.answer("nowhere", "sing-off", 1, Decision::Approve, "carol");
+    for _ in 0..3 {
+        rig.pass(Crash::Never);
+    }
+    let reasons: BTreeMap<&str, VerdictReason> =
+        rig.verdicts.iter().map(|(name, verdict)| (name.as_str(), verdict.reason)).collect();
+    let expected = [
+        ("early", VerdictReason::NotWaiting),
+        ("later", VerdictReason::WrongAttempt),
+        ("nowhere", VerdictReason::StepNotFound),
+        ("stranger", VerdictReason::NotAnApprover),
+        ("wrong", VerdictReason::DecisionNotOffered),
+    ];
+    assert_eq!(reasons, BTreeMap::from(expected));
+    assert_eq!(rig.state("sign-off"), StepState::Waiting);
+}
+
+#[test]
+fn a_rejection_stops_the_run() {
+    let mut database = group("database", &["db-1"]);
+    database.before = vec![pause("sign-off", 1)];
+    let mut rig = Rig::new(vec![database]);
+    rig.answers.insert(("sign-off".into(), 1), Decision::Reject);
+    rig.run_to_end();
+    assert_eq!(rig.status.phase, Some(RunPhase::Failed));
+    assert!(rig.machines_made.is_empty());
+    assert!(
+        rig.message("db-1/CreateMachine").contains("step sign-off has failed"),
+        "{}",
+        rig.message("db-1/CreateMachine")
+    );
+}
+
+#[test]
+fn people_have_a_clock_of_their_own() {
+    let mut sign_off = pause("sign-off", 1);
+    sign_off.timeout = Some(lifeboat_crds::Duration::from_mins(60));
+    sign_off.pause.as_mut().unwrap().on_timeout = OnTimeout::Continue;
+    let mut database = group("database", &["db-1"]);
+    database.before = vec![sign_off];
+    let mut rig = Rig::new(vec![database]);
+    rig.run_to_end();
+    assert_eq!(rig.state("sign-off"), StepState::TimedOut);
+    assert_eq!(rig.status.phase, Some(RunPhase::Completed));
+    assert!(rig.status.rto_seconds.is_some_and(|rto| rto > 3600));
+}
+
+#[test]
+fn a_failing_script_is_tried_again_after_its_backoff_and_then_stops_the_run() {
+    let mut database = group("database", &["db-1"]);
+    database.before = vec![retried(script("announce"), 2)];
+    let mut rig = Rig::new(vec![database]);
+    for attempt in 1..=3 {
+        rig.endings.insert(("announce".into(), attempt), Ending::Fails);
+    }
+    let start = rig.second;
+    rig.run_to_end();
+    assert_eq!(rig.journal, ["job announce#1", "job announce#2", "job announce#3"]);
+    assert!(rig.second - start >= 10 + 20, "the backoff doubles: {}", rig.second - start);
+    assert_eq!(rig.status.phase, Some(RunPhase::Failed));
+    let ready = conditions::find(&rig.status.conditions, ConditionType::Ready).unwrap();
+    assert!(ready.message.contains("attempt 3: exit code 1; no server is up"), "{}", ready.message);
+}
+
+#[test]
+fn a_script_that_hangs_is_stopped_when_its_time_is_over() {
+    let mut database = group("database", &["db-1"]);
+    database.before = vec![on_failure(script("announce"), OnFailure::Continue)];
+    let mut rig = Rig::new(vec![database]);
+    rig.endings.insert(("announce".into(), 1), Ending::Hangs);
+    rig.run_to_end();
+    assert_eq!(rig.state("announce"), StepState::TimedOut);
+    assert_eq!(rig.status.phase, Some(RunPhase::Completed));
+    assert!(rig.message("announce").contains("no end within 600s"), "{}", rig.message("announce"));
+}
+
+#[test]
+fn a_job_that_somebody_deletes_counts_as_failed_and_is_not_made_again() {
+    let mut database = group("database", &["db-1"]);
+    database.before = vec![script("announce")];
+    let mut rig = Rig::new(vec![database]);
+    rig.endings.insert(("announce".into(), 1), Ending::Deleted);
+    rig.run_to_end();
+    assert_eq!(rig.made[&("announce".to_owned(), 1)], 1);
+    assert!(rig.message("announce").contains("was deleted by somebody"), "{}", rig.message("announce"));
+}
+
+#[test]
+fn a_failed_step_that_asks_goes_on_as_people_say() {
+    let mut database = group("database", &["db-1"]);
+    database.before = vec![on_failure(script("announce"), OnFailure::Ask)];
+    let mut rig = Rig::new(vec![database]);
+    rig.endings.insert(("announce".into(), 1), Ending::Fails);
+    rig.endings.insert(("announce".into(), 2), Ending::Fails);
+    rig.answers.insert(("announce".into(), 1), Decision::Retry);
+    rig.answers.insert(("announce".into(), 2), Decision::Skip);
+    rig.run_to_end();
+    assert_eq!(rig.state("announce"), StepState::Skipped);
+    assert_eq!(rig.made.keys().filter(|(step, _)| step == "announce").count(), 2);
+    assert_eq!(rig.status.phase, Some(RunPhase::Completed));
+}
+
+#[test]
+fn a_failed_server_stops_those_that_depend_on_it_and_the_next_group_but_not_its_neighbours() {
+    let mut database = group("database", &["db-1", "db-2", "db-3"]);
+    database.servers[1].depends_on = vec!["db-1".into()];
+    let mut rig = Rig::new(vec![database, group("web", &["web-1"])]);
+    rig.broken_machines = vec!["db-1".into()];
+    rig.run_to_end();
+    let states: Vec<ServerState> = rig.status.servers.iter().map(|server| server.state).collect();
+    assert_eq!(states, [ServerState::Failed, ServerState::Failed, ServerState::Up, ServerState::NotStarted]);
+    assert!(rig.message("db-1/CreateMachine").contains("wrong key"));
+    assert!(rig.message("db-2/CreateMachine").contains("depends on db-1"));
+    let ready = conditions::find(&rig.status.conditions, ConditionType::Ready).unwrap();
+    assert!(ready.message.ends_with("up: db-3"), "{}", ready.message);
+}
+
+#[test]
+fn servers_come_up_no_more_at_a_time_than_parallelism_allows() {
+    let mut database = group("database", &["db-1", "db-2", "db-3"]);
+    database.parallelism = 1;
+    let mut rig = Rig::new(vec![database]);
+    rig.run_to_end();
+    assert_eq!(
+        rig.journal,
+        [
+            "machine db-1",
+            "job db-1/HealthCheck#1",
+            "machine db-2",
+            "job db-2/HealthCheck#1",
+            "machine db-3",
+            "job db-3/HealthCheck#1"
+        ]
+    );
+}
+
+#[test]
+fn a_step_for_other_types_of_runs_is_skipped_and_says_so() {
+    let mut dns = script("repoint-dns");
+    dns.when = Some(When { types: vec![FailoverType::Planned, FailoverType::Unplanned] });
+    let mut database = group("database", &["db-1"]);
+    database.after = vec![dns];
+    let mut rig = Rig::new(vec![database]);
+    rig.run_to_end();
+    assert_eq!(rig.state("repoint-dns"), StepState::Skipped);
+    assert_eq!(rig.message("repoint-dns"), "not done in runs of type Test");
+}
+
+#[test]
+fn a_drill_is_done_only_when_it_is_cleaned_up_and_keeps_its_result() {
+    let mut rig = Rig::new(vec![group("database", &["db-1"])]);
+    rig.spec.clean_up_after = Some(lifeboat_crds::Duration::from_mins(60));
+    rig.run_to_end();
+    let finished = rig.second;
+    rig.run_until(4000, |status| status.phase == Some(RunPhase::CleanedUp));
+    assert!(rig.second - finished >= 3600);
+    assert!(rig.nothing_is_left());
+    assert_eq!(rig.state("db-1/RemoveMachine"), StepState::Completed);
+    assert_eq!(outcome(RunPhase::CleanedUp, &rig.status.conditions), RunPhase::Completed);
+    assert_eq!(rig.status.servers[0].state, ServerState::CleanedUp);
+}
+
+#[test]
+fn a_run_that_failed_before_it_made_a_machine_needs_no_clean_up() {
+    let mut database = group("database", &["db-1"]);
+    database.before = vec![script("announce")];
+    let mut rig = Rig::new(vec![database]);
+    rig.endings.insert(("announce".into(), 1), Ending::Fails);
+    rig.run_until(100, |status| status.phase == Some(RunPhase::CleanedUp));
+    assert_eq!(outcome(RunPhase::CleanedUp, &rig.status.conditions), RunPhase::Failed);
+}
+
+#[test]
+fn a_run_waits_while_another_one_has_its_server_and_starts_by_itself_afterwards() {
+    let mut rig = Rig::new(vec![group("database", &["db-1"])]);
+    let ready = rig.resolution.clone();
+    rig.resolution =
+        Resolution::Taken { run: "erp-0".into(), server: "db-1".into(), state: "Running".into() };
+    rig.pass(Crash::Never);
+    assert_eq!(rig.status.phase, Some(RunPhase::Pending));
+    assert_eq!(rig.status.waiting_for.as_deref(), Some("run erp-0 has server db-1 and is Running"));
+    rig.resolution = Resolution::Problems(vec!["server db-1 does not exist: create it".into()]);
+    rig.pass(Crash::Never);
+    assert_eq!(rig.status.phase, Some(RunPhase::Validating));
+    assert!(conditions::is_true(&rig.status.conditions, ConditionType::Stalled));
+    rig.resolution = ready;
+    rig.run_to_end();
+    assert_eq!(rig.status.phase, Some(RunPhase::Completed));
+}
+
+#[test]
+fn a_later_edit_of_the_plan_does_not_touch_a_running_run() {
+    let mut rig = Rig::new(vec![group("database", &["db-1"])]);
+    rig.run_until(5, |status| status.phase == Some(RunPhase::Running));
+    let hash = rig.status.plan_hash.clone();
+    rig.resolution = Resolution::Problems(vec!["the plan is gone".into()]);
+    rig.run_to_end();
+    assert_eq!(rig.status.phase, Some(RunPhase::Completed));
+    assert_eq!(rig.status.plan_hash, hash);
+}
+
+#[test]
+fn cancelling_before_the_start_makes_nothing() {
+    let mut rig = Rig::new(vec![group("database", &["db-1"])]);
+    rig.spec.cancel = true;
+    rig.run_until(5, ended);
+    assert_eq!(rig.status.phase, Some(RunPhase::Cancelled));
+    assert!(rig.journal.is_empty());
+}
+
+fn facts(points: &[i64]) -> ServerFacts {
+    ServerFacts {
+        id: "id".into(),
+        appliance: "berlin".into(),
+        target: Target { virtual_machine_pod: serde_json::from_value(serde_json::json!({})).unwrap() },
+        health_check: None,
+        points: Ok(points.iter().map(|second| point(*second)).collect()),
+        latest_processed: points.first().map(|second| point(*second).time),
+    }
+}
+
+#[rstest::rstest]
+#[case(RecoveryPointKind::Latest, None, 30)]
+#[case(RecoveryPointKind::LatestProcessed, None, 10)]
+#[case(RecoveryPointKind::At, Some(25), 20)]
+#[case(RecoveryPointKind::At, Some(20), 20)]
+fn the_point_is_chosen_as_asked(
+    #[case] kind: RecoveryPointKind,
+    #[case] at: Option<i64>,
+    #[case] expected: i64,
+) {
+    let mut spec = Rig::new(vec![]).spec;
+    spec.recovery_point = RecoveryPointChoice { kind, time: at.map(|second| point(second).time) };
+    let servers = BTreeMap::from([("db-1".to_owned(), facts(&[10, 20, 30]))]);
+    let resolved = resolve(&spec, Some(&[group("database", &["db-1"])]), &servers).unwrap();
+    assert_eq!(resolved.servers[0].recovery_point, point(expected));
+}
+
+#[test]
+fn everything_that_stands_in_the_way_is_told_at_once_with_its_remedy() {
+    let mut database = group("database", &["db-1", "db-2"]);
+    database.servers[0].depends_on = vec!["db-2".into()];
+    database.servers[1].depends_on = vec!["db-1".into()];
+    database.before = vec![check("early", "db-1"), script("twice"), script("twice")];
+    let servers = BTreeMap::from([("db-1".to_owned(), facts(&[]))]);
+    let problems = resolve(&Rig::new(vec![]).spec, Some(&[database, group("web", &["db-1"])]), &servers)
+        .unwrap_err()
+        .join("\n");
+    for text in [
+        "server db-1 is named twice",
+        "in a circle",
+        "checks server db-1, which is not up by then",
+        "step twice is named twice",
+        "db-1 has no recovery point yet: wait",
+        "create ProtectedServer db-2",
+    ] {
+        assert!(problems.contains(text), "{text} is missing in:\n{problems}");
+    }
+}
+
+#[test]
+fn a_plan_in_order_has_no_problem() {
+    let mut database = group("database", &["db-1", "db-2"]);
+    database.servers[1].depends_on = vec!["db-1".into()];
+    database.after = vec![check("postgres", "db-2")];
+    let mut web = group("web", &["web-1"]);
+    web.before = vec![check("again", "db-1")];
+    assert_eq!(check_plan(&[database, web]), Vec::<String>::new());
+}

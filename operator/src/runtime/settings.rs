@@ -1,0 +1,67 @@
+//! What the operator is told at its start: by arguments or environment, set by the chart. Never a secret.
+
+use clap::Args;
+
+#[derive(Debug, Clone, Args)]
+pub struct Settings {
+    /// Namespace of the operator itself: the lease stands here.
+    #[arg(long, env = "LIFEBOAT_NAMESPACE", default_value = "lifeboat-system")]
+    pub namespace: String,
+    /// Name of this pod: holder of the lease.
+    #[arg(long, env = "LIFEBOAT_POD_NAME", default_value = "lifeboat-operator")]
+    pub pod_name: String,
+    /// Name of the lease.
+    #[arg(long, env = "LIFEBOAT_LEASE_NAME", default_value = "lifeboat-operator")]
+    pub lease_name: String,
+    /// What is logged, as tracing's filter directives.
+    #[arg(long, env = "LIFEBOAT_LOG", default_value = "info")]
+    pub log: String,
+    /// Watch this namespace only; all of them when absent.
+    #[arg(long, env = "LIFEBOAT_WATCH_NAMESPACE")]
+    pub watch_namespace: Option<String>,
+    /// Port of /metrics.
+    #[arg(long, env = "LIFEBOAT_METRICS_PORT", default_value_t = 8080)]
+    pub metrics_port: u16,
+    /// Port of /healthz and /readyz.
+    #[arg(long, env = "LIFEBOAT_PROBE_PORT", default_value_t = 8081)]
+    pub probe_port: u16,
+    /// Domain of the cluster's services.
+    #[arg(long, env = "LIFEBOAT_CLUSTER_DOMAIN", default_value = "cluster.local")]
+    pub cluster_domain: String,
+    #[command(flatten)]
+    pub images: Images,
+}
+
+/// Images of what the operator starts.
+#[derive(Debug, Clone, Args)]
+pub struct Images {
+    /// Our own image, for check Jobs.
+    #[arg(
+        long = "image-operator",
+        env = "LIFEBOAT_IMAGE_OPERATOR",
+        default_value = "localhost/lifeboat/operator:dev"
+    )]
+    pub operator: String,
+    #[arg(
+        long = "image-process-server",
+        env = "LIFEBOAT_IMAGE_PROCESS_SERVER",
+        default_value = "localhost/lifeboat/process-server:dev"
+    )]
+    pub process_server: String,
+    #[arg(
+        long = "image-applier",
+        env = "LIFEBOAT_IMAGE_APPLIER",
+        default_value = "localhost/lifeboat/applier:dev"
+    )]
+    pub applier: String,
+    #[arg(
+        long = "image-recovery",
+        env = "LIFEBOAT_IMAGE_RECOVERY",
+        default_value = "localhost/lifeboat/recovery:dev"
+    )]
+    pub recovery: String,
+    #[arg(long = "image-qemu", env = "LIFEBOAT_IMAGE_QEMU", default_value = "localhost/lifeboat/qemu:dev")]
+    pub qemu: String,
+    #[arg(long, env = "LIFEBOAT_IMAGE_PULL_POLICY", default_value = "IfNotPresent")]
+    pub pull_policy: String,
+}

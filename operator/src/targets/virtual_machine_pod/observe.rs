@@ -1,0 +1,62 @@
+//! What a pod says of its machine.
+
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodStatus};
+
+use crate::{controllers::appliance::status::pod_trouble, failover::world::Machine};
+
+pub(super) fn machine(pod: &Pod) -> Machine {
+    let empty = PodStatus::default();
+    let status = pod.status.as_ref().unwrap_or(&empty);
+    let container = |name: &str| {
+        let all = status.init_container_statuses.iter().chain(&status.container_statuses).flatten();
+        all.into_iter().find(|status| status.name == name)
+    };
+    let is_running =
+        |status: &&ContainerStatus| status.state.as_ref().is_some_and(|state| state.running.is_some());
+    let disks_ready =
+        container("disks").filter(is_running).is_some_and(|status| status.started == Some(true));
+    let running = container("machine").filter(is_running).is_some();
+    Machine {
+        disks_ready: disks_ready || running,
+        running,
+        address: status.pod_ip.clone().filter(|address| !address.is_empty()),
+        failed: failure(status).or_else(|| container("disks").and_then(hopeless)),
+        deleting: pod.metadata.deletion_timestamp.is_some(),
+        detail: pod_trouble(pod).unwrap_or_else(|| {
+            if disks_ready {
+                "the machine is starting".to_owned()
+            } else {
+                "the point is being opened".to_owned()
+            }
+        }),
+    }
+}
+
+/// The disk server says by its exit code that trying again is in vain: no such point (3), damaged or wrong key (5).
+fn hopeless(disks: &ContainerStatus) -> Option<String> {
+    let states = [disks.state.as_ref(), disks.last_state.as_ref()];
+    let ended = states.into_iter().flatten().find_map(|state| state.terminated.as_ref())?;
+    let said = ended.message.clone().unwrap_or_default();
+    matches!(ended.exit_code, 3 | 5).then(|| format!("the recovery point cannot be opened: {}", said.trim()))
+}
+
+/// The pod has ended: `restartPolicy: Never`, so it stays so.
+fn failure(status: &PodStatus) -> Option<String> {
+    let phase = status.phase.as_deref()?;
+    if !matches!(phase, "Failed" | "Succeeded") {
+        return None;
+    }
+    let all = status.init_container_statuses.iter().chain(&status.container_statuses).flatten();
+    let ended = all.filter_map(|container| {
+        let ended = container.state.as_ref()?.terminated.as_ref()?;
+        let said = ended.message.clone().or_else(|| ended.reason.clone()).unwrap_or_default();
+        Some(format!("{} ended with {}: {}", container.name, ended.exit_code, said.trim()))
+    });
+    let words: Vec<String> = ended.collect();
+    let reason = status.message.clone().or_else(|| status.reason.clone());
+    Some(if words.is_empty() {
+        reason.unwrap_or_else(|| "the pod has ended".to_owned())
+    } else {
+        words.join("; ")
+    })
+}
