@@ -29,18 +29,36 @@ pub type Tag = u64;
 /// Address of a block: the tracker's number of the disk, and the block.
 pub type Address = (DiskSlot, u32);
 
+/// A write that is issued and not completed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Write {
+    pub address: Address,
+    /// What was there when it was issued.
+    pub old: Tag,
+    pub new: Tag,
+}
+
+/// The disks at the instant of a flip.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Flip {
     pub content: BTreeMap<Address, Tag>,
-    /// Writes issued and not completed: each may be found old or new.
-    pub in_flight: Vec<(Address, Tag)>,
+    pub in_flight: Vec<Write>,
+}
+
+impl Flip {
+    /// Whether the disks at this instant may be said to hold `tag` here: a write in flight counts as old or new,
+    /// whether it has reached the disk or not, as after a power cut.
+    pub fn may_hold(&self, address: Address, tag: Tag) -> bool {
+        let in_flight = |write: &Write| write.address == address && (write.old == tag || write.new == tag);
+        self.content.get(&address) == Some(&tag) || self.in_flight.iter().any(in_flight)
+    }
 }
 
 #[derive(Debug)]
 struct State {
     disks: Vec<v1::Disk>,
     content: BTreeMap<Address, Tag>,
-    writes: BTreeMap<u64, (Address, Tag)>,
+    writes: BTreeMap<u64, Write>,
     next_write: u64,
     generation: usize,
     issued: [BlockSet; 2],
@@ -127,21 +145,22 @@ impl Machine {
         let id = state.next_write;
         state.next_write += 1;
         state.issued[state.generation].union(&one(address));
-        state.writes.insert(id, (address, tag));
+        let old = state.content.get(&address).copied().unwrap_or(0);
+        state.writes.insert(id, Write { address, old, new: tag });
         id
     }
 
     pub fn land(&self, write: u64) {
         let state = &mut *self.state();
-        if let Some((address, tag)) = state.writes.get(&write) {
-            state.content.insert(*address, *tag);
+        if let Some(write) = state.writes.get(&write) {
+            state.content.insert(write.address, write.new);
         }
     }
 
     pub fn complete(&self, write: u64) {
         let state = &mut *self.state();
-        if let Some((address, tag)) = state.writes.remove(&write) {
-            state.content.insert(address, tag);
+        if let Some(Write { address, new, .. }) = state.writes.remove(&write) {
+            state.content.insert(address, new);
             state.completed[state.generation].union(&one(address));
         }
     }
@@ -179,7 +198,7 @@ impl Machine {
         let mut clean = state.everything();
         let marks = state.issued.iter().chain(&state.completed).chain([&state.held, &state.to_copy]);
         marks.for_each(|marks| clean.subtract(marks));
-        state.writes.values().for_each(|(address, _)| clean.subtract(&one(*address)));
+        state.writes.values().for_each(|write| clean.subtract(&one(write.address)));
         clean
     }
 

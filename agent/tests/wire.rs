@@ -12,7 +12,7 @@ use lifeboat_agent::{
     state::{Secret, StateDir},
 };
 use lifeboat_replication::wire::{
-    Dial as _,
+    Dial as _, MAX_MESSAGE_BYTES,
     v1::{
         self, Down, EnrolRequest, EnrolResponse, LocateRequest, LocateResponse, RenewRequest, Up,
         management_server::{self, ManagementServer},
@@ -98,7 +98,7 @@ impl Appliance {
         });
         tonic::transport::Server::builder()
             .add_service(ManagementServer::new(self.clone()))
-            .add_service(ReplicationServer::new(self))
+            .add_service(ReplicationServer::new(self).max_decoding_message_size(MAX_MESSAGE_BYTES))
             .serve_with_incoming(ReceiverStream::new(incoming))
             .await
             .unwrap();

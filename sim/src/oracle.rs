@@ -205,7 +205,7 @@ impl Oracle {
             .ok_or_else(|| format!("point {} names an instant at which no generation was flipped", data.number))?;
         for (address, wanted) in &flip.content {
             let found = self.replay.get(address).copied().unwrap_or(0);
-            let in_flight = flip.in_flight.iter().any(|(at, tag)| at == address && *tag == found);
+            let in_flight = flip.may_hold(*address, found);
             if found != *wanted && !in_flight {
                 return Err(format!(
                     "point {} is not the disk at its instant: block {} of disk {} is {found} and was {wanted}",
