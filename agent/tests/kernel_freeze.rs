@@ -1,5 +1,6 @@
 //! What is frozen is thawed: by the agent in time, by the watchdog when the agent is slow or dead.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failed helper is a failed test")]
 #![allow(clippy::disallowed_methods, reason = "real disks are written by real threads in real time")]
 
 mod kernel_support;

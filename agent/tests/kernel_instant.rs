@@ -1,5 +1,6 @@
 //! A flip is one instant for all disks, and what is written after it is told apart from what was written before.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failed helper is a failed test")]
 #![allow(clippy::disallowed_methods, reason = "real disks are written by real threads in real time")]
 
 mod kernel_support;

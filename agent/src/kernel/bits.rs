@@ -43,7 +43,7 @@ pub(super) fn set_first(words: &[AtomicU64], count: u32) {
     for word in words.iter().take(whole) {
         word.store(u64::MAX, SeqCst);
     }
-    if let Some(last) = words.get(whole).filter(|_| count % 64 > 0) {
+    if let Some(last) = words.get(whole).filter(|_| !count.is_multiple_of(64)) {
         last.fetch_or((1 << (count % 64)) - 1, SeqCst);
     }
 }

@@ -245,7 +245,7 @@ fn load(folder: &Path, disks: &[Disk], layout: &Layout) -> Result<(), Box<dyn st
         program.load(tracepoint, &btf)?;
         program.pin(folder.join(format!("program_{function}")))?;
         let link = program.attach()?;
-        let link: FdLink = program.take_link(link)?.try_into()?;
+        let link: FdLink = program.take_link(link)?.into();
         link.pin(folder.join(format!("link_{function}")))?;
     }
     Ok(())
