@@ -3,13 +3,15 @@
 mod applier;
 mod batch;
 mod coalesce;
+mod error;
 mod plan;
 mod point;
 mod seeds;
 pub mod vhd;
 
 pub use self::{
-    applier::{Applier, ApplyError, Step},
+    applier::{Applier, Step},
+    error::ApplyError,
     plan::Limits,
 };
 
