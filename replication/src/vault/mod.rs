@@ -72,7 +72,7 @@ pub struct VaultDescription {
 #[derive(Debug, thiserror::Error)]
 pub enum VaultError {
     #[error(
-        "the vault has no recovery key: if the cluster burnt, nothing could be decrypted. Make one with `kubectl lifeboat recovery-key new`, keep its private half outside of the cluster and put the public half (age1…) into spec.vault.recoveryKeys of the ReplicationAppliance"
+        "the vault has no recovery key: if the cluster burnt, nothing could be decrypted. Make one with `kubectl lifeboat recovery-key new`, keep its private half outside of the cluster and put the public half (age1…) into spec.recoveryKeyRecipients of the ReplicationAppliance"
     )]
     NoRecipient,
     #[error(
