@@ -217,8 +217,7 @@ impl BlobStore for AzureStore {
         };
         let blob = self.blob(name).page_blob_client();
         let range = HttpRange::from(offset..offset + length);
-        let answer =
-            call.run(blob.upload_pages(content.into(), length, range, Some(options))).await?;
+        let answer = call.run(blob.upload_pages(content.into(), length, range, Some(options))).await?;
         etag(&call, answer.headers())
     }
 

@@ -106,6 +106,7 @@ pub(super) async fn sealing_ends_appends_for_everybody(t: &Trial<'_>) -> Checked
 
 pub(super) async fn sealing_needs_the_lease(t: &Trial<'_>) -> Checked {
     let name = log(t, LONG).await?;
+    refused("missing", t.store.seal(&t.name("missing"), &holder(1)).await, Refusal::NotFound)?;
     refused("another", t.store.seal(&name, &holder(2)).await, Refusal::Lease)?;
     done("break", t.store.break_lease(&name).await)?;
     refused("broken", t.store.seal(&name, &holder(1)).await, Refusal::Lease)?;
@@ -148,6 +149,16 @@ pub(super) async fn other_kinds_are_refused(t: &Trial<'_>) -> Checked {
     for name in [block, page] {
         done("acquire", t.store.acquire_lease(&name, &holder(1), LONG).await)?;
         refused("append", t.store.append(&name, bytes("x"), &holder(1), 1).await, Refusal::Kind)?;
+    }
+    Ok(())
+}
+
+pub(super) async fn sealing_other_kinds_is_refused(t: &Trial<'_>) -> Checked {
+    let (block, page) = (t.name("block"), t.name("page"));
+    done("put", t.store.put(&block, bytes("x"), &PutCondition::IfAbsent).await)?;
+    done("create", t.store.create_page(&page, 512).await)?;
+    for name in [block, page] {
+        done("acquire", t.store.acquire_lease(&name, &holder(1), LONG).await)?;
         refused("seal", t.store.seal(&name, &holder(1)).await, Refusal::Kind)?;
     }
     Ok(())

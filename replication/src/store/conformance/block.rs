@@ -71,7 +71,6 @@ pub(super) async fn what_is_missing_is_not_found(t: &Trial<'_>) -> Checked {
     refused("get", t.store.get(&name, None, None).await, Refusal::NotFound)?;
     refused("delete", t.store.delete(&name, None).await, Refusal::NotFound)?;
     refused("append", t.store.append(&name, bytes("x"), &holder(1), 0).await, Refusal::NotFound)?;
-    refused("seal", t.store.seal(&name, &holder(1)).await, Refusal::NotFound)?;
     refused("pages", t.store.page_ranges(&name, None).await, Refusal::NotFound)?;
     refused("snapshot", t.store.snapshot(&name, None, None).await, Refusal::NotFound)?;
     refused("sequence", t.store.raise_sequence(&name, 1, None).await, Refusal::NotFound)

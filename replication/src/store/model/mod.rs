@@ -7,7 +7,9 @@
 //! - a page write that ends beyond the blob is refused (Azurite: accepted);
 //! - a blob is not replaced by one of another kind (Azurite: replaced);
 //! - an expired lease is renewed only for the id that held it (Azurite: for any);
-//! - sealing with an expired lease is refused (Azurite: accepted).
+//! - sealing with an expired lease is refused (Azurite: accepted);
+//! - sealing is allowed with an account SAS (Azurite: 500, so a log cannot be taken over with a SAS there);
+//! - a list goes on where its page ended (Azurite: leaves out the other snapshots of the page's last name).
 //!
 //! Where one call breaks several rules, it names the one that Azurite names.
 
@@ -351,6 +353,9 @@ impl BlobStore for ModelStore {
     ) -> Result<SnapshotId> {
         self.call("snapshot", name, |state| {
             let next = state.snapshot + 1;
+            if if_match.is_some() && !state.blobs.contains_key(name) {
+                return Err((Refusal::Condition, "ConditionNotMet"));
+            }
             let blob = state.blob(name)?;
             if if_match.is_some_and(|etag| *etag != blob.version.etag()) {
                 return Err((Refusal::Condition, "ConditionNotMet"));
