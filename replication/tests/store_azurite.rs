@@ -3,6 +3,13 @@
 //!
 //! Azurite comes from `dev/storage/test-azurite` (npm, cached). Without it these tests fail and say what to run.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "helpers of tests fail as tests do"
+)]
+
 use std::{
     io::{BufRead as _, BufReader},
     path::PathBuf,

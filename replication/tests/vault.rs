@@ -1,5 +1,12 @@
 //! Making, adopting and opening a vault, over the model store.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "helpers of tests fail as tests do"
+)]
+
 use std::{ops::Range, sync::Arc, time::Duration};
 
 use async_trait::async_trait;

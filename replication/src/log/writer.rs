@@ -154,7 +154,8 @@ impl LogWriter {
         }
         let name = PartName { epoch: self.state.epoch, part };
         let lease = LeaseId(self.env.entropy.uuid());
-        let leased = sure(&patience, || self.vault.store.acquire_lease(&name.blob(&self.server), &lease, LEASE_TERM)).await;
+        let blob = name.blob(&self.server);
+        let leased = sure(&patience, || self.vault.store.acquire_lease(&blob, &lease, LEASE_TERM)).await;
         if leased.is_err() {
             return Err(self.fenced());
         }

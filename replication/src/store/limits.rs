@@ -6,7 +6,7 @@ use std::{ops::Range, time::Duration};
 use super::{MAX_WRITE_BYTES, PAGE_BYTES, Refusal, Result, StoreError};
 
 /// Azure's largest page blob.
-pub const MAX_PAGE_BLOB_BYTES: u64 = 8 << 40;
+const MAX_PAGE_BLOB_BYTES: u64 = 8 << 40;
 /// Terms that the store gives leases for, in seconds.
 const LEASE_SECONDS: std::ops::RangeInclusive<u64> = 15..=60;
 

@@ -14,7 +14,7 @@ use std::{fmt, ops::Range, time::Duration};
 
 use async_trait::async_trait;
 use azure_core::http::{
-    Etag, RequestContent,
+    Etag,
     headers::{HeaderName, Headers},
 };
 use azure_storage_blob::{
