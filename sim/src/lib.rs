@@ -10,6 +10,7 @@
 //! ```
 //! Everything follows from the seed: one thread, tokio's paused clock, ordered maps, no other randomness.
 
+pub mod campaign;
 pub mod env;
 pub mod faults;
 pub mod oracle;

@@ -283,7 +283,8 @@ impl Oracle {
             return Ok(());
         };
         let selector = PointSelector::Number(*number);
-        let open = BlockIndex::open(&self.vault, &self.server, &self.env, selector, &IndexOptions::default());
+        let options = IndexOptions::default();
+        let open = BlockIndex::open(&self.vault, &self.server, &self.env, selector, &options);
         let index = open.now_or_never().ok_or("the block index waits")?;
         let index = index.map_err(|error| format!("point {number} cannot be opened: {}", causes(&error)))?;
         for disk in index.disks() {

@@ -1,0 +1,193 @@
+//! `failover`: starts a run and follows it until it waits for people, or has ended.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use clap::Args;
+use jiff::Timestamp;
+use kube::api::{Patch, PatchParams, PostParams};
+use lifeboat_crds::{
+    FailoverRun, RecoveryPlan,
+    plan::FailoverType,
+    refs::LocalRef,
+    run::{FailoverRunSpec, FailoverRunStatus, RecoveryPointChoice, RecoveryPointKind, RunPhase, StepState, StepStatus},
+};
+use serde_json::json;
+
+use crate::{
+    cluster::{Cluster, PluginError, api},
+    text,
+};
+
+/// The run is looked at this often.
+const LOOK_EVERY: Duration = Duration::from_millis(700);
+
+#[derive(Args)]
+pub(crate) struct Failover {
+    /// The RecoveryPlan to execute; with --follow, --clean-up or --cancel the FailoverRun.
+    name: String,
+    /// A drill into an isolated network: the only type that this version offers.
+    #[arg(long)]
+    test: bool,
+    /// The newest point that is not younger than this (RFC 3339), instead of the latest.
+    #[arg(long)]
+    at: Option<Timestamp>,
+    /// Name of the run; made from plan and time when absent.
+    #[arg(long)]
+    run: Option<String>,
+    /// Starts the run and comes back.
+    #[arg(long)]
+    no_follow: bool,
+    /// Follows a run that was started before.
+    #[arg(long, conflicts_with_all = ["test", "at", "run", "clean_up", "cancel"])]
+    follow: bool,
+    /// Removes everything that a run has made, and waits until it is gone.
+    #[arg(long, conflicts_with_all = ["test", "at", "run", "cancel"])]
+    clean_up: bool,
+    /// Stops a run.
+    #[arg(long, conflicts_with_all = ["test", "at", "run"])]
+    cancel: bool,
+}
+
+impl Failover {
+    pub(crate) async fn run(self, cluster: &Cluster) -> Result<(), PluginError> {
+        if self.follow {
+            return follow(cluster, &self.name, RunPhase::has_ended, true).await;
+        }
+        if self.clean_up || self.cancel {
+            let switch = if self.clean_up { json!({"cleanUp": true}) } else { json!({"cancel": true}) };
+            let _: FailoverRun = cluster.get("FailoverRun", &self.name).await?;
+            let patch = Patch::Merge(json!({"spec": switch}));
+            let patched = cluster.api::<FailoverRun>().patch(&self.name, &PatchParams::default(), &patch).await;
+            patched.map_err(|source| api(&format!("changing run {}", self.name), source))?;
+            if self.clean_up {
+                return follow(cluster, &self.name, |phase| phase == RunPhase::CleanedUp, false).await;
+            }
+            return follow(cluster, &self.name, RunPhase::has_ended, false).await;
+        }
+        if !self.test {
+            return Err(PluginError::refused(
+                "this version offers test failovers only",
+                format!("add --test: `kubectl lifeboat failover {} --test`", self.name),
+            ));
+        }
+        let _: RecoveryPlan = cluster.get("RecoveryPlan", &self.name).await?;
+        let name = self.start(cluster).await?;
+        println!("run {name} started (kubectl get frun {name})");
+        if self.no_follow {
+            return Ok(());
+        }
+        follow(cluster, &name, RunPhase::has_ended, true).await
+    }
+
+    async fn start(&self, cluster: &Cluster) -> Result<String, PluginError> {
+        let name = self.run.clone().unwrap_or_else(|| format!("{}-{}", self.name, Timestamp::now().as_second()));
+        let point = match self.at {
+            Some(time) => RecoveryPointChoice { kind: RecoveryPointKind::At, time: Some(time) },
+            None => RecoveryPointChoice::default(),
+        };
+        let spec = FailoverRunSpec {
+            plan_ref: Some(LocalRef::new(self.name.clone())),
+            server_ref: None,
+            requested_by: cluster.caller().await?,
+            kind: FailoverType::Test,
+            recovery_point: point,
+            servers: Vec::new(),
+            clean_up_after: None,
+            cancel: false,
+            clean_up: false,
+        };
+        let run = FailoverRun::new(&name, spec);
+        let created = cluster.api::<FailoverRun>().create(&PostParams::default(), &run).await;
+        created.map_err(|source| api(&format!("starting run {name}"), source))?;
+        Ok(name)
+    }
+}
+
+/// Prints what changes until `over`, or, with `stop_at_pause`, never: it waits with the run and says who is asked.
+async fn follow(
+    cluster: &Cluster,
+    name: &str,
+    over: impl Fn(RunPhase) -> bool,
+    fail_when_failed: bool,
+) -> Result<(), PluginError> {
+    let mut shown = Shown::default();
+    loop {
+        let run: FailoverRun = cluster.get("FailoverRun", name).await?;
+        let status = run.status.unwrap_or_default();
+        for line in shown.news(name, &status) {
+            println!("{line}");
+        }
+        let phase = status.phase.unwrap_or_default();
+        if over(phase) {
+            println!("{}", end(name, &status));
+            return match phase {
+                RunPhase::Failed | RunPhase::Cancelled if fail_when_failed => {
+                    let why = status.waiting_for.unwrap_or_else(|| "see the failed step above".to_owned());
+                    Err(PluginError::refused(format!("run {name} has ended as {phase:?}"), why))
+                }
+                _ => Ok(()),
+            };
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// What has been printed, so that only news are.
+#[derive(Default)]
+struct Shown {
+    steps: BTreeMap<String, (u32, StepState)>,
+    waiting_for: Option<String>,
+}
+
+impl Shown {
+    fn news(&mut self, run: &str, status: &FailoverRunStatus) -> Vec<String> {
+        let mut lines = Vec::new();
+        for step in &status.steps {
+            let now = (step.attempt, step.state);
+            let before = self.steps.insert(step.name.clone(), now);
+            if before != Some(now) && step.state != StepState::NotStarted {
+                lines.push(line(step, status.progress.as_deref().unwrap_or("")));
+            }
+        }
+        if self.waiting_for != status.waiting_for {
+            self.waiting_for.clone_from(&status.waiting_for);
+            if let Some(waiting) = &status.waiting_for {
+                lines.push(format!("   waiting for: {waiting}"));
+                let asked = status.steps.iter().find(|step| step.state == StepState::Waiting && step.not_before.is_none());
+                if let Some(step) = asked {
+                    lines.push(format!("   answer with: kubectl lifeboat approve {run} {}", step.name));
+                }
+            }
+        }
+        lines
+    }
+}
+
+fn line(step: &StepStatus, progress: &str) -> String {
+    let took = match (step.started_at, step.finished_at) {
+        (Some(started), Some(finished)) => format!(" ({})", text::between(started, finished)),
+        _ => String::new(),
+    };
+    let again = if step.attempt > 1 { format!(", attempt {}", step.attempt) } else { String::new() };
+    let group = step.group.as_deref().unwrap_or("-");
+    let message = step.message.as_deref().map(|message| format!(": {message}")).unwrap_or_default();
+    format!("[{progress:>5}] {group}  {}  {:?}{again}{took}{message}", step.name, step.state)
+}
+
+fn end(name: &str, status: &FailoverRunStatus) -> String {
+    let figure = |label: &str, seconds: Option<u64>| {
+        seconds.map(|seconds| format!(", {label} {}", text::seconds(seconds))).unwrap_or_default()
+    };
+    let up: Vec<_> = status
+        .servers
+        .iter()
+        .map(|server| format!("  {}: {:?} {}", server.name, server.state, server.addresses.join(" ")))
+        .collect();
+    format!(
+        "run {name}: {:?}{}{}\n{}",
+        status.phase.unwrap_or_default(),
+        figure("RTO", status.rto_seconds),
+        figure("RPO", status.rpo_seconds),
+        up.join("\n")
+    )
+}

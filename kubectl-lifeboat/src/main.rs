@@ -1,0 +1,77 @@
+//! `kubectl lifeboat`: what a person types at 3 a.m.
+//!
+//! One file a command; `cluster` talks to the API server, `text` makes columns and durations readable. Everything a
+//! command shows can also be seen with plain kubectl: the plugin only puts it on one screen.
+
+mod approve;
+mod cluster;
+mod enroll;
+mod failover;
+mod recovery_key;
+mod status;
+mod text;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::cluster::{Cluster, PluginError};
+
+#[derive(Parser)]
+#[command(name = "kubectl lifeboat", version, about = "Disaster recovery of servers: enrol, watch, fail over, approve")]
+struct Arguments {
+    /// Namespace; the kubeconfig's own when absent.
+    #[arg(short, long, global = true)]
+    namespace: Option<String>,
+    /// Context of the kubeconfig; the current one when absent.
+    #[arg(long, global = true)]
+    context: Option<String>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Prints the one command to run on a server that is to be protected.
+    Enroll(enroll::Enroll),
+    /// Shows on one screen whether all is well, and if not, what to do.
+    Status(status::Status),
+    /// Starts a run of a plan and follows it.
+    Failover(failover::Failover),
+    /// Answers a step that waits for people.
+    Approve(approve::Approve),
+    /// Recovery keys, which open the vault when the cluster is gone.
+    #[command(subcommand)]
+    RecoveryKey(recovery_key::RecoveryKey),
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let done = match runtime {
+        Ok(runtime) => runtime.block_on(run(arguments)),
+        Err(source) => Err(PluginError::Io { what: "start", source }),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}", text::chain(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(arguments: Arguments) -> Result<(), PluginError> {
+    let Arguments { namespace, context, command } = arguments;
+    if let Command::RecoveryKey(command) = command {
+        return command.run();
+    }
+    let cluster = Cluster::connect(context, namespace).await?;
+    match command {
+        Command::Enroll(command) => command.run(&cluster).await,
+        Command::Status(command) => command.run(&cluster).await,
+        Command::Failover(command) => command.run(&cluster).await,
+        Command::Approve(command) => command.run(&cluster).await,
+        Command::RecoveryKey(_) => Ok(()),
+    }
+}
