@@ -80,9 +80,9 @@ async fn a_damaged_chunk_and_a_number_out_of_order_end_the_connection_with_the_r
 #[tokio::test(start_paused = true)]
 async fn lost_answers_commit_each_record_once() {
     let world = World::new();
-    world.set(Weather::LosesAnswers);
     let process_server = world.process_server("ps-0");
     let (mut agent, _) = process_server.welcome(None).await;
+    world.set(Weather::LosesAnswers);
     for number in 1..=20 {
         agent.record(number, 2).await;
         agent.durable(number).await;

@@ -348,7 +348,7 @@ impl ProcessServer {
                 other => panic!("{other:?}"),
             }
         }
-        panic!("never welcome");
+        panic!("never welcome: {:?}", *self.status.borrow());
     }
 }
 
