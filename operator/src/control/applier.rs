@@ -30,7 +30,9 @@ pub(super) async fn run(
                 Err(_) => return,
             },
         };
-        tracing::info!(appliance = key.name, applier = endpoint.name, error = %chain(&ended), "no control stream");
+        if fleet.trouble_of(&key, &endpoint.name).as_deref() != Some(&chain(&ended)) {
+            tracing::warn!(appliance = key.name, applier = endpoint.name, error = %chain(&ended), "no control stream");
+        }
         fleet.trouble(&key, &endpoint.name, chain(&ended));
         tokio::time::sleep(RETRY_INTERVAL).await;
     }

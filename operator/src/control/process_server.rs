@@ -65,7 +65,9 @@ pub(super) async fn run(
             Ok(()) => StreamError::Ended { address: endpoint.address.clone() },
             Err(error) => error,
         };
-        tracing::info!(appliance = key.name, process_server = endpoint.name, error = %chain(&ended), "no control stream");
+        if fleet.trouble_of(&key, &endpoint.name).as_deref() != Some(&chain(&ended)) {
+            tracing::warn!(appliance = key.name, process_server = endpoint.name, error = %chain(&ended), "no control stream");
+        }
         fleet.trouble(&key, &endpoint.name, chain(&ended));
         tokio::time::sleep(RETRY_INTERVAL).await;
     }

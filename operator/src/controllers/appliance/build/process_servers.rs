@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::{
     api::{
-        apps::v1::{StatefulSet, StatefulSetSpec},
+        apps::v1::{StatefulSet, StatefulSetPersistentVolumeClaimRetentionPolicy, StatefulSetSpec},
         core::v1::{
             ConfigMap, Container, EnvVar, EnvVarSource, ObjectFieldSelector, PersistentVolumeClaim,
             PersistentVolumeClaimSpec, PodSpec, PodTemplateSpec, VolumeResourceRequirements,
@@ -109,6 +109,11 @@ pub(super) fn build(
                 spec: Some(pod),
             },
             volume_claim_templates: Some(vec![claim]),
+            // A spool holds nothing that the agents do not hold too.
+            persistent_volume_claim_retention_policy: Some(StatefulSetPersistentVolumeClaimRetentionPolicy {
+                when_deleted: Some("Delete".to_owned()),
+                when_scaled: Some("Delete".to_owned()),
+            }),
             ..StatefulSetSpec::default()
         }),
         status: None,
