@@ -14,7 +14,8 @@ build: ## build all programs
 lint: ## formatting, clippy, licences, shell scripts
 	@dev/test 00-lint
 
-test: ## all test suites, with the time of each
+test: ## set everything up, then run all test suites, with the time of each
+	@dev/setup
 	@dev/test
 
 demo: ## one real server, end to end: replicate it, drill it, boot it (Debian 12, root)

@@ -255,11 +255,10 @@ impl Taker<'_> {
     async fn open(&self, epoch: Epoch, base: Option<LogState>) -> Result<Option<LogWriter>, TakeOverError> {
         let name = PartName { epoch, part: 0 };
         let blob = name.blob(self.server);
-        match self.vault.store.create_append(&blob).await {
+        // Who made the blob does not matter: whoever leases it and writes the header opens the epoch.
+        match sure(&self.patience, || self.vault.store.create_append(&blob)).await {
             Ok(_) => {}
-            // Perhaps it is ours; the next attempt seals it and goes on above it.
-            Err(StoreError::Unknown { .. }) => return Ok(None),
-            Err(error) if error.is(Refusal::AlreadyExists) => return Ok(None),
+            Err(error) if error.is(Refusal::AlreadyExists) => {}
             Err(error) => return Err(error.into()),
         }
         match sure(&self.patience, || self.vault.store.acquire_lease(&blob, &self.lease, LEASE_TERM)).await {
