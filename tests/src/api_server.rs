@@ -49,10 +49,20 @@ pub struct ApiServer {
 impl ApiServer {
     /// Starts one; 3 to 7 seconds once its programs are built.
     pub fn start(name: &str) -> Result<Self, SetupError> {
+        Self::start_with(name, &[])
+    }
+
+    /// Starts one with a controller manager, which ends namespaces, collects garbage and makes pods of StatefulSets and
+    /// Jobs. There is no node, so pods stay Pending.
+    pub fn start_with_controllers(name: &str) -> Result<Self, SetupError> {
+        Self::start_with(name, &[("LIFEBOAT_CONTROLLERS", "1")])
+    }
+
+    fn start_with(name: &str, environment: &[(&str, &str)]) -> Result<Self, SetupError> {
         let dir = std::env::temp_dir().join(format!("lifeboat-tests-{}-{name}", std::process::id()));
         let owner = std::process::id().to_string();
         let mut up = Command::new(dev("cluster/apiserver-up"));
-        up.arg(&dir).env("LIFEBOAT_OWNER_PID", owner);
+        up.arg(&dir).env("LIFEBOAT_OWNER_PID", owner).envs(environment.iter().copied());
         let kubeconfig = PathBuf::from(output_of(up)?.trim());
         Ok(Self {
             dir,
@@ -65,6 +75,11 @@ impl ApiServer {
     /// The administrator's kubeconfig.
     pub fn kubeconfig(&self) -> &Path {
         &self.kubeconfig
+    }
+
+    /// A folder for the test's files, gone with the server.
+    pub fn scratch(&self, name: &str) -> PathBuf {
+        self.dir.join(format!("test-{name}"))
     }
 
     /// Runs kubectl as the administrator.
@@ -114,7 +129,7 @@ pub fn top() -> PathBuf {
     fs::canonicalize(crate_dir.join("..")).unwrap_or_else(|_| crate_dir.join(".."))
 }
 
-fn dev(script: &str) -> PathBuf {
+pub(crate) fn dev(script: &str) -> PathBuf {
     top().join("dev").join(script)
 }
 
@@ -124,7 +139,7 @@ fn go_build(module: &str) -> Result<PathBuf, SetupError> {
     Ok(PathBuf::from(output_of(command)?.trim()))
 }
 
-fn output_of(command: Command) -> Result<String, SetupError> {
+pub(crate) fn output_of(command: Command) -> Result<String, SetupError> {
     let program = command.get_program().to_string_lossy().into_owned();
     let answer = run(command, "")?;
     if answer.success {

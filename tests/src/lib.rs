@@ -4,3 +4,5 @@
 //! missing.
 
 pub mod api_server;
+pub mod blob_store;
+pub mod operator;

@@ -1,0 +1,48 @@
+//! A blob store of a test's own: Azurite on loopback, ended with the test.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::PathBuf,
+    process::{Command, Stdio},
+};
+
+use crate::api_server::{SetupError, dev, output_of};
+
+/// A running blob store.
+pub struct BlobStore {
+    dir: PathBuf,
+    /// URL of the blob service, with the account in its path.
+    pub endpoint: String,
+    /// The account's key, in base64.
+    pub account_key: String,
+}
+
+impl BlobStore {
+    /// Starts one.
+    pub fn start(name: &str) -> Result<Self, SetupError> {
+        let dir = std::env::temp_dir().join(format!("lifeboat-tests-{}-{name}", std::process::id()));
+        let mut up = Command::new(dev("storage/azurite-test-up"));
+        up.arg(&dir).env("LIFEBOAT_OWNER_PID", std::process::id().to_string());
+        let file = PathBuf::from(output_of(up)?.trim());
+        let program = file.display().to_string();
+        let text = fs::read_to_string(&file)
+            .map_err(|source| SetupError::Run { program: program.clone(), source })?;
+        let settings: BTreeMap<&str, &str> = text.lines().filter_map(|line| line.split_once('=')).collect();
+        let setting = |name: &str| {
+            let message = format!("it holds no {name}");
+            settings
+                .get(name)
+                .map(|value| (*value).to_owned())
+                .ok_or(SetupError::Failed { program: program.clone(), message })
+        };
+        Ok(Self { endpoint: setting("ENDPOINT")?, account_key: setting("KEY")?, dir })
+    }
+}
+
+impl Drop for BlobStore {
+    fn drop(&mut self) {
+        // azurite-test-up also watches this process, so nothing stays if this fails.
+        let _ = Command::new(dev("storage/azurite-test-down")).arg(&self.dir).stderr(Stdio::null()).status();
+    }
+}

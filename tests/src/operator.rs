@@ -1,0 +1,93 @@
+//! The operator's program, run outside of the cluster with the service account and the rights that the chart gives.
+
+use std::{
+    fs::{self, File},
+    io,
+    net::TcpListener,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+};
+
+use serde_json::{Value, json};
+
+use crate::api_server::{ApiServer, SetupError, top};
+
+const ACCOUNT: &str = "lifeboat";
+const NAMESPACE: &str = "lifeboat-system";
+
+/// A running operator.
+pub struct Operator {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Operator {
+    /// Starts it with a token of the chart's service account. The chart must be installed.
+    pub fn start(server: &ApiServer) -> Result<Self, SetupError> {
+        let program = program();
+        let failed = |source| SetupError::Run { program: program.display().to_string(), source };
+        let scratch = server.scratch("operator");
+        fs::create_dir_all(&scratch).map_err(failed)?;
+        let kubeconfig = scratch.join("kubeconfig");
+        fs::write(&kubeconfig, account_kubeconfig(server)?.to_string()).map_err(failed)?;
+        let log = scratch.join("log");
+        let output = File::create(&log).map_err(failed)?;
+        let [metrics, probes] = free_ports().map_err(failed)?;
+        let child = Command::new(&program)
+            .env("KUBECONFIG", &kubeconfig)
+            .env("LIFEBOAT_NAMESPACE", NAMESPACE)
+            .env("LIFEBOAT_LEASE_NAME", ACCOUNT)
+            .env("LIFEBOAT_POD_NAME", "operator-of-a-test")
+            .env("LIFEBOAT_METRICS_PORT", metrics.to_string())
+            .env("LIFEBOAT_PROBE_PORT", probes.to_string())
+            .env("LIFEBOAT_LOG", "info")
+            .stdin(Stdio::null())
+            .stdout(output.try_clone().map_err(failed)?)
+            .stderr(output)
+            .spawn()
+            .map_err(failed)?;
+        Ok(Self { child, log })
+    }
+
+    /// What it has logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Whether it still runs.
+    pub fn is_alive(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+}
+
+impl Drop for Operator {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What cargo has built beside this test.
+fn program() -> PathBuf {
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| top().join("target"), PathBuf::from);
+    target.join("x86_64-unknown-linux-gnu/debug/lifeboat-operator")
+}
+
+/// The administrator's kubeconfig, with the token of the operator's account instead of a certificate.
+fn account_kubeconfig(server: &ApiServer) -> Result<Value, SetupError> {
+    let token = server.kubectl(["-n", NAMESPACE, "create", "token", ACCOUNT, "--duration=2h"])?;
+    if !token.success {
+        return Err(SetupError::Failed { program: "kubectl create token".to_owned(), message: token.stderr });
+    }
+    let mut config = server.kubectl(["config", "view", "--raw", "-o", "json"])?.json();
+    let user = config["users"][0]["name"].clone();
+    config["users"] = json!([{ "name": user, "user": { "token": token.stdout.trim() } }]);
+    Ok(config)
+}
+
+/// Two ports that are free now, held until both are known.
+fn free_ports() -> io::Result<[u16; 2]> {
+    let held = [TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?];
+    let [first, second] = &held;
+    Ok([first.local_addr()?.port(), second.local_addr()?.port()])
+}

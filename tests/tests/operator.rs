@@ -1,0 +1,187 @@
+//! The operator with the rights of the chart, on a real API server and a real blob store. There is no node, so pods stay
+//! Pending; everything up to them is real.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
+
+use std::{fs, process::Command, time::Duration};
+
+use lifeboat_tests::{
+    api_server::{ApiServer, top},
+    blob_store::BlobStore,
+    operator::Operator,
+};
+use serde_json::{Value, json};
+
+const NAMESPACE: &str = "lifeboat-demo";
+/// Made for this test; nobody holds its private half, and nobody needs it here.
+const RECIPIENT: &str = "age1t8pml4r5ldxaha8nw46j8lp36rdq6xsthh64h05yx55ep7shw94svvcytn";
+
+struct World {
+    operator: Operator,
+    store: BlobStore,
+    server: ApiServer,
+}
+
+impl World {
+    /// Chart and operator up, the demo's objects applied; the appliance is told `endpoint`.
+    fn new(name: &str, endpoint: impl Fn(&BlobStore) -> String) -> Self {
+        let server = ApiServer::start_with_controllers(name).unwrap();
+        let store = BlobStore::start(&format!("{name}-store")).unwrap();
+        let chart = top().join("charts/lifeboat");
+        let installed = server
+            .helm([
+                "install",
+                "lifeboat",
+                chart.to_str().unwrap(),
+                "--namespace=lifeboat-system",
+                "--create-namespace",
+                "--set=images.repository=localhost/lifeboat,operator.replicas=0",
+            ])
+            .unwrap();
+        assert!(installed.success, "{}", installed.stderr);
+        let operator = Operator::start(&server).unwrap();
+        let world = Self { operator, store, server };
+
+        let sample = world.server.scratch("sample");
+        let copied =
+            Command::new("cp").arg("-r").arg(top().join("manifests/samples/demo")).arg(&sample).status();
+        assert!(copied.is_ok_and(|status| status.success()));
+        let settings = format!(
+            "ENDPOINT={}\nRECOVERY_KEY_RECIPIENT={RECIPIENT}\nADDRESS=10.0.0.1\n",
+            endpoint(&world.store)
+        );
+        fs::write(sample.join("demo.env"), settings).unwrap();
+        world.apply(&sample.join("namespace.yaml"));
+        world.secret("vault", "key", &world.store.account_key);
+        world.secret("bank", "password", "not used here");
+        let applied = world.server.kubectl(["apply", "-k", sample.to_str().unwrap()]).unwrap();
+        assert!(applied.success, "{}", applied.stderr);
+        world
+    }
+
+    fn apply(&self, file: &std::path::Path) {
+        let applied = self.server.kubectl(["apply", "-f", file.to_str().unwrap()]).unwrap();
+        assert!(applied.success, "{}", applied.stderr);
+    }
+
+    fn secret(&self, name: &str, key: &str, value: &str) {
+        let secret = json!({
+            "apiVersion": "v1", "kind": "Secret", "metadata": { "name": name, "namespace": NAMESPACE },
+            "stringData": { key: value }
+        });
+        let made = self.server.kubectl_with(["apply", "-f", "-"], &secret.to_string()).unwrap();
+        assert!(made.success, "{}", made.stderr);
+    }
+
+    fn get(&self, resource: &str) -> Value {
+        self.server.kubectl(["-n", NAMESPACE, "get", resource, "-o", "json"]).unwrap().json()
+    }
+
+    /// Waits until `holds` does, and returns the object then.
+    #[track_caller]
+    fn eventually(&self, what: &str, resource: &str, holds: impl Fn(&Value) -> bool) -> Value {
+        for _ in 0..240 {
+            let found = self.get(resource);
+            if holds(&found) {
+                return found;
+            }
+            pause(Duration::from_millis(250));
+        }
+        let status = &self.get(resource)["status"];
+        panic!(
+            "{what} did not happen within a minute; {resource} has {status:#}\nthe operator says:\n{}",
+            self.operator.log()
+        );
+    }
+
+    #[track_caller]
+    fn condition(&self, resource: &str, kind: &str, status: &str) -> Value {
+        let what = format!("{kind} is {status}");
+        let found = self.eventually(&what, resource, |object| condition(object, kind)["status"] == status);
+        condition(&found, kind).clone()
+    }
+
+    /// The chart's rights were enough, and no secret was written down.
+    #[track_caller]
+    fn assert_quiet(&mut self) {
+        assert!(self.operator.is_alive(), "the operator has ended:\n{}", self.operator.log());
+        let log = self.operator.log();
+        let refused: Vec<&str> =
+            log.lines().filter(|line| line.to_lowercase().contains("forbidden")).collect();
+        assert!(refused.is_empty(), "the chart gives too few rights: {refused:#?}");
+        assert!(!log.contains(&self.store.account_key), "the account's key is in the log");
+        let everything =
+            self.server.kubectl(["-n", NAMESPACE, "get", "lifeboat,events", "-o", "yaml"]).unwrap().stdout;
+        assert!(
+            !everything.is_empty() && !everything.contains(&self.store.account_key),
+            "the account's key is in an object"
+        );
+    }
+}
+
+fn condition<'a>(object: &'a Value, kind: &str) -> &'a Value {
+    static NONE: Value = Value::Null;
+    let conditions = object["status"]["conditions"].as_array();
+    conditions.into_iter().flatten().find(|condition| condition["type"] == kind).unwrap_or(&NONE)
+}
+
+#[allow(clippy::disallowed_methods, reason = "a test waits for another program")]
+fn pause(duration: Duration) {
+    std::thread::sleep(duration);
+}
+
+#[test]
+fn an_appliance_is_set_up_and_taken_down_with_no_more_rights_than_the_chart_gives() {
+    let mut world = World::new("operator", |store| store.endpoint.clone());
+
+    for kind in ["VaultReachable", "RecoveryKeyReady", "CertificatesReady"] {
+        world.condition("appliance/berlin", kind, "True");
+    }
+    // No node runs them.
+    let waiting = world.condition("appliance/berlin", "ProcessServersReady", "False");
+    assert!(!waiting["message"].as_str().unwrap_or_default().is_empty());
+    let set = world.eventually("the StatefulSet", "statefulset/berlin-process-server", |set| {
+        set["spec"]["replicas"] == 1
+    });
+    assert_eq!(set["metadata"]["ownerReferences"][0]["kind"], "ReplicationAppliance");
+    world.eventually("the applier", "statefulset/berlin-applier", |set| set["spec"]["replicas"] == 1);
+    let management = world
+        .eventually("the management Service", "service/berlin-management", |found| found["spec"].is_object());
+    assert_eq!(management["spec"]["ports"][0]["nodePort"], 30443);
+    let data = world
+        .eventually("the data Service", "service/berlin-process-server-0", |found| found["spec"].is_object());
+    assert_eq!(data["spec"]["ports"][0]["nodePort"], 30943);
+
+    world.eventually("the count of servers", "rpolicy/gold", |policy| {
+        policy["status"]["protectedServers"] == 1
+    });
+    world.eventually("an identity in the vault", "pserver/db-1", |server| server["status"]["id"].is_string());
+    let plan = world.condition("rplan/erp", "Ready", "False");
+    assert!(plan["message"].as_str().unwrap_or_default().contains("db-1"), "{plan}");
+    world.assert_quiet();
+
+    for resource in ["rplan/erp", "pserver/db-1", "appliance/berlin", "rpolicy/gold"] {
+        let gone = world.server.kubectl(["-n", NAMESPACE, "delete", resource, "--timeout=60s"]).unwrap();
+        assert!(gone.success, "{resource} does not go: {}\n{}", gone.stderr, world.operator.log());
+    }
+    world.eventually("garbage collection", "statefulset/berlin-process-server", Value::is_null);
+    world.assert_quiet();
+}
+
+#[test]
+fn a_vault_that_cannot_be_reached_is_said_and_all_goes_on_when_it_can() {
+    let mut world = World::new("unreachable", |_| "http://127.0.0.1:9/nobody".to_owned());
+    let said = world.condition("appliance/berlin", "VaultReachable", "False");
+    assert_eq!(said["reason"], "VaultUnreachable", "{said}");
+    assert!(said["message"].as_str().unwrap_or_default().contains("127.0.0.1:9"), "{said}");
+    world.condition("appliance/berlin", "Ready", "False");
+
+    let patch = json!({ "spec": { "vault": { "azure": { "endpoint": world.store.endpoint } } } }).to_string();
+    let mended = world
+        .server
+        .kubectl(["-n", NAMESPACE, "patch", "appliance/berlin", "--type=merge", "-p", &patch])
+        .unwrap();
+    assert!(mended.success, "{}", mended.stderr);
+    world.condition("appliance/berlin", "VaultReachable", "True");
+    world.assert_quiet();
+}
