@@ -69,7 +69,9 @@ impl Approve {
             Err(kube::Error::Api(status)) if status.code == 409 => {
                 return Err(PluginError::refused(
                     format!("you have answered attempt {attempt} of {step} already"),
-                    format!("`kubectl get fapproval {name} -o yaml` shows the answer; another person may answer too"),
+                    format!(
+                        "`kubectl get fapproval {name} -o yaml` shows the answer; another person may answer too"
+                    ),
                 ));
             }
             Err(source) => return Err(api(&format!("answering step {step}"), source)),
@@ -96,7 +98,8 @@ impl Approve {
 /// The step that is asked about, and its attempt.
 fn waiting_step(run: &FailoverRun, wanted: Option<&str>) -> Result<(String, u32), PluginError> {
     let steps = run.status.as_ref().map(|status| status.steps.as_slice()).unwrap_or_default();
-    let asking: Vec<_> = steps.iter().filter(|step| step.state == StepState::Waiting && step.not_before.is_none()).collect();
+    let asking: Vec<_> =
+        steps.iter().filter(|step| step.state == StepState::Waiting && step.not_before.is_none()).collect();
     let name = run.metadata.name.as_deref().unwrap_or_default();
     let found = match (wanted, asking.as_slice()) {
         (Some(wanted), _) => asking.iter().find(|step| step.name == wanted),
@@ -111,7 +114,10 @@ fn waiting_step(run: &FailoverRun, wanted: Option<&str>) -> Result<(String, u32)
         )),
         None => {
             let names: Vec<_> = asking.iter().map(|step| step.name.as_str()).collect();
-            Err(PluginError::refused(format!("run {name} waits at other steps"), format!("name one of: {}", names.join(", "))))
+            Err(PluginError::refused(
+                format!("run {name} waits at other steps"),
+                format!("name one of: {}", names.join(", ")),
+            ))
         }
     }
 }

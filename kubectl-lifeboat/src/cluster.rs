@@ -6,7 +6,7 @@ use kube::{
     api::PostParams,
     config::{KubeConfigOptions, KubeconfigError},
 };
-use lifeboat_crds::User;
+use lifeboat_crds::refs::User;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PluginError {
@@ -20,7 +20,9 @@ pub(crate) enum PluginError {
     },
     #[error("there is no {kind} {name} in namespace {namespace}; see `kubectl get {kind} -A`")]
     NotFound { kind: &'static str, name: String, namespace: String },
-    #[error("Lifeboat is not installed in this cluster: `helm install lifeboat charts/lifeboat --namespace lifeboat-system --create-namespace`")]
+    #[error(
+        "Lifeboat is not installed in this cluster: `helm install lifeboat charts/lifeboat --namespace lifeboat-system --create-namespace`"
+    )]
     NotInstalled,
     #[error("{what}: {remedy}")]
     Refused { what: String, remedy: String },
@@ -44,7 +46,10 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    pub(crate) async fn connect(context: Option<String>, namespace: Option<String>) -> Result<Self, PluginError> {
+    pub(crate) async fn connect(
+        context: Option<String>,
+        namespace: Option<String>,
+    ) -> Result<Self, PluginError> {
         // Only fails when a provider is installed already, which is as good.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let options = KubeConfigOptions { context, ..Default::default() };
@@ -74,7 +79,10 @@ impl Cluster {
 
     pub(crate) async fn get<K>(&self, kind: &'static str, name: &str) -> Result<K, PluginError>
     where
-        K: Resource<Scope = k8s_openapi::NamespaceResourceScope> + Clone + std::fmt::Debug + serde::de::DeserializeOwned,
+        K: Resource<Scope = k8s_openapi::NamespaceResourceScope>
+            + Clone
+            + std::fmt::Debug
+            + serde::de::DeserializeOwned,
         K::DynamicType: Default,
     {
         match self.api::<K>().get_opt(name).await {
@@ -88,7 +96,10 @@ impl Cluster {
 
     pub(crate) async fn list<K>(&self, kind: &'static str) -> Result<Vec<K>, PluginError>
     where
-        K: Resource<Scope = k8s_openapi::NamespaceResourceScope> + Clone + std::fmt::Debug + serde::de::DeserializeOwned,
+        K: Resource<Scope = k8s_openapi::NamespaceResourceScope>
+            + Clone
+            + std::fmt::Debug
+            + serde::de::DeserializeOwned,
         K::DynamicType: Default,
     {
         match self.api::<K>().list(&Default::default()).await {

@@ -27,10 +27,14 @@ impl Enroll {
         let server: ProtectedServer = cluster.get("ProtectedServer", &self.server).await?;
         let name = enrollment_secret(&self.server);
         let secret = cluster.api::<Secret>().get_opt(&name).await;
-        let secret = secret.map_err(|source| crate::cluster::api(&format!("reading Secret {name}"), source))?;
+        let secret =
+            secret.map_err(|source| crate::cluster::api(&format!("reading Secret {name}"), source))?;
         let Some(secret) = secret else {
-            let waits = server.status.and_then(|status| status.conditions.into_iter().find(|one| one.type_ == "Ready"));
-            let why = waits.map_or_else(|| "the operator has not seen it yet".to_owned(), |ready| ready.message);
+            let waits = server
+                .status
+                .and_then(|status| status.conditions.into_iter().find(|one| one.type_ == "Ready"));
+            let why =
+                waits.map_or_else(|| "the operator has not seen it yet".to_owned(), |ready| ready.message);
             return Err(PluginError::refused(
                 format!("there is no enrolment token for {} yet", self.server),
                 format!("{why} (see `kubectl describe pserver {}`)", self.server),
@@ -56,9 +60,13 @@ fn invitation(server: &str, secret: &Secret, now: Timestamp) -> Result<Invitatio
         enrollment_secret(server)
     );
     if value("usedAt").is_some() {
-        return Err(PluginError::refused(format!("{server} is enrolled already: its token has been used"), again));
+        return Err(PluginError::refused(
+            format!("{server} is enrolled already: its token has been used"),
+            again,
+        ));
     }
-    let missing = || PluginError::refused(format!("the enrolment Secret of {server} is not complete"), again.clone());
+    let missing =
+        || PluginError::refused(format!("the enrolment Secret of {server} is not complete"), again.clone());
     let expires: Timestamp = value("expiresAt").and_then(|text| text.parse().ok()).ok_or_else(missing)?;
     if expires <= now {
         return Err(PluginError::refused(format!("the token of {server} expired at {expires}"), again));
@@ -101,7 +109,8 @@ mod tests {
     use super::*;
 
     fn secret(pairs: &[(&str, &str)]) -> Secret {
-        let data = pairs.iter().map(|(key, value)| ((*key).to_owned(), ByteString(value.as_bytes().to_vec())));
+        let data =
+            pairs.iter().map(|(key, value)| ((*key).to_owned(), ByteString(value.as_bytes().to_vec())));
         Secret { data: Some(data.collect()), ..Default::default() }
     }
 
@@ -122,7 +131,8 @@ mod tests {
 
     #[test]
     fn the_token_is_in_the_script_and_in_no_command_line() {
-        let invitation = invitation("db-1", &secret(&WHOLE), "2026-01-01T00:00:00Z".parse().unwrap()).unwrap();
+        let invitation =
+            invitation("db-1", &secret(&WHOLE), "2026-01-01T00:00:00Z".parse().unwrap()).unwrap();
         let script = command(&invitation);
         let lines: Vec<_> = script.lines().filter(|line| line.contains("s3cret")).collect();
         assert_eq!(lines, ["export LIFEBOAT_ENROLMENT_TOKEN='s3cret'"]);

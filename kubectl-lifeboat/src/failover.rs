@@ -9,7 +9,10 @@ use lifeboat_crds::{
     FailoverRun, RecoveryPlan,
     plan::FailoverType,
     refs::LocalRef,
-    run::{FailoverRunSpec, FailoverRunStatus, RecoveryPointChoice, RecoveryPointKind, RunPhase, StepState, StepStatus},
+    run::{
+        FailoverRunSpec, FailoverRunStatus, RecoveryPointChoice, RecoveryPointKind, RunPhase, StepState,
+        StepStatus,
+    },
 };
 use serde_json::json;
 
@@ -57,7 +60,8 @@ impl Failover {
             let switch = if self.clean_up { json!({"cleanUp": true}) } else { json!({"cancel": true}) };
             let _: FailoverRun = cluster.get("FailoverRun", &self.name).await?;
             let patch = Patch::Merge(json!({"spec": switch}));
-            let patched = cluster.api::<FailoverRun>().patch(&self.name, &PatchParams::default(), &patch).await;
+            let patched =
+                cluster.api::<FailoverRun>().patch(&self.name, &PatchParams::default(), &patch).await;
             patched.map_err(|source| api(&format!("changing run {}", self.name), source))?;
             if self.clean_up {
                 return follow(cluster, &self.name, |phase| phase == RunPhase::CleanedUp, false).await;
@@ -80,7 +84,8 @@ impl Failover {
     }
 
     async fn start(&self, cluster: &Cluster) -> Result<String, PluginError> {
-        let name = self.run.clone().unwrap_or_else(|| format!("{}-{}", self.name, Timestamp::now().as_second()));
+        let name =
+            self.run.clone().unwrap_or_else(|| format!("{}-{}", self.name, Timestamp::now().as_second()));
         let point = match self.at {
             Some(time) => RecoveryPointChoice { kind: RecoveryPointKind::At, time: Some(time) },
             None => RecoveryPointChoice::default(),
@@ -153,7 +158,10 @@ impl Shown {
             self.waiting_for.clone_from(&status.waiting_for);
             if let Some(waiting) = &status.waiting_for {
                 lines.push(format!("   waiting for: {waiting}"));
-                let asked = status.steps.iter().find(|step| step.state == StepState::Waiting && step.not_before.is_none());
+                let asked = status
+                    .steps
+                    .iter()
+                    .find(|step| step.state == StepState::Waiting && step.not_before.is_none());
                 if let Some(step) = asked {
                     lines.push(format!("   answer with: kubectl lifeboat approve {run} {}", step.name));
                 }

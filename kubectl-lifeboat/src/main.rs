@@ -18,7 +18,11 @@ use clap::{Parser, Subcommand};
 use crate::cluster::{Cluster, PluginError};
 
 #[derive(Parser)]
-#[command(name = "kubectl lifeboat", version, about = "Disaster recovery of servers: enrol, watch, fail over, approve")]
+#[command(
+    name = "kubectl lifeboat",
+    version,
+    about = "Disaster recovery of servers: enrol, watch, fail over, approve"
+)]
 struct Arguments {
     /// Namespace; the kubeconfig's own when absent.
     #[arg(short, long, global = true)]

@@ -1,10 +1,6 @@
 //! `recovery-key new`: a key pair that opens the vault when the cluster is gone.
 
-use std::{
-    io::Write as _,
-    os::unix::fs::OpenOptionsExt as _,
-    path::PathBuf,
-};
+use std::{io::Write as _, os::unix::fs::OpenOptionsExt as _, path::PathBuf};
 
 use age::secrecy::ExposeSecret as _;
 use clap::Subcommand;

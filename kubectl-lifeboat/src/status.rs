@@ -2,7 +2,7 @@
 
 use clap::Args;
 use jiff::Timestamp;
-use lifeboat_crds::{FailoverRun, ProtectedServer, ReplicationAppliance, RunPhase};
+use lifeboat_crds::{FailoverRun, ProtectedServer, ReplicationAppliance, run::RunPhase};
 
 use crate::{
     cluster::{Cluster, PluginError},
@@ -41,7 +41,9 @@ fn screen(
         (0, 0) => format!("Nothing is protected in namespace {namespace}: apply a ProtectedServer.\n"),
         (0, 1) => "All is well: the one server is protected.\n".to_owned(),
         (0, count) => format!("All is well: {count} servers are protected.\n"),
-        (count, _) => format!("{count} {} attention:\n", if count == 1 { "thing needs" } else { "things need" }),
+        (count, _) => {
+            format!("{count} {} attention:\n", if count == 1 { "thing needs" } else { "things need" })
+        }
     };
     for Trouble { whose, what, remedy } in &troubles {
         screen += &format!("  {whose}: {what}\n");
@@ -51,7 +53,8 @@ fn screen(
     }
     if !servers.is_empty() {
         let rows: Vec<_> = servers.iter().map(|server| server_row(server, now)).collect();
-        let headings = ["SERVER", "PHASE", "HEALTH", "RPO", "PROGRESS", "LAST POINT", "POINTS", "PROCESS SERVER"];
+        let headings =
+            ["SERVER", "PHASE", "HEALTH", "RPO", "PROGRESS", "LAST POINT", "POINTS", "PROCESS SERVER"];
         screen += &format!("\n{}", text::table(&headings, &rows));
     }
     let open: Vec<_> = runs.iter().filter(|run| phase(run) != RunPhase::CleanedUp).map(run_row).collect();
@@ -65,8 +68,10 @@ fn troubles(appliances: &[ReplicationAppliance], servers: &[ProtectedServer]) ->
     let mut troubles = Vec::new();
     for appliance in appliances {
         let name = appliance.metadata.name.clone().unwrap_or_default();
-        let conditions = appliance.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
-        let unmet = conditions.iter().filter(|condition| condition.status != "True" && condition.type_ != "Ready");
+        let conditions =
+            appliance.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+        let unmet =
+            conditions.iter().filter(|condition| condition.status != "True" && condition.type_ != "Ready");
         let mut unmet: Vec<_> = unmet.filter(|condition| !abnormal(&condition.type_)).collect();
         if unmet.is_empty() {
             unmet = conditions.iter().filter(|one| one.type_ == "Ready" && one.status != "True").collect();
@@ -94,7 +99,8 @@ fn troubles(appliances: &[ReplicationAppliance], servers: &[ProtectedServer]) ->
         }));
         let ready = status.conditions.iter().find(|condition| condition.type_ == "Ready");
         if status.issues.is_empty() && ready.is_none_or(|ready| ready.status != "True") {
-            let what = ready.map_or_else(|| "the operator has not seen it".to_owned(), |ready| ready.message.clone());
+            let what = ready
+                .map_or_else(|| "the operator has not seen it".to_owned(), |ready| ready.message.clone());
             troubles.push(Trouble { whose: format!("server {name}"), what, remedy: String::new() });
         }
     }
@@ -123,13 +129,15 @@ fn server_row(server: &ProtectedServer, now: Timestamp) -> Vec<String> {
 
 /// Done of total, rate and time left of a copy that is under way.
 fn progress(disks: &[lifeboat_crds::server::DiskStatus]) -> Option<String> {
-    let sum = |of: fn(&lifeboat_crds::server::DiskStatus) -> Option<u64>| disks.iter().filter_map(of).sum::<u64>();
+    let sum =
+        |of: fn(&lifeboat_crds::server::DiskStatus) -> Option<u64>| disks.iter().filter_map(of).sum::<u64>();
     let (done, total) = (sum(|disk| disk.replicated_bytes), sum(|disk| disk.total_bytes));
     let rate = sum(|disk| disk.bytes_per_second);
     if total == 0 || done >= total {
         return None;
     }
-    let left = if rate > 0 { format!(", {} left", text::seconds((total - done) / rate)) } else { String::new() };
+    let left =
+        if rate > 0 { format!(", {} left", text::seconds((total - done) / rate)) } else { String::new() };
     Some(format!("{} of {}, {}/s{left}", text::bytes(done), text::bytes(total), text::bytes(rate)))
 }
 
@@ -155,7 +163,16 @@ mod tests {
 
     #[test]
     fn an_issue_is_shown_with_its_remedy_before_anything_else() {
-        let mut server = ProtectedServer::new("db-1", Default::default());
+        let mut server: ProtectedServer = serde_json::from_value(serde_json::json!({
+            "metadata": {"name": "db-1"},
+            "spec": {
+                "applianceRef": {"name": "berlin"},
+                "policyRef": {"name": "gold"},
+                "platform": "Physical",
+                "target": {"virtualMachinePod": {"cpus": 1, "memory": "1Gi"}},
+            },
+        }))
+        .unwrap();
         let issue = Issue {
             code: "SpoolFull".to_owned(),
             severity: Severity::Warning,

@@ -52,8 +52,10 @@ pub(crate) fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
         cells.chain(headings.get(column).map(|heading| heading.chars().count())).max().unwrap_or(0)
     };
     let line = |cells: &mut dyn Iterator<Item = &str>| {
-        let cells: Vec<String> =
-            cells.enumerate().map(|(column, cell)| format!("{cell:<width$}", width = width(column))).collect();
+        let cells: Vec<String> = cells
+            .enumerate()
+            .map(|(column, cell)| format!("{cell:<width$}", width = width(column)))
+            .collect();
         format!("{}\n", cells.join("   ").trim_end())
     };
     let mut text = line(&mut headings.iter().copied());
@@ -75,7 +77,13 @@ mod tests {
 
     #[test]
     fn columns_are_as_wide_as_their_widest_cell() {
-        let rows = [vec!["db-1".to_owned(), "Protected".to_owned()], vec!["a-long-name".to_owned(), "Paused".to_owned()]];
-        assert_eq!(table(&["SERVER", "PHASE"], &rows), "SERVER        PHASE\ndb-1          Protected\na-long-name   Paused\n");
+        let rows = [
+            vec!["db-1".to_owned(), "Protected".to_owned()],
+            vec!["a-long-name".to_owned(), "Paused".to_owned()],
+        ];
+        assert_eq!(
+            table(&["SERVER", "PHASE"], &rows),
+            "SERVER        PHASE\ndb-1          Protected\na-long-name   Paused\n"
+        );
     }
 }

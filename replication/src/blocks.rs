@@ -90,13 +90,19 @@ impl BlockSet {
     }
 
     pub fn intersects(&self, other: &Self) -> bool {
-        self.disks.iter().any(|(disk, blocks)| other.disks.get(disk).is_some_and(|theirs| !blocks.is_disjoint(theirs)))
+        self.disks
+            .iter()
+            .any(|(disk, blocks)| other.disks.get(disk).is_some_and(|theirs| !blocks.is_disjoint(theirs)))
     }
 
     /// Runs in order of disk and block, none longer than `longest` blocks (at least 1).
     pub fn runs(&self, longest: u32) -> impl Iterator<Item = BlockRun> + '_ {
         let longest = longest.max(1);
-        self.disks.iter().flat_map(move |(disk, blocks)| Runs { disk: *disk, blocks: blocks.iter().peekable(), longest })
+        self.disks.iter().flat_map(move |(disk, blocks)| Runs {
+            disk: *disk,
+            blocks: blocks.iter().peekable(),
+            longest,
+        })
     }
 }
 
@@ -112,7 +118,9 @@ impl Iterator for Runs<'_> {
     fn next(&mut self) -> Option<BlockRun> {
         let first = self.blocks.next()?;
         let mut blocks = 1;
-        while blocks < self.longest && self.blocks.next_if(|next| next.checked_sub(blocks) == Some(first)).is_some() {
+        while blocks < self.longest
+            && self.blocks.next_if(|next| next.checked_sub(blocks) == Some(first)).is_some()
+        {
             blocks += 1;
         }
         Some(BlockRun { disk: self.disk, first, blocks })

@@ -41,14 +41,18 @@ impl fmt::Display for ServerId {
 }
 
 /// Number of a server's writer: a higher one fences the lower. The first is 1.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, serde::Serialize, serde::Deserialize,
+)]
 #[serde(transparent)]
 pub struct Epoch(pub u32);
 
 /// Number of a record in a server's stream. The first is 1; 0 means none yet.
 ///
 /// At one record a second 32 bits last 136 years; the page blob's sequence number holds `epoch << 32 | record`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, serde::Serialize, serde::Deserialize,
+)]
 #[serde(transparent)]
 pub struct RecordNumber(pub u64);
 
@@ -59,7 +63,9 @@ impl RecordNumber {
 }
 
 /// Number of a disk within its server: given once, never reused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, serde::Serialize, serde::Deserialize,
+)]
 #[serde(transparent)]
 pub struct DiskSlot(pub u32);
 
@@ -85,7 +91,10 @@ mod tests {
 
     #[test]
     fn a_later_epoch_outranks_any_record_of_an_earlier_one() {
-        assert!(sequence_number(Epoch(2), RecordNumber(1)) > sequence_number(Epoch(1), RecordNumber(u32::MAX.into())));
+        assert!(
+            sequence_number(Epoch(2), RecordNumber(1))
+                > sequence_number(Epoch(1), RecordNumber(u32::MAX.into()))
+        );
     }
 
     #[test]

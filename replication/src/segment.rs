@@ -49,7 +49,9 @@ pub struct ExtentData {
 pub enum SegmentError {
     #[error("segment {name} is damaged: {what}; the vault's copy is not what was written")]
     Damaged { name: String, what: &'static str },
-    #[error("segment {name} is encrypted with data key {key}, which is not among the keys given: restore that key's entry")]
+    #[error(
+        "segment {name} is encrypted with data key {key}, which is not among the keys given: restore that key's entry"
+    )]
     UnknownKey { name: String, key: KeyId },
     #[error("segment {name} cannot be made: {what}")]
     Invalid { name: String, what: &'static str },
@@ -58,7 +60,8 @@ pub enum SegmentError {
 /// Compresses and encrypts. `level` is zstd's (1 to 19).
 pub fn seal(keys: &DataKeys, name: &str, extents: &[ExtentData], level: i32) -> Result<Bytes, SegmentError> {
     let invalid = |what| SegmentError::Invalid { name: name.to_owned(), what };
-    let plain = plain_text(extents).ok_or_else(|| invalid("an extent's data is not as long as its blocks"))?;
+    let plain =
+        plain_text(extents).ok_or_else(|| invalid("an extent's data is not as long as its blocks"))?;
     if plain.len() > MAX_PLAIN_BYTES {
         return Err(invalid("it is larger than 32 MiB"));
     }
@@ -78,9 +81,11 @@ pub fn seal(keys: &DataKeys, name: &str, extents: &[ExtentData], level: i32) -> 
 pub fn open(keys: &DataKeys, name: &str, sealed: &[u8]) -> Result<Vec<ExtentData>, SegmentError> {
     let damaged = |what| SegmentError::Damaged { name: name.to_owned(), what };
     let short = || damaged("it is too short");
-    let rest = sealed.strip_prefix(MAGIC).ok_or_else(|| damaged("it does not start with the mark of a segment"))?;
+    let rest =
+        sealed.strip_prefix(MAGIC).ok_or_else(|| damaged("it does not start with the mark of a segment"))?;
     let (key_length, rest) = rest.split_first_chunk::<2>().ok_or_else(short)?;
-    let (key_id, rest) = rest.split_at_checked(usize::from(u16::from_le_bytes(*key_length))).ok_or_else(short)?;
+    let (key_id, rest) =
+        rest.split_at_checked(usize::from(u16::from_le_bytes(*key_length))).ok_or_else(short)?;
     let (plain_length, cipher) = rest.split_first_chunk::<4>().ok_or_else(short)?;
     let plain_length = u32::from_le_bytes(*plain_length) as usize;
     if plain_length > MAX_PLAIN_BYTES {
@@ -88,7 +93,8 @@ pub fn open(keys: &DataKeys, name: &str, sealed: &[u8]) -> Result<Vec<ExtentData
     }
     let key_id = std::str::from_utf8(key_id).map_err(|_| damaged("its key id is not readable"))?;
     let key_id = KeyId(key_id.to_owned());
-    let key = keys.get(&key_id).ok_or_else(|| SegmentError::UnknownKey { name: name.to_owned(), key: key_id })?;
+    let key =
+        keys.get(&key_id).ok_or_else(|| SegmentError::UnknownKey { name: name.to_owned(), key: key_id })?;
     let head = sealed.get(..sealed.len() - cipher.len()).ok_or_else(short)?;
     let mut buffer = cipher.to_vec();
     let compressed = segment_key(key, name)

@@ -146,7 +146,9 @@ impl fmt::Display for Refusal {
             Self::Range => "the range is not valid",
             Self::HasSnapshots => "the blob has snapshots",
             Self::Kind => "the blob is of another kind",
-            Self::Denied => "the credentials do not allow it: check the Secret that spec.vault.azure.authentication names",
+            Self::Denied => {
+                "the credentials do not allow it: check the Secret that spec.vault.azure.authentication names"
+            }
             Self::NoContainer => "the container does not exist",
         })
     }
@@ -164,7 +166,12 @@ pub trait BlobStore: fmt::Debug + Send + Sync + 'static {
 
     /// Content of `range` (the whole blob when `None`). A range that ends beyond the blob is cut; one that starts at
     /// or beyond its end is refused with [`Refusal::Range`].
-    async fn get(&self, name: &str, snapshot: Option<&SnapshotId>, range: Option<Range<u64>>) -> Result<Bytes>;
+    async fn get(
+        &self,
+        name: &str,
+        snapshot: Option<&SnapshotId>,
+        range: Option<Range<u64>>,
+    ) -> Result<Bytes>;
 
     /// Names that start with `prefix`, in order; `with_snapshots` lists those too. `after` is `ListPage::next`.
     async fn list(&self, prefix: &str, with_snapshots: bool, after: Option<&str>) -> Result<ListPage>;
@@ -187,10 +194,23 @@ pub trait BlobStore: fmt::Debug + Send + Sync + 'static {
     async fn create_page(&self, name: &str, length: u64) -> Result<ETag>;
 
     /// Writes whole pages if the blob's sequence number is at most `sequence_at_most`.
-    async fn write_pages(&self, name: &str, offset: u64, content: Bytes, lease: Option<&LeaseId>, sequence_at_most: u64) -> Result<ETag>;
+    async fn write_pages(
+        &self,
+        name: &str,
+        offset: u64,
+        content: Bytes,
+        lease: Option<&LeaseId>,
+        sequence_at_most: u64,
+    ) -> Result<ETag>;
 
     /// Clears whole pages (they read as zero) under the same condition.
-    async fn clear_pages(&self, name: &str, range: Range<u64>, lease: Option<&LeaseId>, sequence_at_most: u64) -> Result<ETag>;
+    async fn clear_pages(
+        &self,
+        name: &str,
+        range: Range<u64>,
+        lease: Option<&LeaseId>,
+        sequence_at_most: u64,
+    ) -> Result<ETag>;
 
     /// Ranges that may hold something else than zero, in order.
     async fn page_ranges(&self, name: &str, snapshot: Option<&SnapshotId>) -> Result<Vec<Range<u64>>>;
@@ -200,7 +220,12 @@ pub trait BlobStore: fmt::Debug + Send + Sync + 'static {
     async fn raise_sequence(&self, name: &str, sequence: u64, lease: Option<&LeaseId>) -> Result<u64>;
 
     /// A snapshot of the blob as it is, if its ETag is still `if_match`.
-    async fn snapshot(&self, name: &str, lease: Option<&LeaseId>, if_match: Option<&ETag>) -> Result<SnapshotId>;
+    async fn snapshot(
+        &self,
+        name: &str,
+        lease: Option<&LeaseId>,
+        if_match: Option<&ETag>,
+    ) -> Result<SnapshotId>;
 
     /// Refused with [`Refusal::Lease`] when somebody else holds it. Acquiring again with the same id prolongs it.
     async fn acquire_lease(&self, name: &str, lease: &LeaseId, term: Duration) -> Result<()>;

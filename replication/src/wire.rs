@@ -42,7 +42,9 @@ pub struct Accepted {
 
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {
-    #[error("process server {address} cannot be reached: {message}; check the network path and that the pod is running")]
+    #[error(
+        "process server {address} cannot be reached: {message}; check the network path and that the pod is running"
+    )]
     Unreachable { address: String, message: String },
     #[error("process server {address} refused the connection: {message}")]
     Refused { address: String, message: String },

@@ -63,7 +63,8 @@ pub fn many(schedules: u64, first: u64, twice_every: u64) -> bool {
     for (name, count) in reached.counters() {
         println!("  {count:>9} {name}");
     }
-    let missing: Vec<_> = reached.counters().into_iter().filter(|(_, count)| *count == 0).map(|(name, _)| name).collect();
+    let missing: Vec<_> =
+        reached.counters().into_iter().filter(|(_, count)| *count == 0).map(|(name, _)| name).collect();
     if schedules >= 200 && !missing.is_empty() {
         println!("sim: never reached: {}; the simulation proves nothing about it", missing.join(", "));
         return false;

@@ -146,7 +146,8 @@ impl Oracle {
     pub fn log_changed(&mut self) -> Result<(), String> {
         loop {
             let next = self.reader.next().now_or_never().ok_or("the log's reader waits for something")?;
-            let Some(entry) = next.map_err(|error| format!("the log cannot be read: {}", causes(&error)))? else {
+            let Some(entry) = next.map_err(|error| format!("the log cannot be read: {}", causes(&error)))?
+            else {
                 return self.clean_is_in_the_vault();
             };
             if self.last_part != Some((entry.epoch, entry.part)) {
@@ -199,10 +200,9 @@ impl Oracle {
 
     fn is_its_instant(&self, data: &v1::Data) -> Result<(), String> {
         let date = Micros(data.t0_micros - data.clock_offset_micros);
-        let flip = self
-            .machine
-            .flip_at(date)
-            .ok_or_else(|| format!("point {} names an instant at which no generation was flipped", data.number))?;
+        let flip = self.machine.flip_at(date).ok_or_else(|| {
+            format!("point {} names an instant at which no generation was flipped", data.number)
+        })?;
         for (address, wanted) in &flip.content {
             let found = self.replay.get(address).copied().unwrap_or(0);
             let in_flight = flip.may_hold(*address, found);
@@ -251,7 +251,8 @@ impl Oracle {
     /// The catalogue's points are the disks at their records.
     pub fn points_changed(&mut self) -> Result<(), String> {
         let read = catalogue::read::<Points>(&self.model, &self.server).now_or_never();
-        let Some((points, _)) = read.ok_or("the catalogue's read waits")?.map_err(|error| causes(&error))? else {
+        let Some((points, _)) = read.ok_or("the catalogue's read waits")?.map_err(|error| causes(&error))?
+        else {
             return Ok(());
         };
         for point in points.points {
@@ -291,7 +292,8 @@ impl Oracle {
             let slot = self.machine_slot(disk.slot)?;
             let blocks = (disk.size_bytes / BLOCK_BYTES) as u32;
             let read = index.read(disk.slot, 0, blocks).now_or_never().ok_or("the block index waits")?;
-            let content = read.map_err(|error| format!("point {number} cannot be read: {}", causes(&error)))?;
+            let content =
+                read.map_err(|error| format!("point {number} cannot be read: {}", causes(&error)))?;
             compare(image, slot, 0, &content, disk.size_bytes, &format!("block index at record {number}"))?;
         }
         self.reached.index_compared += 1;
@@ -304,14 +306,18 @@ impl Oracle {
         for (address, wanted) in &content {
             let found = self.replay.get(address).copied().unwrap_or(0);
             if found != *wanted {
-                return Err(format!("at rest, block {} of disk {} is {found}, not {wanted}", address.1, address.0));
+                return Err(format!(
+                    "at rest, block {} of disk {} is {found}, not {wanted}",
+                    address.1, address.0
+                ));
             }
         }
         let disks = self.reader.state().map(|state| state.disks.clone()).unwrap_or_default();
         for disk in disks {
             let slot = self.machine_slot(disk.slot)?;
             let name = layout::seed_disk(&self.server, &disk.id);
-            let seed = self.model.get(&name, None, None).now_or_never().ok_or("the seed disk's read waits")?;
+            let seed =
+                self.model.get(&name, None, None).now_or_never().ok_or("the seed disk's read waits")?;
             let seed = seed.map_err(|error| causes(&error))?;
             compare(&content, slot, 0, &seed, disk.size_bytes, "seed disk at rest")?;
         }
@@ -326,7 +332,14 @@ impl Oracle {
     }
 }
 
-fn compare(image: &Image, slot: DiskSlot, first: u32, content: &[u8], size: u64, what: &str) -> Result<(), String> {
+fn compare(
+    image: &Image,
+    slot: DiskSlot,
+    first: u32,
+    content: &[u8],
+    size: u64,
+    what: &str,
+) -> Result<(), String> {
     for block in first..(size / BLOCK_BYTES) as u32 {
         let at = block as usize * BLOCK;
         let found = content.get(at..at + BLOCK).and_then(tag);

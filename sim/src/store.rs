@@ -9,7 +9,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use lifeboat_replication::store::{
-    BlobStore, ETag, LeaseId, ListPage, Properties, PutCondition, Result, SnapshotId, StoreError, model::ModelStore,
+    BlobStore, ETag, LeaseId, ListPage, Properties, PutCondition, Result, SnapshotId, StoreError,
+    model::ModelStore,
 };
 use tokio::{
     sync::oneshot,
@@ -36,7 +37,11 @@ impl NodeStore {
         T: Send + 'static,
         F: Fn(ModelStore) -> BoxFuture<'static, Result<T>> + Send + Sync + 'static,
     {
-        let unknown = |detail: &str| StoreError::Unknown { operation, name: name.to_owned(), detail: detail.to_owned() };
+        let unknown = |detail: &str| StoreError::Unknown {
+            operation,
+            name: name.to_owned(),
+            detail: detail.to_owned(),
+        };
         let fate = self.net.fate();
         let (answer, answered) = oneshot::channel();
         let request = Arc::new(request);
@@ -100,7 +105,12 @@ impl BlobStore for NodeStore {
             store.properties(&name, snapshot.as_ref()))
     }
 
-    async fn get(&self, name: &str, snapshot: Option<&SnapshotId>, range: Option<Range<u64>>) -> Result<Bytes> {
+    async fn get(
+        &self,
+        name: &str,
+        snapshot: Option<&SnapshotId>,
+        range: Option<Range<u64>>,
+    ) -> Result<Bytes> {
         forward!(self, "get", name, |store| (snapshot = snapshot.cloned(), range = range)
             store.get(&name, snapshot.as_ref(), range))
     }
@@ -170,7 +180,12 @@ impl BlobStore for NodeStore {
             store.raise_sequence(&name, sequence, lease.as_ref()))
     }
 
-    async fn snapshot(&self, name: &str, lease: Option<&LeaseId>, if_match: Option<&ETag>) -> Result<SnapshotId> {
+    async fn snapshot(
+        &self,
+        name: &str,
+        lease: Option<&LeaseId>,
+        if_match: Option<&ETag>,
+    ) -> Result<SnapshotId> {
         forward!(self, "snapshot", name, |store| (lease = lease.cloned(), if_match = if_match.cloned())
             store.snapshot(&name, lease.as_ref(), if_match.as_ref()))
     }

@@ -29,7 +29,8 @@ impl Dial for SimDial {
     async fn dial(&self) -> Result<Connection, DialError> {
         sleep(Duration::from_millis(5)).await;
         let to = self.net.assigned();
-        let unreachable = || DialError::Unreachable { address: format!("ps-{to}"), message: "cut".to_owned() };
+        let unreachable =
+            || DialError::Unreachable { address: format!("ps-{to}"), message: "cut".to_owned() };
         let listener = self.net.listener(to).filter(|_| !self.net.agent_cut(to)).ok_or_else(unreachable)?;
         let (agent_up, mut from_agent) = mpsc::channel::<v1::Up>(CONNECTION_DEPTH);
         let (to_server, server_up) = mpsc::channel(CONNECTION_DEPTH);

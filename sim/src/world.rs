@@ -235,7 +235,9 @@ pub fn run(seed: u64, planted: PlantedFaults, verbose: bool) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     match runtime {
         Ok(runtime) => runtime.block_on(schedule(seed, planted, verbose)),
-        Err(error) => Outcome { bad: Some(error.to_string()), digest: 0, steps: 0, reached: Reached::default() },
+        Err(error) => {
+            Outcome { bad: Some(error.to_string()), digest: 0, steps: 0, reached: Reached::default() }
+        }
     }
 }
 
@@ -248,7 +250,8 @@ async fn schedule(seed: u64, planted: PlantedFaults, verbose: bool) -> Outcome {
     let began = Instant::now();
     let spread = |purpose: u64| rng.fork(purpose).below(20_000_000) as i64 - 10_000_000;
     let agent_clock = NodeClock::new(began, spread(3));
-    let clocks: Vec<_> = (0..load.process_servers).map(|node| NodeClock::new(began, spread(10 + node as u64))).collect();
+    let clocks: Vec<_> =
+        (0..load.process_servers).map(|node| NodeClock::new(began, spread(10 + node as u64))).collect();
     let machine = Machine::new(Arc::new(agent_clock.clone()), &load.disk_blocks, 4000);
     let oracle_env = env(&agent_clock, rng.fork(4));
     let keys = Arc::new(DataKeys::generate(&*oracle_env.entropy));
@@ -296,7 +299,12 @@ async fn schedule(seed: u64, planted: PlantedFaults, verbose: bool) -> Outcome {
     world.run(&faults).await;
     let reached = lock(&net.oracle).as_ref().map(|oracle| oracle.reached).unwrap_or_default();
     let bad = lock(&net.bad).clone();
-    Outcome { bad, digest: net.digest.load(Ordering::Relaxed), steps: net.steps.load(Ordering::Relaxed), reached }
+    Outcome {
+        bad,
+        digest: net.digest.load(Ordering::Relaxed),
+        steps: net.steps.load(Ordering::Relaxed),
+        reached,
+    }
 }
 
 impl World {
@@ -417,7 +425,14 @@ impl World {
             let keep = Duration::from_millis(rng.below(70_000));
             for order in [Order::Failover { run: run.clone() }, Order::Release { run: run.clone() }] {
                 loop {
-                    let taken = LogWriter::take_over(&vault, &server, "failover", &env, order.clone(), options.clone());
+                    let taken = LogWriter::take_over(
+                        &vault,
+                        &server,
+                        "failover",
+                        &env,
+                        order.clone(),
+                        options.clone(),
+                    );
                     match taken.await {
                         Ok(writer) => {
                             net.mark("failover", &format!("{order:?} in epoch {}", writer.state().epoch));
@@ -447,7 +462,8 @@ impl World {
         let value = if self.rng.below(12) == 0 { 0 } else { value };
         let address = (DiskSlot(disk as u32 + 1), block as u32);
         let id = self.machine.issue(address, value);
-        let (lands, completes) = (self.rng.below(self.load.write_takes_ms), self.rng.below(self.load.write_takes_ms));
+        let (lands, completes) =
+            (self.rng.below(self.load.write_takes_ms), self.rng.below(self.load.write_takes_ms));
         let machine = self.machine.clone();
         tokio::spawn(async move {
             sleep(Duration::from_millis(lands)).await;
@@ -460,7 +476,8 @@ impl World {
     async fn run(&self, faults: &Faults) {
         self.assign(0);
         let up = |task| Node { task, down_until: None };
-        let mut servers: Vec<_> = (0..self.load.process_servers).map(|node| up(self.start_process_server(node))).collect();
+        let mut servers: Vec<_> =
+            (0..self.load.process_servers).map(|node| up(self.start_process_server(node))).collect();
         let mut appliers: Vec<_> = (0..APPLIERS).map(|node| up(self.start_applier(node))).collect();
         let mut agent = up(self.start_agent());
         let mut failover: Option<JoinHandle<()>> = None;
@@ -549,7 +566,9 @@ impl World {
                 Some(until) if until <= Instant::now() => {
                     *node = Node { task: start(self, number), down_until: None };
                 }
-                None if node.task.is_finished() => self.net.fail(format!("a program ended by itself (node {number})")),
+                None if node.task.is_finished() => {
+                    self.net.fail(format!("a program ended by itself (node {number})"))
+                }
                 _ => {}
             }
         }
@@ -569,7 +588,6 @@ impl World {
         self.net.mark("faults stop", "");
         let began = Instant::now();
         let blocks: u64 = self.load.disk_blocks.iter().map(|blocks| u64::from(*blocks)).sum();
-        let mut state = String::new();
         while began.elapsed() < REST && !self.net.failed() {
             sleep(Duration::from_millis(700)).await;
             self.revive(&mut servers, |world, node| world.start_process_server(node));
@@ -578,11 +596,11 @@ impl World {
             let clean = self.machine.clean().len();
             let over = failover.as_ref().is_none_or(JoinHandle::is_finished);
             let rest = lock(&self.net.oracle).as_mut().map_or(Ok(()), Oracle::at_rest);
-            match (&rest, clean == blocks && over) {
-                (Ok(()), true) => break,
-                _ => state = format!("{clean} of {blocks} blocks clean, failover over: {over}, {rest:?}"),
+            if rest.is_ok() && over && clean == blocks {
+                break;
             }
             if began.elapsed() + Duration::from_secs(2) > REST {
+                let state = format!("{clean} of {blocks} blocks clean, failover over: {over}, {rest:?}");
                 self.net.fail(format!("did not come to rest: {state}"));
             }
         }

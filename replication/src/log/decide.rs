@@ -32,9 +32,11 @@ pub fn after_append(outcome: &Result<(), StoreError>) -> Next {
             Refusal::Sealed => Next::Fenced,
             Refusal::Lease => Next::RenewLease,
             Refusal::NotFound | Refusal::Kind | Refusal::AlreadyExists => Next::WentBack,
-            Refusal::Denied | Refusal::NoContainer | Refusal::Condition | Refusal::Range | Refusal::HasSnapshots => {
-                Next::Wait
-            }
+            Refusal::Denied
+            | Refusal::NoContainer
+            | Refusal::Condition
+            | Refusal::Range
+            | Refusal::HasSnapshots => Next::Wait,
         },
     }
 }
@@ -69,7 +71,8 @@ mod tests {
 
     #[test]
     fn an_answer_that_was_lost_is_settled_by_what_stands_at_the_position() {
-        let unknown = Err(StoreError::Unknown { operation: "append", name: "log".into(), detail: "cut".into() });
+        let unknown =
+            Err(StoreError::Unknown { operation: "append", name: "log".into(), detail: "cut".into() });
         assert_eq!(after_append(&unknown), Next::ReadTail);
         assert_eq!(after_tail(b"frame", Some(b"frame")), Next::Committed);
         assert_eq!(after_tail(b"frame", Some(b"")), Next::SendAgain);

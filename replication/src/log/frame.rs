@@ -134,7 +134,11 @@ impl<'a> RawFrame<'a> {
     }
 
     /// The record, if it follows on `previous`, and the chain after it.
-    pub fn verify(&self, key: &ChainKey, previous: &Chain) -> Result<(v1::log_record::Body, Chain), FrameError> {
+    pub fn verify(
+        &self,
+        key: &ChainKey,
+        previous: &Chain,
+    ) -> Result<(v1::log_record::Body, Chain), FrameError> {
         let authenticated = [previous.as_slice(), self.framed].concat();
         hmac::verify(&key.0, &authenticated, self.chain).map_err(|_| FrameError::Chain)?;
         let chain = self.chain.try_into().map_err(|_| FrameError::Chain)?;

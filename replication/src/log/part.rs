@@ -43,7 +43,11 @@ impl FromStr for PartName {
 const READ_BYTES: u64 = 4 << 20;
 
 /// All parts there are, dead ones too, in order.
-pub(super) async fn list(vault: &Vault, server: &ServerId, patience: &Patience) -> Result<Vec<PartName>, StoreError> {
+pub(super) async fn list(
+    vault: &Vault,
+    server: &ServerId,
+    patience: &Patience,
+) -> Result<Vec<PartName>, StoreError> {
     let prefix = layout::log_prefix(server);
     let mut parts = Vec::new();
     let mut after = None;

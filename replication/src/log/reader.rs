@@ -212,7 +212,11 @@ impl LogReader {
 }
 
 /// All data records that the log holds now, each with its epoch.
-pub async fn history(vault: &Vault, server: &ServerId, env: &Env) -> Result<Vec<(Epoch, v1::Data)>, ReadError> {
+pub async fn history(
+    vault: &Vault,
+    server: &ServerId,
+    env: &Env,
+) -> Result<Vec<(Epoch, v1::Data)>, ReadError> {
     let mut reader = LogReader::from_start(vault, server, env);
     let mut records = Vec::new();
     while let Some(entry) = reader.next().await? {

@@ -71,11 +71,15 @@ pub struct LogState {
 pub enum Illegal {
     #[error(transparent)]
     Frame(#[from] FrameError),
-    #[error("the part is written in format {format}, this program reads format {FORMAT}: use a newer version")]
+    #[error(
+        "the part is written in format {format}, this program reads format {FORMAT}: use a newer version"
+    )]
     Format { format: u32 },
     #[error("the header names server {server}, epoch {epoch}, part {part}: the blob is not where it belongs")]
     Misplaced { server: String, epoch: u32, part: u32 },
-    #[error("its chain is made with data key {key}, which is not among the keys given: restore that key's entry")]
+    #[error(
+        "its chain is made with data key {key}, which is not among the keys given: restore that key's entry"
+    )]
     UnknownKey { key: KeyId },
     #[error("record {number} follows on record {last}")]
     Gap { last: RecordNumber, number: u64 },
@@ -98,7 +102,12 @@ pub struct Start {
 
 impl Start {
     /// From the first frame of a part.
-    pub fn read(keys: &DataKeys, server: &str, name: &PartName, frame: &RawFrame<'_>) -> Result<(Self, ChainKey), Illegal> {
+    pub fn read(
+        keys: &DataKeys,
+        server: &str,
+        name: &PartName,
+        frame: &RawFrame<'_>,
+    ) -> Result<(Self, ChainKey), Illegal> {
         let Body::Header(header) = frame.decode_unverified()? else {
             return Err(Illegal::OutOfPlace { what: "another record than a header" });
         };
@@ -146,7 +155,15 @@ impl Start {
             closed_run: Some(closed_run).filter(|run| !run.is_empty()),
             next_part: None,
         };
-        Ok((Self { state, base_part: Some(base_part).filter(|base| !base.is_empty()), base_offset, base_chain }, chain_key))
+        Ok((
+            Self {
+                state,
+                base_part: Some(base_part).filter(|base| !base.is_empty()),
+                base_offset,
+                base_chain,
+            },
+            chain_key,
+        ))
     }
 
     /// Does this part continue the log at `state`, which is the end of what stands before?

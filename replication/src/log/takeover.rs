@@ -41,7 +41,9 @@ pub enum Order {
 
 #[derive(Debug, thiserror::Error)]
 pub enum TakeOverError {
-    #[error("another process server holds the log of server {server}: it is taken over when that one's lease runs out")]
+    #[error(
+        "another process server holds the log of server {server}: it is taken over when that one's lease runs out"
+    )]
     Busy { server: ServerId },
     #[error(
         "the log of server {server} is closed by failover run {run}: replication goes on when that run is cancelled \
@@ -139,7 +141,8 @@ impl Taker<'_> {
             let mut part = self.newest_alive(parts, epoch).await?;
             loop {
                 let properties = part::properties(self.vault, self.server, part, &self.patience).await?;
-                if self.order == Order::WhenFree && properties.lease != LeaseState::Free && !properties.sealed {
+                if self.order == Order::WhenFree && properties.lease != LeaseState::Free && !properties.sealed
+                {
                     return Err(TakeOverError::Busy { server: self.server.clone() });
                 }
                 match self.read(part).await? {
@@ -181,7 +184,9 @@ impl Taker<'_> {
         for name in later {
             let bytes = part::read_all(self.vault, self.server, *name, &self.patience).await?;
             let Ok(Some(first)) = RawFrame::split(&bytes) else { continue };
-            let Ok((start, _)) = Start::read(&self.vault.keys, self.server.as_str(), name, &first) else { continue };
+            let Ok((start, _)) = Start::read(&self.vault.keys, self.server.as_str(), name, &first) else {
+                continue;
+            };
             let Some(Ok(base)) = start.base_part.as_deref().map(str::parse::<PartName>) else { continue };
             let at = part::read(self.vault, self.server, base, start.base_offset, &self.patience).await?;
             let at = at.unwrap_or_default();
@@ -233,7 +238,8 @@ impl Taker<'_> {
             return Ok(None);
         }
         let frame_at = |offset: u64| -> Result<Option<RawFrame<'_>>, TakeOverError> {
-            let rest = usize::try_from(offset).ok().and_then(|offset| bytes.get(offset..)).unwrap_or_default();
+            let rest =
+                usize::try_from(offset).ok().and_then(|offset| bytes.get(offset..)).unwrap_or_default();
             match RawFrame::split(rest) {
                 Ok(None) if !rest.is_empty() => Err(damaged(offset, Illegal::Frame(FrameError::Record))),
                 Ok(frame) => Ok(frame),
@@ -270,9 +276,11 @@ impl Taker<'_> {
         let chain_key = ChainKey::new(key, self.server.as_str());
         let base_part = base.as_ref().map(LogState::part_name);
         let mut state = base.unwrap_or_else(|| LogState::empty(key_id.clone()));
-        let place = HeaderBase { epoch, part: 0, base_part, base_offset: state.offset, key_id: key_id.clone() };
+        let place =
+            HeaderBase { epoch, part: 0, base_part, base_offset: state.offset, key_id: key_id.clone() };
         let header = state.header(self.server.as_str(), place, &self.who, self.env.wall.now());
-        let mut first = frame::encode(&chain_key, &state.chain, Body::Header(header)).map_err(WriteError::from)?;
+        let mut first =
+            frame::encode(&chain_key, &state.chain, Body::Header(header)).map_err(WriteError::from)?;
         let order = match (&self.order, &state.closed_run) {
             (Order::Failover { run }, _) => Some(Body::Closed(v1::Closed { run: run.clone() })),
             (Order::Release { run }, Some(_)) => Some(Body::Release(v1::Release { run: run.clone() })),

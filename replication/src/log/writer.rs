@@ -217,10 +217,13 @@ impl LogWriter {
                     return Ok(());
                 }
                 Next::SendAgain => {
-                    let outcome = self.vault.store.append(&blob, content.clone(), &self.lease, position).await;
+                    let outcome =
+                        self.vault.store.append(&blob, content.clone(), &self.lease, position).await;
                     self.note(&outcome);
                     tried += 1;
-                    if self.options.planted.retry_at_new_end && matches!(outcome, Err(StoreError::Unknown { .. })) {
+                    if self.options.planted.retry_at_new_end
+                        && matches!(outcome, Err(StoreError::Unknown { .. }))
+                    {
                         if let Ok(now) = self.vault.store.properties(&blob, None).await {
                             position = now.length;
                         }
@@ -268,7 +271,12 @@ impl LogWriter {
     }
 
     /// What stands from `position` on, at most one byte more than the frame has; `None`: the blob ends before.
-    async fn tail(&self, position: u64, frame_length: usize, patience: &Patience) -> Result<Option<Vec<u8>>, StoreError> {
+    async fn tail(
+        &self,
+        position: u64,
+        frame_length: usize,
+        patience: &Patience,
+    ) -> Result<Option<Vec<u8>>, StoreError> {
         let found = part::read(&self.vault, &self.server, self.state.part_name(), position, patience).await?;
         Ok(found.map(|bytes| bytes.iter().take(frame_length + 1).copied().collect()))
     }
