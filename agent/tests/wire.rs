@@ -1,4 +1,10 @@
 //! Enrolment, dialling and renewal against a real TLS listener on loopback with the generated services.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a failed helper is a failed test"
+)]
 
 use std::{
     net::SocketAddr,

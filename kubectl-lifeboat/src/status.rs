@@ -136,8 +136,8 @@ fn progress(disks: &[lifeboat_crds::server::DiskStatus]) -> Option<String> {
     if total == 0 || done >= total {
         return None;
     }
-    let left =
-        if rate > 0 { format!(", {} left", text::seconds((total - done) / rate)) } else { String::new() };
+    let left = (total - done).checked_div(rate);
+    let left = left.map(|left| format!(", {} left", text::seconds(left))).unwrap_or_default();
     Some(format!("{} of {}, {}/s{left}", text::bytes(done), text::bytes(total), text::bytes(rate)))
 }
 

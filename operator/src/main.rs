@@ -33,8 +33,7 @@ fn main() -> ExitCode {
     };
     match command {
         Some(Command::Check) => runtime.block_on(async {
-            let answer =
-                async { Ok::<_, check::CheckError>(check::run(&check::Order::from_environment()?).await?) };
+            let answer = async { check::run(&check::Order::from_environment()?).await };
             match answer.await {
                 Ok(answer) => {
                     println!("answered: {answer}");

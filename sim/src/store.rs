@@ -111,7 +111,7 @@ impl BlobStore for NodeStore {
         snapshot: Option<&SnapshotId>,
         range: Option<Range<u64>>,
     ) -> Result<Bytes> {
-        forward!(self, "get", name, |store| (snapshot = snapshot.cloned(), range = range)
+        forward!(self, "get", name, |store| (snapshot = snapshot.cloned(), range = range.clone())
             store.get(&name, snapshot.as_ref(), range))
     }
 
@@ -121,7 +121,7 @@ impl BlobStore for NodeStore {
     }
 
     async fn put(&self, name: &str, content: Bytes, condition: &PutCondition) -> Result<ETag> {
-        forward!(self, "put", name, |store| (content = content, condition = condition.clone())
+        forward!(self, "put", name, |store| (content = content.clone(), condition = condition.clone())
             store.put(&name, content, &condition))
     }
 
@@ -135,7 +135,7 @@ impl BlobStore for NodeStore {
     }
 
     async fn append(&self, name: &str, content: Bytes, lease: &LeaseId, position: u64) -> Result<()> {
-        forward!(self, "append", name, |store| (content = content, lease = lease.clone())
+        forward!(self, "append", name, |store| (content = content.clone(), lease = lease.clone())
             store.append(&name, content, &lease, position))
     }
 
@@ -155,7 +155,7 @@ impl BlobStore for NodeStore {
         lease: Option<&LeaseId>,
         sequence_at_most: u64,
     ) -> Result<ETag> {
-        forward!(self, "write pages", name, |store| (content = content, lease = lease.cloned())
+        forward!(self, "write pages", name, |store| (content = content.clone(), lease = lease.cloned())
             store.write_pages(&name, offset, content, lease.as_ref(), sequence_at_most))
     }
 
@@ -166,7 +166,7 @@ impl BlobStore for NodeStore {
         lease: Option<&LeaseId>,
         sequence_at_most: u64,
     ) -> Result<ETag> {
-        forward!(self, "clear pages", name, |store| (range = range, lease = lease.cloned())
+        forward!(self, "clear pages", name, |store| (range = range.clone(), lease = lease.cloned())
             store.clear_pages(&name, range, lease.as_ref(), sequence_at_most))
     }
 

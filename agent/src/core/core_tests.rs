@@ -197,7 +197,7 @@ impl Server {
                     if self.breaks_now() {
                         return None;
                     }
-                    let durable = v1::Durable { number, epoch: 1, chain: vec![7].into() };
+                    let durable = v1::Durable { number, epoch: 1, chain: vec![7] };
                     send(v1::down::Message::Durable(durable)).await.ok()?;
                 }
                 v1::up::Message::Heartbeat(heartbeat) => {
