@@ -104,11 +104,14 @@ impl Drop for Appliance {
     }
 }
 
+/// SHA-256 of the public key by namespace and server.
+type EnrolledKeys = BTreeMap<(String, String), Vec<u8>>;
+
 #[derive(Clone, Default)]
 pub struct Fleet {
     appliances: Arc<Mutex<BTreeMap<ApplianceKey, Appliance>>>,
     /// Hash of the enrolled key, by namespace and server: what its Secret says.
-    enrolled: Arc<Mutex<BTreeMap<(String, String), Vec<u8>>>>,
+    enrolled: Arc<Mutex<EnrolledKeys>>,
     /// Set once at start.
     registrar: Arc<Mutex<Option<Registrar>>>,
 }
@@ -164,7 +167,7 @@ impl Fleet {
         self.enrolled().remove(&(namespace.to_owned(), server.to_owned()));
     }
 
-    fn enrolled(&self) -> MutexGuard<'_, BTreeMap<(String, String), Vec<u8>>> {
+    fn enrolled(&self) -> MutexGuard<'_, EnrolledKeys> {
         self.enrolled.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

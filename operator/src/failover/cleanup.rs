@@ -7,11 +7,9 @@ use super::{Effect, servers::step_name, steps::later, tick::Tick};
 
 pub(super) fn drive(tick: &mut Tick<'_>) {
     match tick.phase() {
-        RunPhase::Completed | RunPhase::Failed | RunPhase::Cancelled => {
-            if due(tick) {
-                begin(tick);
-                remove(tick);
-            }
+        RunPhase::Completed | RunPhase::Failed | RunPhase::Cancelled if due(tick) => {
+            begin(tick);
+            remove(tick);
         }
         RunPhase::CleaningUp => remove(tick),
         _ => {}

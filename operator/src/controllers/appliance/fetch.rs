@@ -13,23 +13,23 @@ use super::{names, secrets, validate::Validated};
 use crate::runtime::{Context, Failure};
 
 #[derive(Debug)]
-pub struct Fetched {
-    pub ca: Option<Secret>,
-    pub tls: Option<Secret>,
-    pub management: Option<Secret>,
-    pub data_keys: Option<Secret>,
+pub(super) struct Fetched {
+    pub(super) ca: Option<Secret>,
+    pub(super) tls: Option<Secret>,
+    pub(super) management: Option<Secret>,
+    pub(super) data_keys: Option<Secret>,
     /// The Secret that the spec names.
-    pub credential: Option<Secret>,
-    pub services: BTreeMap<String, Service>,
-    pub process_servers: Option<StatefulSet>,
-    pub applier: Option<StatefulSet>,
-    pub pods: Vec<Pod>,
+    pub(super) credential: Option<Secret>,
+    pub(super) services: BTreeMap<String, Service>,
+    pub(super) process_servers: Option<StatefulSet>,
+    pub(super) applier: Option<StatefulSet>,
+    pub(super) pods: Vec<Pod>,
     /// Those that name this appliance.
-    pub servers: Vec<ProtectedServer>,
-    pub policies: BTreeMap<String, ReplicationPolicy>,
+    pub(super) servers: Vec<ProtectedServer>,
+    pub(super) policies: BTreeMap<String, ReplicationPolicy>,
 }
 
-pub async fn fetch(
+pub(super) async fn fetch(
     appliance: &ReplicationAppliance,
     validated: &Validated,
     context: &Context,
@@ -55,7 +55,7 @@ pub async fn fetch(
     })
 }
 
-pub async fn servers_of(
+pub(super) async fn servers_of(
     appliance: &ReplicationAppliance,
     context: &Context,
 ) -> Result<Vec<ProtectedServer>, Failure> {

@@ -13,7 +13,7 @@ use lifeboat_crds::{
 use crate::failover::{outcome, resolve::check_plan};
 
 /// Ready, or everything that stands in the way.
-pub fn judge(groups: &[Group], servers: &BTreeMap<String, ProtectedServer>) -> Vec<Observation> {
+pub(super) fn judge(groups: &[Group], servers: &BTreeMap<String, ProtectedServer>) -> Vec<Observation> {
     let invalid = check_plan(groups);
     let names: Vec<&str> =
         groups.iter().flat_map(|group| &group.servers).map(|server| server.name.as_str()).collect();
@@ -53,7 +53,7 @@ pub fn judge(groups: &[Group], servers: &BTreeMap<String, ProtectedServer>) -> V
 }
 
 /// The drill of this plan that ended last.
-pub fn last_drill(plan: &str, runs: &[FailoverRun]) -> Option<RunResult> {
+pub(super) fn last_drill(plan: &str, runs: &[FailoverRun]) -> Option<RunResult> {
     let result = |run: &FailoverRun| {
         let status = run.status.as_ref()?;
         let phase = status.phase.filter(|phase| phase.has_ended() && run.spec.kind == FailoverType::Test)?;

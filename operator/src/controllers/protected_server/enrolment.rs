@@ -19,22 +19,22 @@ use crate::{
 };
 
 /// host:port of management, most wanted first, separated by spaces.
-pub const ADDRESSES: &str = "managementAddresses";
+pub(super) const ADDRESSES: &str = "managementAddresses";
 /// `sha256//<base64>`, for `curl --pinnedpubkey`.
-pub const PIN: &str = "managementPublicKey";
-pub const CA: &str = "ca.crt";
+pub(super) const PIN: &str = "managementPublicKey";
+pub(super) const CA: &str = "ca.crt";
 
 /// What the command on the machine needs beside the token.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Endpoint {
-    pub addresses: Vec<String>,
-    pub pin: String,
-    pub ca_pem: String,
+pub(super) struct Endpoint {
+    pub(super) addresses: Vec<String>,
+    pub(super) pin: String,
+    pub(super) ca_pem: String,
 }
 
 impl Endpoint {
     /// As far as the appliance has it in its status.
-    pub fn of(appliance: &ReplicationAppliance, ca_pem: Option<&str>) -> Option<Self> {
+    pub(super) fn of(appliance: &ReplicationAppliance, ca_pem: Option<&str>) -> Option<Self> {
         let status = appliance.status.as_ref()?;
         let address = status.management_endpoint.as_ref()?.trim_start_matches("https://").to_owned();
         Some(Self {
@@ -45,7 +45,7 @@ impl Endpoint {
     }
 }
 
-pub fn build(
+pub(super) fn build(
     server: &ProtectedServer,
     server_id: &str,
     endpoint: &Endpoint,

@@ -7,15 +7,15 @@ use std::collections::BTreeMap;
 
 /// A process server as a place.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
-    pub name: String,
+pub(super) struct Place {
+    pub(super) name: String,
     /// It reports and its vault answers.
-    pub healthy: bool,
-    pub servers: usize,
+    pub(super) healthy: bool,
+    pub(super) servers: usize,
 }
 
 /// The place, or `None` when the appliance has no process server.
-pub fn place(current: Option<&str>, places: &[Place]) -> Option<String> {
+pub(super) fn place(current: Option<&str>, places: &[Place]) -> Option<String> {
     if let Some(current) = current.filter(|name| places.iter().any(|place| place.name == *name)) {
         return Some(current.to_owned());
     }
@@ -28,7 +28,7 @@ pub fn place(current: Option<&str>, places: &[Place]) -> Option<String> {
 }
 
 /// Servers on each process server.
-pub fn count<'a>(placed: impl Iterator<Item = &'a str>) -> BTreeMap<String, usize> {
+pub(super) fn count<'a>(placed: impl Iterator<Item = &'a str>) -> BTreeMap<String, usize> {
     placed.fold(BTreeMap::new(), |mut counts, name| {
         *counts.entry(name.to_owned()).or_default() += 1;
         counts
