@@ -5,6 +5,7 @@
 
 mod budget;
 mod enrolment;
+pub mod figures;
 mod placement;
 pub mod status;
 #[cfg(test)]
@@ -80,7 +81,7 @@ pub async fn reconcile(server: Arc<ProtectedServer>, context: Context) -> Result
     }
     let new = status::status(&server, &findings, context.now());
     measure(&namespace, &name, &findings, &new, &context);
-    let significant = status::is_significant(server.status.as_ref(), &new);
+    let significant = figures::is_significant(server.status.as_ref(), &new);
     if significant || context.budget.allows(&namespace, &name) {
         tell(&server, &new, &context).await;
         write_status(&api, &name, server.status.as_ref(), &new).await?;
@@ -236,7 +237,7 @@ fn measure(
     context: &Context,
 ) {
     let label = ServerLabel { namespace: namespace.to_owned(), server: name.to_owned() };
-    if let Some(rpo) = findings.figures.as_ref().and_then(status::rpo_seconds) {
+    if let Some(rpo) = findings.figures.as_ref().and_then(figures::rpo_seconds) {
         context.metrics.rpo_seconds.get_or_create(&label).set(i64::try_from(rpo).unwrap_or(i64::MAX));
     }
     let connected = conditions::is_true(&new.conditions, ConditionType::AgentConnected);

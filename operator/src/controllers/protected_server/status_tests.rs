@@ -11,7 +11,8 @@ use lifeboat_crds::{
 use lifeboat_replication::{env::Micros, wire::v1};
 
 use super::{
-    status::{Findings, is_significant, rpo_seconds, status},
+    figures::{is_significant, rpo_seconds},
+    status::{Findings, status},
     testing::server,
 };
 use crate::control::{Figures, enrol::Enrolment};

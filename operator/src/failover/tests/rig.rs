@@ -215,11 +215,12 @@ impl Rig {
             let ending =
                 self.endings.get(&(job.step.clone(), job.attempt)).copied().unwrap_or(Ending::Succeeds);
             match ending {
+                // Before anybody may have looked at it.
+                Ending::Deleted => deleted.push(name.clone()),
                 _ if self.second - job.made_at < 3 => {}
                 Ending::Succeeds => job.state = JobState::Succeeded { message: None },
                 Ending::Fails => job.state = JobState::Failed { message: "exit code 1".to_owned() },
                 Ending::Hangs => {}
-                Ending::Deleted => deleted.push(name.clone()),
             }
         }
         for name in deleted {

@@ -1,0 +1,136 @@
+//! Figures of a server as people read them. Pure.
+
+use lifeboat_crds::{
+    ProtectedServerStatus, Time,
+    server::{AgentStatus, DiskState, DiskStatus, RecoveryPointsStatus, ServerPhase},
+};
+use lifeboat_replication::{env::Micros, wire::v1};
+
+use crate::control::Figures;
+
+/// Now minus the later of the newest point and the last proof that nothing was dirty, all in the process server's time.
+pub fn rpo_seconds(figures: &Figures) -> Option<u64> {
+    let until = Micros(figures.report.recoverable_until_micros.max(figures.report.last_point_micros));
+    if until.0 <= 0 {
+        return None;
+    }
+    let at_report = figures.time.seconds_since(until).max(0.0);
+    Some((at_report + figures.age.as_secs_f64()) as u64)
+}
+
+pub(super) fn disks(report: &v1::ServerReport, before: &ProtectedServerStatus, now: Time) -> Vec<DiskStatus> {
+    let Some(heartbeat) = &report.heartbeat else { return before.disks.clone() };
+    let had_points = report.last_point_micros > 0;
+    let mut all: Vec<DiskStatus> = heartbeat
+        .disks
+        .iter()
+        .map(|disk| {
+            let copying = disk.total_bytes > 0 && disk.replicated_bytes < disk.total_bytes;
+            let state = match disk.state.to_ascii_lowercase().as_str() {
+                "unsupported" => DiskState::Unsupported,
+                "missing" => DiskState::Missing,
+                _ if copying && had_points => DiskState::Resynchronizing,
+                _ if copying => DiskState::InitialReplication,
+                _ => DiskState::Replicating,
+            };
+            let rate =
+                if disk.bytes_per_second > 0 { disk.bytes_per_second } else { report.copy_bytes_per_second };
+            let left = disk.total_bytes.saturating_sub(disk.replicated_bytes);
+            let seconds = left.checked_div(rate).and_then(|seconds| i64::try_from(seconds).ok());
+            DiskStatus {
+                id: disk.id.clone(),
+                path: disk.path.clone(),
+                size_bytes: disk.size_bytes,
+                state,
+                replicated_bytes: copying.then_some(disk.replicated_bytes),
+                total_bytes: copying.then_some(disk.total_bytes),
+                bytes_per_second: (copying && rate > 0).then_some(rate),
+                estimated_completion: seconds
+                    .filter(|_| copying)
+                    .and_then(|seconds| now.checked_add(jiff::SignedDuration::from_secs(seconds)).ok())
+                    .map(whole),
+                dirty_bytes: Some(disk.dirty_bytes),
+            }
+        })
+        .collect();
+    all.sort_by(|a, b| a.id.cmp(&b.id));
+    all.dedup_by(|a, b| a.id == b.id);
+    all
+}
+
+pub(super) fn progress(phase: ServerPhase, disks: &[DiskStatus]) -> Option<String> {
+    if !matches!(phase, ServerPhase::InitialReplication | ServerPhase::Resynchronizing) {
+        return None;
+    }
+    let (done, total) = disks.iter().fold((0_u64, 0_u64), |(done, total), disk| {
+        match (disk.replicated_bytes, disk.total_bytes) {
+            (Some(replicated), Some(all)) => (done + replicated, total + all),
+            _ => (done + disk.size_bytes, total + disk.size_bytes),
+        }
+    });
+    (done.saturating_mul(100)).checked_div(total).map(|percent| format!("{percent}%"))
+}
+
+pub(super) fn agent(report: &v1::ServerReport) -> Option<AgentStatus> {
+    let heartbeat = report.heartbeat.as_ref()?;
+    let text = |value: &String| (!value.is_empty()).then(|| value.clone());
+    Some(AgentStatus {
+        version: heartbeat.agent_version.clone(),
+        hostname: text(&heartbeat.hostname),
+        os: text(&heartbeat.os),
+        kernel: text(&heartbeat.kernel),
+        machine_id: text(&heartbeat.machine_id),
+        tracking: text(&heartbeat.tracking),
+        last_seen: time(report.last_seen_micros).map(whole),
+    })
+}
+
+pub(super) fn recovery_points(
+    applied: &v1::AppliedServer,
+    report: Option<&v1::ServerReport>,
+) -> RecoveryPointsStatus {
+    let times: Vec<i64> = applied.points.iter().map(|point| point.t0_micros).collect();
+    let newest = report
+        .map(|report| report.last_point_micros)
+        .into_iter()
+        .chain(times.iter().copied())
+        .max()
+        .unwrap_or(0);
+    RecoveryPointsStatus {
+        count: u32::try_from(applied.points.len()).unwrap_or(u32::MAX),
+        oldest: times.iter().copied().min().and_then(time),
+        latest: time(newest),
+    }
+}
+
+pub(super) fn time(micros: i64) -> Option<Time> {
+    (micros > 0).then(|| Time::from_microsecond(micros).ok()).flatten()
+}
+
+pub(super) fn whole(time: Time) -> Time {
+    Time::from_second(time.as_second()).unwrap_or(time)
+}
+
+/// Whether something else than figures differs: that is written at once.
+pub fn is_significant(before: Option<&ProtectedServerStatus>, after: &ProtectedServerStatus) -> bool {
+    let without_figures = |status: &ProtectedServerStatus| {
+        let mut status = status.clone();
+        status.rpo = None;
+        status.last_point_time = None;
+        status.progress = None;
+        status.recovery_points = status.recovery_points.map(|points| RecoveryPointsStatus {
+            count: u32::from(points.count > 0),
+            oldest: None,
+            latest: None,
+        });
+        if let Some(agent) = status.agent.as_mut() {
+            agent.last_seen = None;
+        }
+        for disk in &mut status.disks {
+            (disk.replicated_bytes, disk.bytes_per_second, disk.estimated_completion, disk.dirty_bytes) =
+                (None, None, None, None);
+        }
+        status
+    };
+    before.is_none_or(|before| without_figures(before) != without_figures(after))
+}
