@@ -33,9 +33,10 @@ pub type Address = (DiskSlot, u32);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Write {
     pub address: Address,
-    /// What was there when it was issued.
+    /// What was there when it was issued; once it has landed: what it replaced (another write may have landed first).
     pub old: Tag,
     pub new: Tag,
+    landed: bool,
 }
 
 /// The disks at the instant of a flip.
@@ -146,21 +147,23 @@ impl Machine {
         state.next_write += 1;
         state.issued[state.generation].union(&one(address));
         let old = state.content.get(&address).copied().unwrap_or(0);
-        state.writes.insert(id, Write { address, old, new: tag });
+        state.writes.insert(id, Write { address, old, new: tag, landed: false });
         id
     }
 
     pub fn land(&self, write: u64) {
         let state = &mut *self.state();
-        if let Some(write) = state.writes.get(&write) {
-            state.content.insert(write.address, write.new);
+        if let Some(write) = state.writes.get_mut(&write).filter(|write| !write.landed) {
+            write.landed = true;
+            write.old = state.content.insert(write.address, write.new).unwrap_or(0);
         }
     }
 
+    /// Lands first if it has not.
     pub fn complete(&self, write: u64) {
+        self.land(write);
         let state = &mut *self.state();
-        if let Some(Write { address, new, .. }) = state.writes.remove(&write) {
-            state.content.insert(address, new);
+        if let Some(Write { address, .. }) = state.writes.remove(&write) {
             state.completed[state.generation].union(&one(address));
         }
     }
