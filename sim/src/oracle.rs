@@ -114,6 +114,8 @@ pub struct Oracle {
     images: BTreeMap<u64, Image>,
     epochs: BTreeMap<u64, Epoch>,
     last_part: Option<(Epoch, u32)>,
+    /// Epoch in which the newest `Closed` stands.
+    closed_in: Option<Epoch>,
     compared: BTreeSet<(u32, u64)>,
     pub reached: Reached,
 }
@@ -132,6 +134,7 @@ impl Oracle {
             images: BTreeMap::new(),
             epochs: BTreeMap::new(),
             last_part: None,
+            closed_in: None,
             compared: BTreeSet::new(),
             reached: Reached::default(),
         }
@@ -148,6 +151,7 @@ impl Oracle {
             let next = self.reader.next().now_or_never().ok_or("the log's reader waits for something")?;
             let Some(entry) = next.map_err(|error| format!("the log cannot be read: {}", causes(&error)))?
             else {
+                self.closed_is_closed()?;
                 return self.clean_is_in_the_vault();
             };
             if self.last_part != Some((entry.epoch, entry.part)) {
@@ -157,10 +161,24 @@ impl Oracle {
             }
             match entry.body {
                 Body::Data(data) => self.record(entry.epoch, &data)?,
-                Body::Closed(_) => self.reached.closed += 1,
+                Body::Closed(_) => {
+                    self.reached.closed += 1;
+                    self.closed_in = Some(entry.epoch);
+                }
                 Body::Release(_) => self.reached.released += 1,
                 Body::Disks(_) | Body::Header(_) | Body::Rotate(_) => {}
             }
+        }
+    }
+
+    /// An epoch in a closed log is opened by the closing run only, which says so in the same append.
+    fn closed_is_closed(&self) -> Result<(), String> {
+        match self.reader.state() {
+            Some(state) if state.closed_run.is_some() && self.closed_in != Some(state.epoch) => Err(format!(
+                "epoch {} was opened in a log that {:?} had closed",
+                state.epoch, state.closed_run
+            )),
+            _ => Ok(()),
         }
     }
 

@@ -63,6 +63,9 @@ impl NodeStore {
                 sleep(Duration::from_millis(fate.there_ms)).await;
                 let result = request(me.model.clone()).await;
                 me.net.applied(me.node, operation, &name);
+                if result.is_err() {
+                    me.net.refused();
+                }
                 if fate.answered && !me.net.store_cut(me.node) {
                     sleep(Duration::from_millis(fate.back_ms)).await;
                     let _ = answer.send(result);

@@ -196,6 +196,11 @@ impl Net {
         }
     }
 
+    /// The model has refused a request.
+    pub fn refused(&self) {
+        self.count(|reached| reached.refused += 1);
+    }
+
     pub fn saw_durable(&self, durable: &v1::Durable) {
         self.mark("durable", &durable.number.to_string());
         self.ask(|oracle| oracle.acknowledged(durable));
