@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use rustls::{
-    ClientConfig, RootCertStore,
+    CipherSuite, ClientConfig, RootCertStore,
+    crypto::CryptoProvider,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
 };
 
@@ -52,11 +53,22 @@ fn builder(
     if roots.is_empty() {
         return Err(ca(&"it holds no certificate"));
     }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider)
+    let builder = ClientConfig::builder_with_provider(Arc::new(provider()))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|error| ca(&error))?;
     Ok(builder.with_root_certificates(roots))
+}
+
+/// Where the processor has no AES instructions (emulated machines, old ones), ChaCha20 comes first: AES would cost
+/// several times as much, and all data goes through it.
+fn provider() -> CryptoProvider {
+    let mut provider = rustls::crypto::ring::default_provider();
+    if !std::is_x86_feature_detected!("aes") {
+        provider
+            .cipher_suites
+            .sort_by_key(|suite| suite.suite() != CipherSuite::TLS13_CHACHA20_POLY1305_SHA256);
+    }
+    provider
 }
 
 fn finished(mut config: ClientConfig) -> Arc<ClientConfig> {
