@@ -57,6 +57,8 @@ pub struct Content {
 pub async fn read(source: &dyn BlockSource, rest: &BlockSet, limits: &Limits) -> Result<Content, ReadError> {
     let data_blocks = (limits.chunk_bytes / BLOCK_BYTES).max(1);
     let mut content = Building::default();
+    // Once for all: growing step by step would copy everything several times.
+    content.data.reserve(usize::try_from(rest.bytes().min(limits.chunk_bytes)).unwrap_or_default());
     let mut runs = rest.runs(RUN_BLOCKS.min(u32::try_from(data_blocks).unwrap_or(RUN_BLOCKS))).peekable();
     while content.has_room() {
         let room = data_blocks.saturating_sub(content.data.len() as u64 / BLOCK_BYTES);

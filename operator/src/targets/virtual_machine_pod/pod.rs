@@ -145,7 +145,8 @@ fn qemu(machine: &VirtualMachinePod, memory_mib: u64, images: &Images) -> Contai
 }
 
 /// Disks in the order of their slots, the first one boots. Three globs, since `10.sock` sorts before `2.sock`.
-/// The spec's values are numbers by schema and stand in no quotes of their own.
+/// The spec's values are numbers by schema and stand in no quotes of their own. An emulated processor does not call
+/// `rep movsb` fast (ERMS), which would make kernels copy byte by byte, and has four levels of page tables.
 fn script(machine: &VirtualMachinePod, memory_mib: u64) -> String {
     let VirtualMachinePod { cpus, memory: _, firmware, ports } = machine;
     let firmware = match firmware {
@@ -161,7 +162,7 @@ for socket in {SOCKETS}/?.sock {SOCKETS}/??.sock {SOCKETS}/???.sock; do
   index=$((index + 1))
 done
 [ "$index" -gt 0 ] || {{ echo "the recovery point has no disk" >&2; exit 1; }}
-if [ -w /dev/kvm ]; then set -- "$@" -accel kvm -cpu host; else set -- "$@" -accel tcg,thread=multi -cpu max; fi
+if [ -w /dev/kvm ]; then set -- "$@" -accel kvm -cpu host; else set -- "$@" -accel tcg,thread=multi -cpu max,-erms,-la57; fi
 exec qemu-system-x86_64 -machine q35 "$@" -smp {cpus} -m {memory_mib}{firmware} \
   -display none -monitor none -serial stdio \
   -netdev user,id=net0,restrict=on{forwards} -device virtio-net-pci,netdev=net0
