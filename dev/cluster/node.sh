@@ -72,13 +72,16 @@ KUBELET_SYSCTLS=(vm.overcommit_memory vm.panic_on_oom kernel.panic kernel.panic_
 ctr_() { ctr -a "$SOCKET" -n k8s.io "$@"; }
 # import ARCHIVE...: images into containerd, each archive once.
 import_images() {
-  local archive mark
+  local archive mark name image
   mkdir -p "$DATA/imported"
   for archive in "$@"; do
-    mark=$DATA/imported/$(basename "$archive")
+    name=$(basename "$archive" .tar)
+    image=localhost/lifeboat/${name%-*}
+    mark=$DATA/imported/$name.tagged
     [ ! -e "$mark" ] || continue
     ctr_ images import "$archive" >>"$LOG/import.log" 2>&1 || { tail -3 "$LOG/import.log" >&2; die "could not import $archive"; }
+    ctr_ images tag --force "$image:dev" "$image:${name##*-}" >>"$LOG/import.log"
     touch "$mark"
-    say "imported $(basename "$archive" .tar)"
+    say "imported $name"
   done
 }

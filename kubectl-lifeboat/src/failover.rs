@@ -140,7 +140,7 @@ async fn follow(
 /// What has been printed, so that only news are.
 #[derive(Default)]
 struct Shown {
-    steps: BTreeMap<String, (u32, StepState)>,
+    steps: BTreeMap<String, (u32, StepState, Option<String>)>,
     waiting_for: Option<String>,
 }
 
@@ -148,8 +148,9 @@ impl Shown {
     fn news(&mut self, run: &str, status: &FailoverRunStatus) -> Vec<String> {
         let mut lines = Vec::new();
         for step in &status.steps {
-            let now = (step.attempt, step.state);
-            let before = self.steps.insert(step.name.clone(), now);
+            // The message too: it says what a step that takes long is at, or what keeps it.
+            let now = (step.attempt, step.state, step.message.clone());
+            let before = self.steps.insert(step.name.clone(), now.clone());
             if before != Some(now) && step.state != StepState::NotStarted {
                 lines.push(line(step, status.progress.as_deref().unwrap_or("")));
             }

@@ -21,7 +21,31 @@ pub struct BlobStore {
 impl BlobStore {
     /// Starts one.
     pub fn start(name: &str) -> Result<Self, SetupError> {
-        let dir = std::env::temp_dir().join(format!("lifeboat-tests-{}-{name}", std::process::id()));
+        Self::up(std::env::temp_dir().join(format!("lifeboat-tests-{}-{name}", std::process::id())))
+    }
+
+    /// Ends it in order, so that it keeps everything; it answers nobody until [`BlobStore::resume`].
+    pub fn stop(&self) -> Result<(), SetupError> {
+        let file = self.dir.join("run/azurite.pid");
+        let text = fs::read_to_string(&file)
+            .map_err(|source| SetupError::Run { program: file.display().to_string(), source })?;
+        let pid = text.split_whitespace().next().unwrap_or_default().to_owned();
+        let mut kill = Command::new("kill");
+        kill.arg(&pid);
+        output_of(kill)?;
+        let mut wait = Command::new("timeout");
+        wait.args(["30", "tail", "--pid", &pid, "--sleep-interval=0.1", "-f", "/dev/null"]);
+        output_of(wait).map(drop)
+    }
+
+    /// Starts it again with its data at its address.
+    pub fn resume(&self) -> Result<(), SetupError> {
+        // The other one ends this one when it is dropped.
+        std::mem::forget(Self::up(self.dir.clone())?);
+        Ok(())
+    }
+
+    fn up(dir: PathBuf) -> Result<Self, SetupError> {
         let mut up = Command::new(dev("storage/azurite-test-up"));
         up.arg(&dir).env("LIFEBOAT_OWNER_PID", std::process::id().to_string());
         let file = PathBuf::from(output_of(up)?.trim());

@@ -2,15 +2,16 @@
 
 use std::{
     fs::{self, File},
-    io,
-    net::TcpListener,
     path::PathBuf,
     process::{Child, Command, Stdio},
 };
 
 use serde_json::{Value, json};
 
-use crate::api_server::{ApiServer, SetupError, top};
+use crate::{
+    api_server::{ApiServer, SetupError},
+    programs::{free_ports, program},
+};
 
 const ACCOUNT: &str = "lifeboat";
 const NAMESPACE: &str = "lifeboat-system";
@@ -24,7 +25,7 @@ pub struct Operator {
 impl Operator {
     /// Starts it with a token of the chart's service account. The chart must be installed.
     pub fn start(server: &ApiServer) -> Result<Self, SetupError> {
-        let program = program();
+        let program = program("lifeboat-operator");
         let failed = |source| SetupError::Run { program: program.display().to_string(), source };
         let scratch = server.scratch("operator");
         fs::create_dir_all(&scratch).map_err(failed)?;
@@ -32,7 +33,7 @@ impl Operator {
         fs::write(&kubeconfig, account_kubeconfig(server)?.to_string()).map_err(failed)?;
         let log = scratch.join("log");
         let output = File::create(&log).map_err(failed)?;
-        let [metrics, probes] = free_ports().map_err(failed)?;
+        let [metrics, probes] = free_ports::<2>().map_err(failed)?;
         let child = Command::new(&program)
             .env("KUBECONFIG", &kubeconfig)
             .env("LIFEBOAT_NAMESPACE", NAMESPACE)
@@ -67,12 +68,6 @@ impl Drop for Operator {
     }
 }
 
-/// What cargo has built beside this test.
-fn program() -> PathBuf {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| top().join("target"), PathBuf::from);
-    target.join("x86_64-unknown-linux-gnu/debug/lifeboat-operator")
-}
-
 /// The administrator's kubeconfig, with the token of the operator's account instead of a certificate.
 fn account_kubeconfig(server: &ApiServer) -> Result<Value, SetupError> {
     let token = server.kubectl(["-n", NAMESPACE, "create", "token", ACCOUNT, "--duration=2h"])?;
@@ -83,11 +78,4 @@ fn account_kubeconfig(server: &ApiServer) -> Result<Value, SetupError> {
     let user = config["users"][0]["name"].clone();
     config["users"] = json!([{ "name": user, "user": { "token": token.stdout.trim() } }]);
     Ok(config)
-}
-
-/// Two ports that are free now, held until both are known.
-fn free_ports() -> io::Result<[u16; 2]> {
-    let held = [TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?];
-    let [first, second] = &held;
-    Ok([first.local_addr()?.port(), second.local_addr()?.port()])
 }

@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::{
-    api::core::v1::{Container, EmptyDirVolumeSource, EnvVar, Pod, PodSpec, ResourceRequirements, Volume},
+    api::core::v1::{
+        Container, EmptyDirVolumeSource, EnvVar, Pod, PodSecurityContext, PodSpec, ResourceRequirements,
+        Sysctl, Volume,
+    },
     apimachinery::pkg::api::resource::Quantity,
 };
 use kube::ResourceExt as _;
@@ -35,6 +38,8 @@ const SOCKETS: &str = "/run/lifeboat/sockets";
 const OVERLAY: &str = "/run/lifeboat/overlay";
 /// QEMU itself, beside the memory of its machine.
 const QEMU_OVERHEAD_MIB: u64 = 256;
+/// QEMU's own ends of the forwarded ports, on loopback: above Kubernetes' usual node ports.
+const FORWARDS_FROM: u16 = 40_000;
 /// Opening a point reads the journal's index: up to ten minutes, as the engine allows.
 const OPEN_FAILURES: i32 = 600;
 
@@ -69,7 +74,14 @@ pub(super) fn build(
         spec: Some(PodSpec {
             automount_service_account_token: Some(false),
             enable_service_links: Some(false),
-            security_context: Some(pod_security()),
+            security_context: Some(PodSecurityContext {
+                // The machine's services have their usual ports, and nobody here is root.
+                sysctls: Some(vec![Sysctl {
+                    name: "net.ipv4.ip_unprivileged_port_start".to_owned(),
+                    value: "0".to_owned(),
+                }]),
+                ..pod_security()
+            }),
             // A machine that has stopped is not started again behind the run's back.
             restart_policy: Some("Never".to_owned()),
             termination_grace_period_seconds: Some(i64::from(super::STOP_SECONDS)),
@@ -146,13 +158,22 @@ fn qemu(machine: &VirtualMachinePod, memory_mib: u64, images: &Images) -> Contai
 
 /// Disks in the order of their slots, the first one boots. Three globs, since `10.sock` sorts before `2.sock`.
 /// The spec's values are numbers by schema and stand in no quotes of their own. An emulated processor does not call
-/// `rep movsb` fast (ERMS), which would make kernels copy byte by byte, and has four levels of page tables.
+/// `rep movsb` fast (ERMS), which would make kernels copy byte by byte, and has four levels of page tables. One thread
+/// runs all emulated processors: with one each, QEMU before 8.1 can miss a change of code by another processor, and a
+/// Linux guest that patches its own code then traps for ever.
+///
+/// A port goes through the pod's loopback: QEMU shows the guest where a connection comes from, and a guest without a
+/// gateway, as `restrict=on` leaves it, can answer only its own network, which loopback becomes.
 fn script(machine: &VirtualMachinePod, memory_mib: u64) -> String {
     let VirtualMachinePod { cpus, memory: _, firmware, ports } = machine;
     let firmware = match firmware {
         Firmware::BIOS => "",
     };
-    let forwards: String = ports.iter().map(|port| format!(",hostfwd=tcp::{0}-:{0}", port.port)).collect();
+    let inner = |(port, inner)| format!(",hostfwd=tcp:127.0.0.1:{inner}-:{}", port);
+    let outer = |(port, inner)| format!("socat TCP-LISTEN:{port},fork,reuseaddr TCP:127.0.0.1:{inner} &\n");
+    let ports = || ports.iter().map(|port| port.port).zip(FORWARDS_FROM..);
+    let (forwards, listeners): (String, String) =
+        (ports().map(inner).collect(), ports().map(outer).collect());
     format!(
         r#"set --
 index=0
@@ -162,8 +183,8 @@ for socket in {SOCKETS}/?.sock {SOCKETS}/??.sock {SOCKETS}/???.sock; do
   index=$((index + 1))
 done
 [ "$index" -gt 0 ] || {{ echo "the recovery point has no disk" >&2; exit 1; }}
-if [ -w /dev/kvm ]; then set -- "$@" -accel kvm -cpu host; else set -- "$@" -accel tcg,thread=multi -cpu max,-erms,-la57; fi
-exec qemu-system-x86_64 -machine q35 "$@" -smp {cpus} -m {memory_mib}{firmware} \
+if [ -w /dev/kvm ]; then set -- "$@" -accel kvm -cpu host; else set -- "$@" -accel tcg,thread=single -cpu max,-erms,-la57; fi
+{listeners}exec qemu-system-x86_64 -machine q35 "$@" -smp {cpus} -m {memory_mib}{firmware} \
   -display none -monitor none -serial stdio \
   -netdev user,id=net0,restrict=on{forwards} -device virtio-net-pci,netdev=net0
 "#

@@ -62,7 +62,14 @@ fn pod() -> Pod {
 fn the_guest_is_cut_off_and_only_its_declared_ports_are_forwarded() {
     let spec = pod().spec.unwrap();
     let script = spec.containers[0].command.clone().unwrap().join(" ");
-    assert!(script.contains("-netdev user,id=net0,restrict=on,hostfwd=tcp::5432-:5432 "), "{script}");
+    assert!(
+        script.contains("-netdev user,id=net0,restrict=on,hostfwd=tcp:127.0.0.1:40000-:5432 "),
+        "{script}"
+    );
+    assert!(
+        script.contains("\nsocat TCP-LISTEN:5432,fork,reuseaddr TCP:127.0.0.1:40000 &\nexec "),
+        "{script}"
+    );
     assert_eq!(script.matches("-netdev").count(), 1);
 }
 

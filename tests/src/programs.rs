@@ -1,0 +1,23 @@
+//! The programs under test, and ports for them.
+
+use std::{io, net::TcpListener, path::PathBuf};
+
+use crate::api_server::top;
+
+/// What cargo has built beside this test. Cargo builds no other crate's program for a test: the suite does.
+pub fn program(name: &str) -> PathBuf {
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| top().join("target"), PathBuf::from);
+    target.join("x86_64-unknown-linux-gnu/debug").join(name)
+}
+
+/// Ports of loopback that are free now, all held until all are known.
+pub fn free_ports<const N: usize>() -> io::Result<[u16; N]> {
+    let mut held = Vec::new();
+    let mut ports = [0; N];
+    for port in &mut ports {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        *port = listener.local_addr()?.port();
+        held.push(listener);
+    }
+    Ok(ports)
+}
