@@ -119,7 +119,7 @@ async fn follow(
     loop {
         let run: FailoverRun = cluster.get("FailoverRun", name).await?;
         let status = run.status.unwrap_or_default();
-        for line in shown.news(name, &status) {
+        for line in shown.news(&status) {
             println!("{line}");
         }
         let phase = status.phase.unwrap_or_default();
@@ -145,7 +145,7 @@ struct Shown {
 }
 
 impl Shown {
-    fn news(&mut self, run: &str, status: &FailoverRunStatus) -> Vec<String> {
+    fn news(&mut self, status: &FailoverRunStatus) -> Vec<String> {
         let mut lines = Vec::new();
         for step in &status.steps {
             // The message too: it says what a step that takes long is at, or what keeps it.
@@ -159,13 +159,6 @@ impl Shown {
             self.waiting_for.clone_from(&status.waiting_for);
             if let Some(waiting) = &status.waiting_for {
                 lines.push(format!("   waiting for: {waiting}"));
-                let asked = status
-                    .steps
-                    .iter()
-                    .find(|step| step.state == StepState::Waiting && step.not_before.is_none());
-                if let Some(step) = asked {
-                    lines.push(format!("   answer with: kubectl lifeboat approve {run} {}", step.name));
-                }
             }
         }
         lines
