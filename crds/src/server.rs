@@ -41,9 +41,6 @@ pub struct ProtectedServerSpec {
     /// What the machine is; it decides what is possible after a failover.
     #[serde(default)]
     pub platform: Platform,
-    /// Which disks are protected.
-    #[serde(default, skip_serializing_if = "Disks::is_default")]
-    pub disks: Disks,
     /// Paused stops replication at once, also for a connected agent; the data stays.
     #[serde(default)]
     pub replication: Replication,
@@ -62,39 +59,6 @@ pub enum Platform {
     VMware,
     HyperV,
     Azure,
-}
-
-/// Which disks are protected: all but those excluded.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Disks {
-    /// Disks that are not replicated, each by one of its names.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64), extend("x-kubernetes-list-type" = "atomic"))]
-    pub exclude: Vec<DiskSelector>,
-}
-
-impl Disks {
-    fn is_default(&self) -> bool {
-        self.exclude.is_empty()
-    }
-}
-
-/// A disk by one of its names. Exactly one.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
-#[x_kube(validation = Rule::new("[has(self.serial), has(self.path), has(self.wwn)].filter(given, given).size() == 1").message("name a disk by exactly one of serial, path and wwn"))]
-pub struct DiskSelector {
-    /// Serial number.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 256))]
-    pub serial: Option<String>,
-    /// Path of the device on the machine, such as /dev/sdc.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 6, max = 256), regex(pattern = r"^/dev/[^/]"))]
-    pub path: Option<String>,
-    /// World-wide name, such as 0x5000c500a1b2c3d4.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 256))]
-    pub wwn: Option<String>,
 }
 
 /// Whether changes are taken.

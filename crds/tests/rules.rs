@@ -179,7 +179,6 @@ fn server() -> Value {
 #[case(json!({}))]
 #[case(json!({ "healthCheck": null }))]
 #[case(json!({ "healthCheck": { "tcp": null, "http": { "port": 5432 } } }))]
-#[case(json!({ "disks": { "exclude": [{ "serial": "S1" }, { "path": "/dev/sdc" }, { "wwn": "0x5000c500a1b2c3d4" }] } }))]
 fn a_server_is_admitted(#[case] patch: Value) {
     admits("ProtectedServer", with(&server(), patch));
 }
@@ -188,8 +187,6 @@ fn a_server_is_admitted(#[case] patch: Value) {
 #[case(json!({ "healthCheck": { "tcp": { "port": 80 } } }), "must be one of target.virtualMachinePod.ports")]
 #[case(json!({ "healthCheck": { "http": { "port": 5432 } } }), "choose exactly one of http and tcp")]
 #[case(json!({ "healthCheck": { "tcp": { "sendText": "x" } } }), "at most one of sendText and sendHex")]
-#[case(json!({ "disks": { "exclude": [{ "serial": "S1", "path": "/dev/sdc" }] } }), "exactly one of serial, path and wwn")]
-#[case(json!({ "disks": { "exclude": [{}] } }), "exactly one of serial, path and wwn")]
 #[case(json!({ "target": { "virtualMachinePod": { "memory": "64Mi" } } }), "memory is at least 128Mi")]
 #[case(json!({ "target": { "virtualMachinePod": { "ports": [{ "name": "a", "port": 5432 }, { "name": "b", "port": 5432 }] } } }), "each port may be listed once")]
 fn a_server_that_contradicts_itself_is_refused(#[case] patch: Value, #[case] message: &str) {

@@ -22,7 +22,7 @@ use crate::{
     directory::Directory,
     edge::{
         metered::{Metered, StoreFigures},
-        persisted::PersistedConfiguration,
+        persisted::{self, PersistedConfiguration},
         seal_pool::SealPool,
         spool_dir::DirSpool,
     },
@@ -62,6 +62,12 @@ pub enum ProgramError {
         #[source]
         source: std::io::Error,
     },
+    #[error("{} cannot be written: check the volume of the spool", dir.display())]
+    Instance {
+        dir: std::path::PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
     #[error("the spool cannot be opened")]
     Spool(#[from] crate::core::spool::SpoolError),
     #[error("the {0} ended by itself")]
@@ -85,6 +91,9 @@ pub async fn run(config: Config, env: Env, stop: impl Future<Output = ()>) -> Re
 
     let spool = Arc::new(DirSpool::open(&config.spool.dir).await?);
     let persisted = PersistedConfiguration::new(&config.spool.dir);
+    let instance = persisted::instance(&config.spool.dir, &*env.entropy).await;
+    let instance =
+        instance.map_err(|source| ProgramError::Instance { dir: config.spool.dir.clone(), source })?;
     let kept = persisted.load().await.map(|configuration| Arc::new(Directory::from(configuration)));
     let (directory, directories) = watch::channel(kept);
     let (members, member_lists) = watch::channel(Arc::new(Members::new()));
@@ -146,6 +155,7 @@ pub async fn run(config: Config, env: Env, stop: impl Future<Output = ()>) -> Re
             vault,
             env,
             name: config.name.clone(),
+            writer: format!("{} {instance}", config.name),
             spool,
             space,
             memory: MemoryBudget::new(MEMORY_BYTES),

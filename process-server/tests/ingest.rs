@@ -177,6 +177,25 @@ async fn a_second_process_server_waits_for_the_lease_and_tells_the_agent_so() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_killed_process_server_takes_its_own_log_over_without_waiting_for_the_lease() {
+    let world = World::new();
+    let first = world.process_server("ps-0");
+    let (mut agent, _) = first.welcome(None).await;
+    agent.record(1, 1).await;
+    let believes = agent.durable(1).await;
+    first.crash().await;
+    let mut again = world.process_server("ps-0");
+    let started = Instant::now();
+    again.until("taken over", |status| status.holds_log).await;
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    let (mut agent, welcome) = again.welcome(Some(&believes)).await;
+    assert_eq!((welcome.last_number, welcome.full_copy_reason.as_str()), (1, ""));
+    agent.record(2, 1).await;
+    agent.durable(2).await;
+    assert_eq!(world.numbers().await, [1, 2]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_orderly_hand_over_commits_what_came_and_takes_seconds() {
     let world = World::new();
     let first = world.process_server("ps-0");

@@ -358,6 +358,7 @@ impl World {
             vault: self.vault(node),
             env: self.env(clock),
             name: format!("ps-{node}"),
+            writer: format!("ps-{node}"),
             spool: Arc::new(MemSpool::default()),
             space: SpoolSpace::new(64 << 20),
             memory: MemoryBudget::new(32 << 20),

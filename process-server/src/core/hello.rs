@@ -15,6 +15,9 @@ const MAX_DISKS: usize = 64;
 const MAX_DISK_BYTES: u64 = (8 << 40) - (1 << 20);
 /// A disk's id stands in blob names.
 const MAX_DISK_ID_BYTES: usize = 128;
+/// How disks are left out on the machine.
+const INCLUDE: &str =
+    "systemctl edit lifeboat-agent, and give `lifeboat-agent run` an --include-disk for each disk to protect";
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum HelloRefused {
@@ -41,14 +44,14 @@ impl HelloRefused {
             }
             Self::OtherServer(_) => "enrol the agent again with a token of its ProtectedServer".to_owned(),
             Self::DiskCount(_) => {
-                format!("exclude disks in the ReplicationPolicy: at most {MAX_DISKS} are possible")
+                format!("name the disks to protect, at most {MAX_DISKS}: {INCLUDE}")
             }
             Self::DiskId(_) | Self::DiskTwice(_) => {
-                "exclude the disk, or give it a serial number of its own".to_owned()
+                format!("give the disk a serial number of its own, or leave it out: {INCLUDE}")
             }
             Self::DiskSize { .. } => {
                 format!(
-                    "exclude the disk: its size must be a multiple of 512 and at most {MAX_DISK_BYTES} bytes"
+                    "its size must be a multiple of 512 and at most {MAX_DISK_BYTES} bytes; leave it out: {INCLUDE}"
                 )
             }
         }

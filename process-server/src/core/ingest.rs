@@ -49,8 +49,10 @@ const HOPELESS_PAUSE: Duration = Duration::from_secs(20);
 pub struct Shared {
     pub vault: Vault,
     pub env: Env,
-    /// The process server's name, written into the logs that it opens.
+    /// The process server's name, by which assignments name it.
     pub name: String,
+    /// Its name in the logs that it opens: the same after a restart, and nobody else's in any cluster.
+    pub writer: String,
     pub spool: Arc<dyn Spool>,
     pub space: Arc<SpoolSpace>,
     pub memory: MemoryBudget,
@@ -158,9 +160,10 @@ impl Ingest {
 
     /// One try, with the pause after it when it fails.
     async fn attempt(&self, tried: u32) -> Option<LogWriter> {
-        let Shared { vault, env, name, log_options, .. } = &self.shared;
+        let Shared { vault, env, writer, log_options, .. } = &self.shared;
         let taken =
-            LogWriter::take_over(vault, &self.server, name, env, Order::WhenFree, log_options.clone()).await;
+            LogWriter::take_over(vault, &self.server, writer, env, Order::WhenFree, log_options.clone())
+                .await;
         let error = match taken {
             Ok(log) => {
                 let state = log.state();

@@ -257,6 +257,7 @@ impl World {
             vault: self.vault.clone(),
             env: self.env.clone(),
             name: name.to_owned(),
+            writer: name.to_owned(),
             spool,
             space,
             memory: MemoryBudget::new(32 << 20),

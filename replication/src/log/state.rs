@@ -98,6 +98,8 @@ pub struct Start {
     pub base_part: Option<String>,
     pub base_offset: u64,
     pub base_chain: Chain,
+    /// Who opened it, with the run's own id: `<who> <uuid>`.
+    pub writer: String,
 }
 
 impl Start {
@@ -122,7 +124,7 @@ impl Start {
             last_number,
             disks,
             closed_run,
-            writer: _,
+            writer,
             opened_at_micros: _,
             key_id,
             complete,
@@ -161,6 +163,7 @@ impl Start {
                 base_part: Some(base_part).filter(|base| !base.is_empty()),
                 base_offset,
                 base_chain,
+                writer,
             },
             chain_key,
         ))

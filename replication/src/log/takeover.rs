@@ -29,7 +29,7 @@ use crate::{
 /// Why the log is taken over.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Order {
-    /// Only if no writer holds it.
+    /// Only if no writer holds it, or an earlier run of the same writer does.
     WhenFree,
     /// By order of the operator: whoever holds it is fenced.
     Forced,
@@ -70,7 +70,8 @@ pub enum TakeOverError {
 const ATTEMPTS: u32 = 8;
 
 impl LogWriter {
-    /// Fences the writer there is and opens the next epoch.
+    /// Fences the writer there is and opens the next epoch. `who` is the writer's name, the same for all its runs and
+    /// nobody else's: one that was killed does not wait for the lease that it held.
     pub async fn take_over(
         vault: &Vault,
         server: &ServerId,
@@ -79,10 +80,10 @@ impl LogWriter {
         order: Order,
         options: LogOptions,
     ) -> Result<Self, TakeOverError> {
-        let who = format!("{who} {}", env.entropy.uuid());
+        let (name, who) = (who.to_owned(), format!("{who} {}", env.entropy.uuid()));
         let lease = LeaseId(env.entropy.uuid());
         let patience = Patience::new(env.clone());
-        let taker = Taker { vault, server, who, env, order, options, lease, patience };
+        let taker = Taker { vault, server, name, who, env, order, options, lease, patience };
         for attempt in 0..ATTEMPTS {
             if let Some(writer) = taker.attempt().await? {
                 return Ok(writer);
@@ -96,6 +97,7 @@ impl LogWriter {
 struct Taker<'a> {
     vault: &'a Vault,
     server: &'a ServerId,
+    name: String,
     who: String,
     env: &'a Env,
     order: Order,
@@ -141,8 +143,8 @@ impl Taker<'_> {
             let mut part = self.newest_alive(parts, epoch).await?;
             loop {
                 let properties = part::properties(self.vault, self.server, part, &self.patience).await?;
-                if self.order == Order::WhenFree && properties.lease != LeaseState::Free && !properties.sealed
-                {
+                let held = properties.lease != LeaseState::Free && !properties.sealed;
+                if self.order == Order::WhenFree && held && !self.is_own(part).await? {
                     return Err(TakeOverError::Busy { server: self.server.clone() });
                 }
                 match self.read(part).await? {
@@ -155,6 +157,16 @@ impl Taker<'_> {
             }
         }
         Ok(None)
+    }
+
+    /// Opened by an earlier run of this writer?
+    async fn is_own(&self, name: PartName) -> Result<bool, TakeOverError> {
+        let bytes = part::read_all(self.vault, self.server, name, &self.patience).await?;
+        let Ok(Some(first)) = RawFrame::split(&bytes) else { return Ok(false) };
+        let start = Start::read(&self.vault.keys, self.server.as_str(), &name, &first);
+        Ok(start.is_ok_and(|(start, _)| {
+            start.writer.rsplit_once(' ').is_some_and(|(writer, _run)| writer == self.name)
+        }))
     }
 
     /// Seals everything that an older writer could still write to, and reads the state that the log ends with.
@@ -207,7 +219,7 @@ impl Taker<'_> {
         if part::properties(self.vault, self.server, part, &self.patience).await?.sealed {
             return Ok(true);
         }
-        if self.order != Order::WhenFree {
+        if self.order != Order::WhenFree || self.is_own(part).await? {
             sure(&self.patience, || store.break_lease(&blob)).await?;
         }
         match sure(&self.patience, || store.acquire_lease(&blob, &self.lease, LEASE_TERM)).await {
