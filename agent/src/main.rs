@@ -10,13 +10,13 @@ use std::{
 use clap::Parser as _;
 use lifeboat_agent::{
     cli::{Cli, Command, DiskArgs, Enroll},
-    core::Chain,
     enrol::{self, Invitation},
     install::{self, Places},
     kernel::{Discovery, PINS, watchdog},
     machine, run,
     state::{Secret, StateDir},
 };
+use lifeboat_replication::errors::chain;
 
 const TOKEN: &str = "LIFEBOAT_ENROLMENT_TOKEN";
 
@@ -28,7 +28,7 @@ fn main() -> ExitCode {
     match execute(StateDir::new(state_dir), command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("lifeboat-agent: {}", Chain(&*error));
+            eprintln!("lifeboat-agent: {}", chain(&*error));
             ExitCode::FAILURE
         }
     }
@@ -55,7 +55,7 @@ fn execute(state: StateDir, command: Command) -> Result<(), Box<dyn Error>> {
             let places = places(state, arguments.install.unit_dir, arguments.pins.pin_dir, socket)?;
             let failures = install::uninstall(&places);
             for failure in &failures {
-                eprintln!("lifeboat-agent: {}", Chain(failure));
+                eprintln!("lifeboat-agent: {}", chain(failure));
             }
             match failures.is_empty() {
                 true => println!("nothing of the agent is left on this machine"),

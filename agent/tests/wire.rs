@@ -12,17 +12,20 @@ use std::{
 };
 
 use lifeboat_agent::{
-    core::{Chain, Machine},
+    core::Machine,
     enrol::{self, EnrolError, Invitation},
     net::{dialler::Dialler, management::Management, tls},
     state::{Secret, StateDir},
 };
-use lifeboat_replication::wire::{
-    Dial as _, MAX_MESSAGE_BYTES,
-    v1::{
-        self, Down, EnrolRequest, EnrolResponse, LocateRequest, LocateResponse, RenewRequest, Up,
-        management_server::{self, ManagementServer},
-        replication_server::{self, ReplicationServer},
+use lifeboat_replication::{
+    errors::chain,
+    wire::{
+        Dial as _, MAX_MESSAGE_BYTES,
+        v1::{
+            self, Down, EnrolRequest, EnrolResponse, LocateRequest, LocateResponse, RenewRequest, Up,
+            management_server::{self, ManagementServer},
+            replication_server::{self, ReplicationServer},
+        },
     },
 };
 use rcgen::{
@@ -224,8 +227,8 @@ async fn a_wrong_token_is_refused_in_the_appliances_words_and_nothing_is_kept() 
     let state = StateDir::new(folder.path().join("state"));
     let refused =
         enrol::enrol(&appliance.invitation("wrong"), &Machine::default(), &state).await.unwrap_err();
-    assert!(Chain(&refused).to_string().contains("get a new one"), "{}", Chain(&refused));
-    assert!(!Chain(&refused).to_string().contains("wrong\""));
+    assert!(chain(&refused).contains("get a new one"), "{}", chain(&refused));
+    assert!(!chain(&refused).contains("wrong\""));
     assert!(state.load().is_err());
 }
 
@@ -238,7 +241,7 @@ async fn another_key_than_the_pinned_one_does_not_get_the_token() {
     let refused = enrol::enrol(&invitation, &Machine::default(), &StateDir::new(folder.path())).await;
     let refused = refused.unwrap_err();
     assert!(matches!(refused, EnrolError::Management(_)));
-    assert!(Chain(&refused).to_string().contains("sha256//AAAA"), "{}", Chain(&refused));
+    assert!(chain(&refused).contains("sha256//AAAA"), "{}", chain(&refused));
 }
 
 #[tokio::test]
@@ -267,6 +270,6 @@ async fn an_appliance_that_does_not_answer_is_named_with_what_to_check() {
     invitation.management = vec!["127.0.0.1:1".to_owned()];
     let error =
         enrol::enrol(&invitation, &Machine::default(), &StateDir::new(folder.path())).await.unwrap_err();
-    let text = Chain(&error).to_string();
+    let text = chain(&error);
     assert!(text.contains("127.0.0.1:1") && text.contains("firewalls"), "{text}");
 }

@@ -3,11 +3,8 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::Parser;
-use lifeboat_applier::{
-    core::chain,
-    edge::{config::Config, program},
-};
-use lifeboat_replication::env::Env;
+use lifeboat_applier::edge::{config::Config, program};
+use lifeboat_replication::{env::Env, errors::chain};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 

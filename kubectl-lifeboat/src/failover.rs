@@ -54,19 +54,22 @@ pub(crate) struct Failover {
 impl Failover {
     pub(crate) async fn run(self, cluster: &Cluster) -> Result<(), PluginError> {
         if self.follow {
-            return follow(cluster, &self.name, RunPhase::has_ended, true).await;
+            return follow(cluster, &self.name, Shown::default(), RunPhase::has_ended, true).await;
         }
         if self.clean_up || self.cancel {
             let switch = if self.clean_up { json!({"cleanUp": true}) } else { json!({"cancel": true}) };
-            let _: FailoverRun = cluster.get("FailoverRun", &self.name).await?;
+            let run: FailoverRun = cluster.get("FailoverRun", &self.name).await?;
+            // What happened before is no news.
+            let mut shown = Shown::default();
+            shown.news(&run.status.unwrap_or_default());
             let patch = Patch::Merge(json!({"spec": switch}));
             let patched =
                 cluster.api::<FailoverRun>().patch(&self.name, &PatchParams::default(), &patch).await;
             patched.map_err(|source| api(&format!("changing run {}", self.name), source))?;
             if self.clean_up {
-                return follow(cluster, &self.name, |phase| phase == RunPhase::CleanedUp, false).await;
+                return follow(cluster, &self.name, shown, |phase| phase == RunPhase::CleanedUp, false).await;
             }
-            return follow(cluster, &self.name, RunPhase::has_ended, false).await;
+            return follow(cluster, &self.name, shown, RunPhase::has_ended, false).await;
         }
         if !self.test {
             return Err(PluginError::refused(
@@ -80,7 +83,7 @@ impl Failover {
         if self.no_follow {
             return Ok(());
         }
-        follow(cluster, &name, RunPhase::has_ended, true).await
+        follow(cluster, &name, Shown::default(), RunPhase::has_ended, true).await
     }
 
     async fn start(&self, cluster: &Cluster) -> Result<String, PluginError> {
@@ -112,10 +115,10 @@ impl Failover {
 async fn follow(
     cluster: &Cluster,
     name: &str,
+    mut shown: Shown,
     over: impl Fn(RunPhase) -> bool,
     fail_when_failed: bool,
 ) -> Result<(), PluginError> {
-    let mut shown = Shown::default();
     loop {
         let run: FailoverRun = cluster.get("FailoverRun", name).await?;
         let status = run.status.unwrap_or_default();

@@ -1,12 +1,10 @@
 //! Starts the operator, or the check of a check Job.
 
+use lifeboat_replication::errors::chain;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use lifeboat_operator::{
-    check, program,
-    runtime::{error::chain, settings::Settings},
-};
+use lifeboat_operator::{check, program, runtime::settings::Settings};
 use tracing_subscriber::EnvFilter;
 
 /// The Kubernetes operator of Lifeboat.

@@ -10,7 +10,6 @@
 //! `core` decides and knows no sockets, files or threads: the simulation runs it. `edge` gives it the machine,
 //! `program` puts everything together.
 
-pub mod chain;
 pub mod config;
 pub mod core;
 pub mod directory;

@@ -3,8 +3,9 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::Parser;
-use lifeboat_process_server::{chain::chain, config::Config, program};
+use lifeboat_process_server::{config::Config, program};
 use lifeboat_replication::env::Env;
+use lifeboat_replication::errors::chain;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 

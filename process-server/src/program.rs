@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use lifeboat_replication::{
     env::Env,
+    errors::chain,
     log::LogOptions,
     vault::{self, Vault, config::VaultConfig},
 };
@@ -16,7 +17,6 @@ use tokio::{
 };
 
 use crate::{
-    chain::chain,
     config::Config,
     core::{MemoryBudget, Shared, spool::SpoolSpace},
     directory::Directory,

@@ -21,19 +21,3 @@ pub mod serve;
 pub use index::{BlockIndex, IndexError, IndexFigures, IndexOptions};
 pub use scan::ScanError;
 pub use select::PointSelector;
-
-/// An error with its causes on one line, for logs and messages.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let message = error.to_string();
-        // Transparent errors repeat their cause's text.
-        if !text.ends_with(&message) {
-            text.push_str(": ");
-            text.push_str(&message);
-        }
-        cause = error.source();
-    }
-    text
-}

@@ -13,11 +13,12 @@ use std::{
 
 use clap::{Args, Parser, Subcommand};
 use lifeboat_recovery::{
-    BlockIndex, IndexError, IndexOptions, PointSelector, ScanError, chain, http, list, scan,
+    BlockIndex, IndexError, IndexOptions, PointSelector, ScanError, http, list, scan,
     serve::{self, Server},
 };
 use lifeboat_replication::{
     env::Env,
+    errors::chain,
     ids::ServerId,
     journal::JournalError,
     log::ReadError,

@@ -78,7 +78,7 @@ pub async fn find(
         };
         match usable.await {
             Err(error) if error.is_about_the_base() => {
-                tracing::warn!(point = base.number, error = %crate::chain(&error), "this snapshot cannot be the base, trying an older one");
+                tracing::warn!(point = base.number, error = %lifeboat_replication::errors::chain(&error), "this snapshot cannot be the base, trying an older one");
                 failed.get_or_insert(error);
             }
             result => return result,

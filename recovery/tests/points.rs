@@ -182,7 +182,7 @@ async fn with_other_keys_nothing_opens() {
     let other = Vault { keys: keys.into(), ..source.vault.clone() };
     let options = IndexOptions::default();
     let opened = BlockIndex::open(&other, &source.server, &source.env, PointSelector::Latest, &options).await;
-    let error = lifeboat_recovery::chain(&opened.unwrap_err());
+    let error = lifeboat_replication::errors::chain(&opened.unwrap_err());
     assert!(error.contains("key"), "{error}");
 }
 

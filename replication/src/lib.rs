@@ -13,6 +13,7 @@
 pub mod blocks;
 pub mod catalogue;
 pub mod env;
+pub mod errors;
 pub mod ids;
 pub mod journal;
 pub mod keys;

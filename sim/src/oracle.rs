@@ -19,6 +19,7 @@ use lifeboat_replication::{
     blocks::{BLOCK_BYTES, BlockSet},
     catalogue::{self, Points, is_point},
     env::{Env, Micros},
+    errors::chain,
     ids::{DiskSlot, Epoch, ServerId},
     journal,
     log::{LogReader, Patience},
@@ -149,7 +150,7 @@ impl Oracle {
     pub fn log_changed(&mut self) -> Result<(), String> {
         loop {
             let next = self.reader.next().now_or_never().ok_or("the log's reader waits for something")?;
-            let Some(entry) = next.map_err(|error| format!("the log cannot be read: {}", causes(&error)))?
+            let Some(entry) = next.map_err(|error| format!("the log cannot be read: {}", chain(&error)))?
             else {
                 self.closed_is_closed()?;
                 return self.clean_is_in_the_vault();
@@ -186,10 +187,10 @@ impl Oracle {
         self.reached.records += 1;
         self.epochs.insert(data.number, epoch);
         let patience = Patience { env: self.env.clone(), tries: 1 };
-        let sources = journal::sources(data).map_err(|error| causes(&error))?;
+        let sources = journal::sources(data).map_err(|error| chain(&error))?;
         for source in sources {
             let read = source.read(&self.vault, &patience).now_or_never().ok_or("a segment's read waits")?;
-            let extents = read.map_err(|error| format!("record {}: {}", data.number, causes(&error)))?;
+            let extents = read.map_err(|error| format!("record {}: {}", data.number, chain(&error)))?;
             for extent in extents {
                 let slot = self.machine_slot(extent.run.disk)?;
                 for index in 0..extent.run.blocks {
@@ -269,7 +270,7 @@ impl Oracle {
     /// The catalogue's points are the disks at their records.
     pub fn points_changed(&mut self) -> Result<(), String> {
         let read = catalogue::read::<Points>(&self.model, &self.server).now_or_never();
-        let Some((points, _)) = read.ok_or("the catalogue's read waits")?.map_err(|error| causes(&error))?
+        let Some((points, _)) = read.ok_or("the catalogue's read waits")?.map_err(|error| chain(&error))?
         else {
             return Ok(());
         };
@@ -287,7 +288,7 @@ impl Oracle {
                 let name = layout::seed_disk(&self.server, &disk.disk_id);
                 let snapshot = SnapshotId(disk.snapshot.clone());
                 let content = self.model.get(&name, Some(&snapshot), None).now_or_never();
-                let content = content.ok_or("a snapshot's read waits")?.map_err(|error| causes(&error))?;
+                let content = content.ok_or("a snapshot's read waits")?.map_err(|error| chain(&error))?;
                 let what = format!("snapshot of point {}", point.number);
                 compare(&image, slot, 0, &content, disk.size_bytes, &what)?;
             }
@@ -305,13 +306,13 @@ impl Oracle {
         let options = IndexOptions::default();
         let open = BlockIndex::open(&self.vault, &self.server, &self.env, selector, &options);
         let index = open.now_or_never().ok_or("the block index waits")?;
-        let index = index.map_err(|error| format!("point {number} cannot be opened: {}", causes(&error)))?;
+        let index = index.map_err(|error| format!("point {number} cannot be opened: {}", chain(&error)))?;
         for disk in index.disks() {
             let slot = self.machine_slot(disk.slot)?;
             let blocks = (disk.size_bytes / BLOCK_BYTES) as u32;
             let read = index.read(disk.slot, 0, blocks).now_or_never().ok_or("the block index waits")?;
             let content =
-                read.map_err(|error| format!("point {number} cannot be read: {}", causes(&error)))?;
+                read.map_err(|error| format!("point {number} cannot be read: {}", chain(&error)))?;
             compare(image, slot, 0, &content, disk.size_bytes, &format!("block index at record {number}"))?;
         }
         self.reached.index_compared += 1;
@@ -336,7 +337,7 @@ impl Oracle {
             let name = layout::seed_disk(&self.server, &disk.id);
             let seed =
                 self.model.get(&name, None, None).now_or_never().ok_or("the seed disk's read waits")?;
-            let seed = seed.map_err(|error| causes(&error))?;
+            let seed = seed.map_err(|error| chain(&error))?;
             compare(&content, slot, 0, &seed, disk.size_bytes, "seed disk at rest")?;
         }
         Ok(())
@@ -367,16 +368,4 @@ fn compare(
         }
     }
     Ok(())
-}
-
-/// An error with its causes.
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }

@@ -5,6 +5,7 @@
 
 use std::{fs, process::Command, time::Duration};
 
+use lifeboat_replication::{env::Env, keys::DataKeys};
 use lifeboat_tests::{
     api_server::{ApiServer, top},
     blob_store::BlobStore,
@@ -71,6 +72,14 @@ impl World {
         });
         let made = self.server.kubectl_with(["apply", "-f", "-"], &secret.to_string()).unwrap();
         assert!(made.success, "{}", made.stderr);
+    }
+
+    #[track_caller]
+    fn patch(&self, resource: &str, patch: &Value) {
+        let patch = patch.to_string();
+        let patched =
+            self.server.kubectl(["-n", NAMESPACE, "patch", resource, "--type=merge", "-p", &patch]).unwrap();
+        assert!(patched.success, "{}", patched.stderr);
     }
 
     fn get(&self, resource: &str) -> Value {
@@ -176,12 +185,35 @@ fn a_vault_that_cannot_be_reached_is_said_and_all_goes_on_when_it_can() {
     assert!(said["message"].as_str().unwrap_or_default().contains("127.0.0.1:9"), "{said}");
     world.condition("appliance/berlin", "Ready", "False");
 
-    let patch = json!({ "spec": { "vault": { "azure": { "endpoint": world.store.endpoint } } } }).to_string();
-    let mended = world
-        .server
-        .kubectl(["-n", NAMESPACE, "patch", "appliance/berlin", "--type=merge", "-p", &patch])
-        .unwrap();
-    assert!(mended.success, "{}", mended.stderr);
+    world.patch(
+        "appliance/berlin",
+        &json!({ "spec": { "vault": { "azure": { "endpoint": world.store.endpoint } } } }),
+    );
+    world.condition("appliance/berlin", "VaultReachable", "True");
+    world.assert_quiet();
+}
+
+/// Keys of another vault, then a wrong account key: each is named with what to do, and mending it is enough.
+#[test]
+fn a_wrong_key_is_named_and_all_goes_on_when_the_right_one_is_back() {
+    let mut world = World::new("wrong-key", |store| store.endpoint.clone());
+    world.condition("appliance/berlin", "VaultReachable", "True");
+
+    let right = world.get("secret/berlin-keys")["data"]["keys.json"].as_str().unwrap().to_owned();
+    let wrong = DataKeys::generate(&*Env::system().entropy).to_json();
+    world.secret("berlin-keys", "keys.json", std::str::from_utf8(&wrong).unwrap());
+    let said = world.condition("appliance/berlin", "VaultReachable", "False");
+    assert_eq!(said["reason"], "WrongKey", "{said}");
+    assert!(said["message"].as_str().unwrap_or_default().contains("restore the Secret"), "{said}");
+    world.condition("appliance/berlin", "Ready", "False");
+    world.patch("secret/berlin-keys", &json!({ "data": { "keys.json": right } }));
+    world.condition("appliance/berlin", "VaultReachable", "True");
+
+    world.secret("vault", "key", "bm90IHRoZSBrZXk=");
+    let said = world.condition("appliance/berlin", "VaultReachable", "False");
+    assert_eq!(said["reason"], "VaultAccessDenied", "{said}");
+    let key = world.store.account_key.clone();
+    world.secret("vault", "key", &key);
     world.condition("appliance/berlin", "VaultReachable", "True");
     world.assert_quiet();
 }

@@ -30,6 +30,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use lifeboat_replication::{
     blocks::BLOCK_BYTES,
     env::Env,
+    errors::chain,
     ids::ServerId,
     wire::{Dial, MAX_CHUNK_BYTES, v1::AgentIssue},
 };
@@ -168,24 +169,9 @@ impl Replicator {
             if let SessionError::Track(error) = error {
                 return error;
             }
-            tracing::warn!(error = %Chain(&error), retry_in_seconds = wait.as_secs_f64(), "session ended");
+            tracing::warn!(error = %chain(&error), retry_in_seconds = wait.as_secs_f64(), "session ended");
             tokio::time::sleep(wait).await;
         }
-    }
-}
-
-/// An error with its causes, for one log line.
-pub struct Chain<'a>(pub &'a (dyn std::error::Error + 'static));
-
-impl std::fmt::Display for Chain<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut cause = self.0.source();
-        while let Some(error) = cause {
-            write!(f, ": {error}")?;
-            cause = error.source();
-        }
-        Ok(())
     }
 }
 

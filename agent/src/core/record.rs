@@ -16,6 +16,7 @@ use std::collections::VecDeque;
 use lifeboat_replication::{
     blocks::{BLOCK_BYTES, BlockSet},
     env::Micros,
+    errors::chain,
     ids::RecordNumber,
     wire::v1,
 };
@@ -301,7 +302,7 @@ impl Session<'_> {
 
     fn freeze_failed(&mut self, error: &FreezeError) {
         let remedy = "look at `systemctl status lifeboat-thaw` and the file system named; rounds go on without freezing";
-        let message = super::Chain(error).to_string();
+        let message = chain(error);
         tracing::warn!(error = message, "could not freeze");
         self.kept.issues.insert(FREEZE_FAILED.to_owned(), issue(FREEZE_FAILED, "Warning", message, remedy));
     }

@@ -4,16 +4,19 @@
 //! when the session drops its ends, or when the stream breaks.
 
 use async_trait::async_trait;
-use lifeboat_replication::wire::{
-    CONNECTION_DEPTH, Connection, Dial, DialError, MAX_MESSAGE_BYTES, v1,
-    v1::replication_client::ReplicationClient,
+use lifeboat_replication::{
+    errors::chain,
+    wire::{
+        CONNECTION_DEPTH, Connection, Dial, DialError, MAX_MESSAGE_BYTES, v1,
+        v1::replication_client::ReplicationClient,
+    },
 };
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
 use super::{connect::connect, management::Management, tls};
-use crate::{core::Chain, state::Identity};
+use crate::state::Identity;
 
 #[derive(Debug, Clone)]
 pub struct Dialler {
@@ -28,7 +31,7 @@ impl Dial for Dialler {
         let known = identity.management.join(", ");
         let fail = |address: &str, error: &(dyn std::error::Error + 'static)| DialError::Unreachable {
             address: address.to_owned(),
-            message: Chain(error).to_string(),
+            message: chain(error),
         };
         let tls = tls::mutual(&identity).map_err(|error| fail(&known, &error))?;
         let management = Management { addresses: identity.management, tls: tls.clone(), pinned: None };
@@ -36,7 +39,7 @@ impl Dial for Dialler {
             if error.is_passing() {
                 return fail(&known, &error);
             }
-            DialError::Refused { address: known.clone(), message: Chain(&error).to_string() }
+            DialError::Refused { address: known.clone(), message: chain(&error) }
         })?;
         let mut last = DialError::Refused {
             address: known.clone(),

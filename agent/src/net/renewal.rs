@@ -3,7 +3,10 @@
 
 use std::time::Duration;
 
-use lifeboat_replication::env::{Env, Micros};
+use lifeboat_replication::{
+    env::{Env, Micros},
+    errors::chain,
+};
 use tokio::{sync::watch, time::sleep};
 
 use super::{
@@ -11,7 +14,7 @@ use super::{
     tls::{self, TlsError},
 };
 use crate::{
-    core::{Chain, backoff},
+    core::backoff,
     enrol::{self, EnrolError},
     state::{Identity, StateDir, StateError},
 };
@@ -48,7 +51,7 @@ pub async fn run(state: StateDir, identity: watch::Sender<Identity>, env: Env) {
             }
             Ok(None) => LOOK_EVERY,
             Err(error) => {
-                tracing::warn!(error = %Chain(&error), "the certificate could not be renewed; trying again");
+                tracing::warn!(error = %chain(&error), "the certificate could not be renewed; trying again");
                 RETRY
             }
         };

@@ -14,6 +14,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use lifeboat_replication::{
     catalogue::{self, FORMAT, Point, Points, Position, Seed},
     env::Env,
+    errors::chain,
     ids::{RecordNumber, ServerId, sequence_number},
     log::{LogReader, LogState, Patience},
     store::{ETag, Refusal, StoreError},
@@ -22,7 +23,7 @@ use lifeboat_replication::{
 use tokio::sync::{Semaphore, watch};
 
 use super::{
-    ApplyError, Options, Status, batch, chain,
+    ApplyError, Options, Status, batch,
     plan::{Batch, PointRule},
     point,
     seeds::Seeds,

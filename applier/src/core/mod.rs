@@ -70,15 +70,3 @@ pub struct Figures {
     /// Batches given up because another applier was ahead.
     pub superseded_batches: u64,
 }
-
-/// An error with its causes on one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
-}

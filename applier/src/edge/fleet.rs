@@ -9,6 +9,7 @@ use std::{
 
 use lifeboat_replication::{
     env::Env,
+    errors::chain,
     ids::ServerId,
     vault::{Vault, VaultError},
     wire::v1,
@@ -19,7 +20,7 @@ use tokio::{
 };
 
 use super::stored;
-use crate::core::{Applier, Options, Status, chain};
+use crate::core::{Applier, Options, Status};
 
 /// The vault is asked for new servers this often.
 const LOOK_INTERVAL: Duration = Duration::from_secs(10);

@@ -15,7 +15,7 @@ use super::{
     fleet::{self, Board},
     http, tls,
 };
-use crate::core::chain;
+use lifeboat_replication::errors::chain;
 
 /// The vault may be created by the operator only now, or be away.
 const VAULT_PAUSE: Duration = Duration::from_secs(5);

@@ -1,5 +1,6 @@
 //! The stream from an applier: what stands on the seed disks, and which recovery points there are.
 
+use lifeboat_replication::errors::chain;
 use lifeboat_replication::wire::v1::{self, applier_control_client::ApplierControlClient};
 use tokio::sync::watch;
 
@@ -7,7 +8,6 @@ use super::{
     ApplianceKey, Endpoint, Fleet, Identity,
     process_server::{RETRY_INTERVAL, StreamError, connect},
 };
-use crate::runtime::error::chain;
 
 /// Never ends; aborted by the fleet.
 pub(super) async fn run(

@@ -11,6 +11,7 @@ use kube::{
     api::{Patch, PatchParams},
 };
 use lifeboat_crds::{ProtectedServer, Reason, names};
+use lifeboat_replication::errors::chain;
 use lifeboat_replication::{env::Entropy, wire::v1};
 use serde_json::json;
 
@@ -18,7 +19,7 @@ use super::ApplianceKey;
 use crate::{
     controllers::appliance::secrets,
     pki::{AgentRequest, Authority, PkiError, RequestError},
-    runtime::{Context, error::chain},
+    runtime::Context,
 };
 
 /// How long a token may be used.

@@ -3,6 +3,7 @@
 //! It is opened again whenever it ends, with backoff. Nothing is lost by that: each side sends its whole state anew.
 //! Answers to signing requests that were under way are dropped; the agent asks again with the same key.
 
+use lifeboat_replication::errors::chain;
 use std::time::Duration;
 
 use lifeboat_replication::wire::v1::{
@@ -13,7 +14,6 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint as Peer};
 
 use super::{ApplianceKey, Endpoint, Fleet, Identity};
-use crate::runtime::error::chain;
 
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A peer that answers no ping for this long is gone.

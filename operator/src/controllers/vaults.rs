@@ -2,6 +2,7 @@
 //!
 //! Secrets are read by name and held in memory only as long as the vault is; no pass copies them anywhere.
 
+use lifeboat_replication::errors::chain;
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -31,7 +32,7 @@ use super::{
 };
 use crate::{
     control::ApplianceKey,
-    runtime::{Context, Failure, error::chain},
+    runtime::{Context, Failure},
 };
 
 /// How long a vault that answered counts as reachable.

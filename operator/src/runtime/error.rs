@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, sync::Mutex, time::Duration};
 
 use lifeboat_crds::Reason;
-use lifeboat_replication::env::Entropy;
+use lifeboat_replication::{env::Entropy, errors::chain};
 
 /// Nothing changes until a person acts: the object's own change wakes us, this is only for what no watch shows.
 const STALLED_INTERVAL: Duration = Duration::from_secs(60);
@@ -70,21 +70,6 @@ impl From<kube::Error> for Failure {
             ),
         }
     }
-}
-
-/// The message of an error and of its causes.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
 }
 
 /// Exponential backoff with jitter, for each object of its own.

@@ -57,7 +57,7 @@ impl Events {
             secondary: None,
         };
         if let Err(error) = self.recorder.publish(&event, &object.object_ref(&())).await {
-            tracing::warn!(error = %super::error::chain(&error), reason = reason.as_str(), "an event was not written");
+            tracing::warn!(error = %lifeboat_replication::errors::chain(&error), reason = reason.as_str(), "an event was not written");
         }
     }
 }

@@ -132,7 +132,9 @@ pub async fn acquire(
                 };
             }
             Ok(None) => {}
-            Err(error) => tracing::warn!(error = %super::error::chain(&error), "cannot look at the lease"),
+            Err(error) => {
+                tracing::warn!(error = %lifeboat_replication::errors::chain(&error), "cannot look at the lease")
+            }
         }
         tokio::time::sleep(RENEW_INTERVAL).await;
     }
@@ -236,7 +238,7 @@ impl Leadership {
                 self.gate.set(Some(started + RENEW_DEADLINE));
             }
             Err(error) => {
-                tracing::warn!(error = %super::error::chain(&error), "the lease was not renewed");
+                tracing::warn!(error = %lifeboat_replication::errors::chain(&error), "the lease was not renewed");
                 self.look_again().await?;
             }
         }
@@ -263,7 +265,7 @@ impl Leadership {
         }
         if let Err(error) = timed(self.leases.replace(&self.name, &PostParams::default(), &self.lease)).await
         {
-            tracing::warn!(error = %super::error::chain(&error), "the lease was not given free; it runs out by itself");
+            tracing::warn!(error = %lifeboat_replication::errors::chain(&error), "the lease was not given free; it runs out by itself");
         }
     }
 }

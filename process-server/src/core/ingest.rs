@@ -34,7 +34,7 @@ use super::{
     spool::{Spool, SpoolSpace},
     status::{Status, StatusSender},
 };
-use crate::chain::chain;
+use lifeboat_replication::errors::chain;
 
 /// What is under way is finished within this time when the server is no longer assigned; then the lease is left to
 /// run out.

@@ -21,7 +21,7 @@ use super::{
     status::StatusSender,
     upload::{Upload, UploadError},
 };
-use crate::chain::chain;
+use lifeboat_replication::errors::chain;
 
 /// An agent says Hello at once.
 const HELLO_LIMIT: Duration = Duration::from_secs(10);

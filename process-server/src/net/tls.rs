@@ -14,7 +14,7 @@ use rustls::{
 };
 use tokio::{fs, sync::watch, time::sleep};
 
-use crate::chain::chain;
+use lifeboat_replication::errors::chain;
 
 /// A renewed certificate is used this long after it is on disk, at the latest.
 const LOOK_INTERVAL: Duration = Duration::from_secs(10);

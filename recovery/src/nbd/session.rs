@@ -124,7 +124,7 @@ async fn perform(device: &dyn Device, request: &Request, payload: Bytes) -> Resu
         other => other,
     };
     result.map_err(|error| {
-        tracing::error!(command, offset, length, error = %crate::chain(&error), "a request failed");
+        tracing::error!(command, offset, length, error = %lifeboat_replication::errors::chain(&error), "a request failed");
         if error.kind() == io::ErrorKind::StorageFull { ENOSPC } else { EIO }
     })
 }

@@ -14,6 +14,7 @@ pub mod status;
 pub(crate) mod testing;
 pub mod validate;
 
+use lifeboat_replication::errors::chain;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures::FutureExt as _;
@@ -40,7 +41,7 @@ use super::{
 use crate::{
     control::{ApplianceKey, Desired},
     pki::{Authority, PkiError, public_key_pin},
-    runtime::{Context, Failure, error::chain},
+    runtime::{Context, Failure},
 };
 
 /// Secrets cannot be watched, and figures are to be fresh.

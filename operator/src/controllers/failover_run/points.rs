@@ -5,6 +5,7 @@ use lifeboat_crds::{
     ProtectedServer, Time,
     run::{Consistency, ResolvedPoint},
 };
+use lifeboat_replication::errors::chain;
 use lifeboat_replication::{
     catalogue::is_point,
     ids::ServerId,
@@ -12,11 +13,7 @@ use lifeboat_replication::{
     wire::v1::{self, log_record::Body},
 };
 
-use crate::{
-    control::ApplianceKey,
-    controllers::vaults,
-    runtime::{Context, error::chain},
-};
+use crate::{control::ApplianceKey, controllers::vaults, runtime::Context};
 
 /// All points in order, and T0 of the newest snapshot of the seed disks.
 pub(super) async fn of(
