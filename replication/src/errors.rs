@@ -25,7 +25,7 @@ mod tests {
     enum Told {
         #[error("no answer")]
         Inner,
-        #[error(transparent)]
+        #[error("{0}")]
         Same(#[source] Box<Told>),
         #[error("the vault cannot be read")]
         Outer(#[source] Box<Told>),

@@ -204,7 +204,7 @@ fn a_wrong_key_is_named_and_all_goes_on_when_the_right_one_is_back() {
     world.secret("berlin-keys", "keys.json", std::str::from_utf8(&wrong).unwrap());
     let said = world.condition("appliance/berlin", "VaultReachable", "False");
     assert_eq!(said["reason"], "WrongKey", "{said}");
-    assert!(said["message"].as_str().unwrap_or_default().contains("restore the Secret"), "{said}");
+    assert!(said["message"].as_str().unwrap_or_default().contains("restore it"), "{said}");
     world.condition("appliance/berlin", "Ready", "False");
     world.patch("secret/berlin-keys", &json!({ "data": { "keys.json": right } }));
     world.condition("appliance/berlin", "VaultReachable", "True");

@@ -123,10 +123,9 @@ impl Shared {
 
     /// One after the other, so that the limit holds for all together.
     fn take_turn(&self, bytes: u64) {
-        let limit = self.limit.load(Ordering::Relaxed);
-        if limit > 0 {
+        if let Some(micros) = (bytes * 1_000_000).checked_div(self.limit.load(Ordering::Relaxed)) {
             let _turn = self.turn.lock().unwrap();
-            thread::sleep(Duration::from_micros(bytes * 1_000_000 / limit));
+            thread::sleep(Duration::from_micros(micros));
         }
     }
 
