@@ -89,7 +89,7 @@ impl World {
     /// Waits until `holds` does, and returns the object then.
     #[track_caller]
     fn eventually(&self, what: &str, resource: &str, holds: impl Fn(&Value) -> bool) -> Value {
-        for _ in 0..240 {
+        for _ in 0..600 {
             let found = self.get(resource);
             if holds(&found) {
                 return found;
@@ -98,7 +98,7 @@ impl World {
         }
         let status = &self.get(resource)["status"];
         panic!(
-            "{what} did not happen within a minute; {resource} has {status:#}\nthe operator says:\n{}",
+            "{what} did not happen within two and a half minutes; {resource} has {status:#}\nthe operator says:\n{}",
             self.operator.log()
         );
     }
