@@ -27,6 +27,25 @@ pub struct ServerFacts {
     pub points: Result<Vec<ResolvedPoint>, String>,
     /// T0 of the newest snapshot of the seed disks.
     pub latest_processed: Option<Time>,
+    /// Until when the vault holds everything; `None` when its agent is not connected, so that no newer point will come.
+    pub recoverable_until: Option<Time>,
+}
+
+/// Servers whose latest point is wanted, and of which one of the moment `since` is on its way.
+pub fn awaited(spec: &FailoverRunSpec, servers: &BTreeMap<String, ServerFacts>, since: Time) -> Vec<String> {
+    let waits = |(name, facts): &(&String, &ServerFacts)| {
+        let latest = matches!(
+            choice(spec, name).kind,
+            RecoveryPointKind::Latest | RecoveryPointKind::LatestCrashConsistent
+        );
+        latest && facts.recoverable_until.is_some_and(|until| until < since)
+    };
+    servers.iter().filter(waits).map(|(name, _)| name.clone()).collect()
+}
+
+fn choice<'a>(spec: &'a FailoverRunSpec, name: &str) -> &'a RecoveryPointChoice {
+    let own = spec.servers.iter().find(|other| other.name == name);
+    own.map_or(&spec.recovery_point, |other| &other.recovery_point)
 }
 
 /// What the run will execute, or everything that stands in its way.
@@ -77,11 +96,7 @@ fn resolve_server(
         format!("server {name} does not exist: create ProtectedServer {name}, or take it out of the plan")
     })?;
     let points = facts.points.as_ref().map_err(|why| format!("server {name}: {why}"))?;
-    let choice = spec
-        .servers
-        .iter()
-        .find(|other| other.name == name)
-        .map_or(&spec.recovery_point, |other| &other.recovery_point);
+    let choice = choice(spec, name);
     let point =
         choose(choice, points, facts.latest_processed).ok_or_else(|| no_point(name, choice, points))?;
     Ok(ResolvedServer {

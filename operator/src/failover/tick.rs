@@ -7,6 +7,8 @@
 //! ```
 //! `cancel` and `cleanUp` are looked at first in every tick, that is before every gate and during every wait.
 
+use std::time::Duration;
+
 use lifeboat_crds::{
     FailoverRunSpec, FailoverRunStatus, Time,
     plan::Group,
@@ -17,6 +19,11 @@ use super::{
     Effect, World, answers, cleanup, effect, report, resolve, servers, steps::Progress, world::Resolution,
 };
 
+/// A point of the run's own moment is waited for at most this long: several rounds of usual length, and little beside the
+/// time that a machine takes to boot.
+const OWN_POINT_LIMIT: Duration = Duration::from_secs(30);
+const LOOK_FOR_POINTS: Duration = Duration::from_secs(1);
+
 /// The parts of a run's object that never change, and its switches.
 #[derive(Debug, Clone, Copy)]
 pub struct Run<'a> {
@@ -24,6 +31,7 @@ pub struct Run<'a> {
     pub name: &'a str,
     pub uid: &'a str,
     pub generation: Option<i64>,
+    pub created: Time,
     pub spec: &'a FailoverRunSpec,
     /// Its deletion was asked for: stop and clean up.
     pub deleting: bool,
@@ -114,7 +122,15 @@ impl Tick<'_> {
                 self.status.phase = Some(RunPhase::Validating);
                 self.status.waiting_for = Some(problems.join("; "));
             }
-            Some(Resolution::Ready(resolved)) => {
+            Some(Resolution::Ready { awaited, .. }) if self.waits_for_points(awaited) => {
+                self.status.phase = Some(RunPhase::Validating);
+                self.status.waiting_for = Some(format!(
+                    "a point of {} that is not older than this run ({} s at most, then the newest is taken)",
+                    awaited.join(", "),
+                    OWN_POINT_LIMIT.as_secs()
+                ));
+            }
+            Some(Resolution::Ready { resolved, .. }) => {
                 self.status.plan_hash = Some(resolve::hash(resolved));
                 self.status.steps = resolve::steps(resolved, self.run.spec.kind);
                 self.status.servers = resolve::server_statuses(resolved, self.now);
@@ -125,6 +141,18 @@ impl Tick<'_> {
                 self.wake(self.now);
             }
         }
+    }
+
+    /// Whoever starts a run expects what was written until then; a point of that moment is a round away.
+    fn waits_for_points(&mut self, awaited: &[String]) -> bool {
+        let limit = self.run.created.checked_add(OWN_POINT_LIMIT).unwrap_or(self.run.created);
+        if awaited.is_empty() || self.now >= limit {
+            return false;
+        }
+        // Nothing that is watched changes when the point comes.
+        let soon = self.now.checked_add(LOOK_FOR_POINTS).unwrap_or(limit);
+        self.wake(soon.min(limit));
+        true
     }
 
     /// As far through the groups as their steps allow.

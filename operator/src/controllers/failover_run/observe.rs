@@ -1,7 +1,11 @@
 //! The world as the engine wants it: plain data, read from the API server (not from a cache) and the vault.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
+use jiff::Timestamp;
 use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
 use kube::{ResourceExt as _, api::ListParams};
 use lifeboat_crds::{
@@ -11,10 +15,11 @@ use lifeboat_crds::{
 
 use super::{holds_servers, points};
 use crate::{
+    control::ApplianceKey,
     controllers::shared::{has_finalizer, is_deleting},
     failover::{
         World,
-        resolve::{ServerFacts, resolve},
+        resolve::{ServerFacts, awaited, resolve},
         world::{self, Approval, JobState, Resolution},
     },
     runtime::{Context, Failure},
@@ -59,7 +64,12 @@ async fn resolution(run: &FailoverRun, context: &Context) -> Result<Resolution, 
     }
     let servers = facts(&namespace, &names, context).await?;
     Ok(match resolve(&run.spec, groups.as_deref(), &servers) {
-        Ok(resolved) => Resolution::Ready(Box::new(resolved)),
+        Ok(resolved) => {
+            let created = run.creation_timestamp().map_or(Timestamp::UNIX_EPOCH, |created| created.0);
+            // Kubernetes leaves out the fraction of the second.
+            let since = created.checked_add(Duration::from_secs(1)).unwrap_or(created);
+            Resolution::Ready { resolved: Box::new(resolved), awaited: awaited(&run.spec, &servers, since) }
+        }
         Err(problems) => Resolution::Problems(problems),
     })
 }
@@ -108,10 +118,24 @@ async fn facts(
             health_check: server.spec.health_check.clone(),
             points,
             latest_processed,
+            recoverable_until: recoverable_until(&server, context),
         };
         all.insert(name.clone(), facts);
     }
     Ok(all)
+}
+
+/// Until when the vault holds everything of the server, as long as its agent is connected.
+fn recoverable_until(server: &ProtectedServer, context: &Context) -> Option<Timestamp> {
+    let status = server.status.as_ref()?;
+    let (id, process_server) = (status.id.as_deref()?, status.process_server.as_deref()?);
+    let key = ApplianceKey {
+        namespace: server.namespace().unwrap_or_default(),
+        name: server.spec.appliance_ref.name.clone(),
+    };
+    let report = context.fleet.figures(&key, process_server, id)?.report;
+    let until = report.recoverable_until_micros.max(report.last_point_micros);
+    Timestamp::from_microsecond(until).ok().filter(|_| report.connected)
 }
 
 pub(super) async fn jobs_of(run: &FailoverRun, context: &Context) -> Result<Vec<Job>, Failure> {
@@ -187,7 +211,7 @@ async fn approvals(run: &FailoverRun, context: &Context) -> Result<Vec<Approval>
     let all = context.api::<FailoverApproval>(&run.namespace().unwrap_or_default()).list(&ours).await?;
     let approval = |found: FailoverApproval| Approval {
         name: found.name_any(),
-        created: found.creation_timestamp().map_or(jiff::Timestamp::UNIX_EPOCH, |time| time.0),
+        created: found.creation_timestamp().map_or(Timestamp::UNIX_EPOCH, |time| time.0),
         judged: found.status.as_ref().is_some_and(|status| status.verdict.is_some()),
         spec: found.spec,
     };

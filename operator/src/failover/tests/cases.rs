@@ -13,7 +13,7 @@ use lifeboat_crds::{
 use super::rig::*;
 use crate::failover::{
     outcome,
-    resolve::{ServerFacts, check_plan, resolve},
+    resolve::{ServerFacts, awaited, check_plan, resolve},
     world::Resolution,
 };
 
@@ -317,6 +317,7 @@ fn facts(points: &[i64]) -> ServerFacts {
         health_check: None,
         points: Ok(points.iter().map(|second| point(*second)).collect()),
         latest_processed: points.first().map(|second| point(*second).time),
+        recoverable_until: None,
     }
 }
 
@@ -335,6 +336,36 @@ fn the_point_is_chosen_as_asked(
     let servers = BTreeMap::from([("db-1".to_owned(), facts(&[10, 20, 30]))]);
     let resolved = resolve(&spec, Some(&[group("database", &["db-1"])]), &servers).unwrap();
     assert_eq!(resolved.servers[0].recovery_point, point(expected));
+}
+
+#[test]
+fn only_the_latest_point_of_a_connected_server_is_waited_for() {
+    let connected = ServerFacts { recoverable_until: Some(point(30).time), ..facts(&[10, 20, 30]) };
+    let servers = BTreeMap::from([("db-1".to_owned(), connected), ("db-2".to_owned(), facts(&[30]))]);
+    let mut spec = Rig::new(vec![]).spec;
+    assert_eq!(awaited(&spec, &servers, point(31).time), ["db-1"]);
+    assert!(awaited(&spec, &servers, point(30).time).is_empty(), "the vault holds that moment");
+    spec.recovery_point = RecoveryPointChoice { kind: RecoveryPointKind::LatestProcessed, time: None };
+    assert!(awaited(&spec, &servers, point(31).time).is_empty());
+}
+
+#[test]
+fn a_run_waits_for_a_point_of_its_own_moment_but_not_for_ever() {
+    let waiting = |awaited: &[&str]| {
+        let mut rig = Rig::new(vec![group("database", &["db-1"])]);
+        let Resolution::Ready { awaited: names, .. } = &mut rig.resolution else { panic!() };
+        *names = awaited.iter().map(|name| (*name).to_owned()).collect();
+        rig
+    };
+    let mut rig = waiting(&["db-1"]);
+    rig.run_until(5, |status| status.phase == Some(RunPhase::Validating));
+    assert!(rig.status.waiting_for.as_deref().unwrap().contains("a point of db-1"), "{:?}", rig.status);
+    assert!(rig.journal.is_empty());
+    rig.run_until(60, |status| status.phase == Some(RunPhase::Running));
+    assert!(rig.second - 1_000_000 >= 30, "not before the limit: {}", rig.second);
+
+    let mut rig = waiting(&[]);
+    rig.run_until(5, |status| status.phase == Some(RunPhase::Running));
 }
 
 #[test]

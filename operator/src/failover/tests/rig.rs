@@ -76,7 +76,7 @@ impl Rig {
         Self {
             spec: spec(),
             status: FailoverRunStatus::default(),
-            resolution: Resolution::Ready(Box::new(resolved)),
+            resolution: Resolution::Ready { resolved: Box::new(resolved), awaited: Vec::new() },
             endings: BTreeMap::new(),
             answers: BTreeMap::new(),
             broken_machines: Vec::new(),
@@ -131,6 +131,7 @@ impl Rig {
             name: "erp-1",
             uid: UID,
             generation: Some(1),
+            created: Time::from_second(1_000_000).unwrap(),
             spec: &self.spec,
             deleting: false,
         };
