@@ -4,8 +4,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::Parser;
 use lifeboat_process_server::{config::Config, program};
-use lifeboat_replication::env::Env;
-use lifeboat_replication::errors::chain;
+use lifeboat_replication::{env::Env, errors::chain};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 

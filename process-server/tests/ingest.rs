@@ -80,9 +80,10 @@ async fn a_damaged_chunk_and_a_number_out_of_order_end_the_connection_with_the_r
 #[tokio::test(start_paused = true)]
 async fn lost_answers_commit_each_record_once() {
     let world = World::new();
+    // From the takeover on.
+    world.set(Weather::LosesAnswers);
     let process_server = world.process_server("ps-0");
     let (mut agent, _) = process_server.welcome(None).await;
-    world.set(Weather::LosesAnswers);
     for number in 1..=20 {
         agent.record(number, 2).await;
         agent.durable(number).await;
@@ -193,6 +194,21 @@ async fn a_killed_process_server_takes_its_own_log_over_without_waiting_for_the_
     agent.record(2, 1).await;
     agent.durable(2).await;
     assert_eq!(world.numbers().await, [1, 2]);
+}
+
+/// A copied spool: the newer one has the log, and the older one does not take it back for ever.
+#[tokio::test(start_paused = true)]
+async fn of_two_runs_of_one_writer_the_newer_one_keeps_the_log() {
+    let world = World::new();
+    let mut older = world.process_server("ps-0");
+    older.until("taken over", |status| status.holds_log).await;
+    let mut newer = world.process_server("ps-0");
+    newer.until("taken over", |status| status.holds_log).await;
+    let epoch = newer.status.borrow().report.epoch;
+    older.until("busy", |status| status.report.error.contains("another process server holds the log")).await;
+    sleep(Duration::from_secs(300)).await;
+    assert!(newer.status.borrow().holds_log && !older.status.borrow().holds_log);
+    assert_eq!(newer.status.borrow().report.epoch, epoch);
 }
 
 #[tokio::test(start_paused = true)]

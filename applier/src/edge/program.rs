@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use lifeboat_replication::{
     env::Env,
+    errors::chain,
     vault::{self, Vault, config::VaultConfig},
 };
 use tokio::{net::TcpListener, task::JoinSet, time::sleep};
@@ -15,7 +16,6 @@ use super::{
     fleet::{self, Board},
     http, tls,
 };
-use lifeboat_replication::errors::chain;
 
 /// The vault may be created by the operator only now, or be away.
 const VAULT_PAUSE: Duration = Duration::from_secs(5);

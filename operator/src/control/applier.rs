@@ -1,7 +1,9 @@
 //! The stream from an applier: what stands on the seed disks, and which recovery points there are.
 
-use lifeboat_replication::errors::chain;
-use lifeboat_replication::wire::v1::{self, applier_control_client::ApplierControlClient};
+use lifeboat_replication::{
+    errors::chain,
+    wire::v1::{self, applier_control_client::ApplierControlClient},
+};
 use tokio::sync::watch;
 
 use super::{

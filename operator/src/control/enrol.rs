@@ -11,8 +11,7 @@ use kube::{
     api::{Patch, PatchParams},
 };
 use lifeboat_crds::{ProtectedServer, Reason, names};
-use lifeboat_replication::errors::chain;
-use lifeboat_replication::{env::Entropy, wire::v1};
+use lifeboat_replication::{env::Entropy, errors::chain, wire::v1};
 use serde_json::json;
 
 use super::ApplianceKey;

@@ -3,11 +3,13 @@
 //! It is opened again whenever it ends, with backoff. Nothing is lost by that: each side sends its whole state anew.
 //! Answers to signing requests that were under way are dropped; the agent asks again with the same key.
 
-use lifeboat_replication::errors::chain;
 use std::time::Duration;
 
-use lifeboat_replication::wire::v1::{
-    self, from_process_server::Message as Up, process_server_control_client::ProcessServerControlClient,
+use lifeboat_replication::{
+    errors::chain,
+    wire::v1::{
+        self, from_process_server::Message as Up, process_server_control_client::ProcessServerControlClient,
+    },
 };
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;

@@ -2,7 +2,6 @@
 //!
 //! Secrets are read by name and held in memory only as long as the vault is; no pass copies them anywhere.
 
-use lifeboat_replication::errors::chain;
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -13,6 +12,7 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt as _;
 use lifeboat_crds::{Reason, ReplicationAppliance};
 use lifeboat_replication::{
+    errors::chain,
     keys::DataKeys,
     store::{
         BlobStore, Refusal,

@@ -14,6 +14,7 @@ use std::{sync::Arc, time::Duration};
 use futures::future::BoxFuture;
 use lifeboat_replication::{
     env::Env,
+    errors::chain,
     ids::ServerId,
     log::{LogOptions, LogWriter, Order, TakeOverError},
     vault::Vault,
@@ -34,7 +35,6 @@ use super::{
     spool::{Spool, SpoolSpace},
     status::{Status, StatusSender},
 };
-use lifeboat_replication::errors::chain;
 
 /// What is under way is finished within this time when the server is no longer assigned; then the lease is left to
 /// run out.
@@ -90,12 +90,14 @@ pub struct Ingest {
     server: ServerId,
     assigned: watch::Receiver<Option<Assigned>>,
     status: StatusSender,
+    /// The log has been held since this program began: whoever took it since is another one.
+    held: bool,
 }
 
 impl Ingest {
     pub fn new(shared: Shared, server: ServerId, assigned: watch::Receiver<Option<Assigned>>) -> Self {
         let status = StatusSender::new(server.as_str());
-        Self { shared, server, assigned, status }
+        Self { shared, server, assigned, status, held: false }
     }
 
     /// What it reports; changes can be waited for.
@@ -110,6 +112,7 @@ impl Ingest {
                 tracing::error!(server = %self.server, error = %chain(&error), "spool not cleared");
             }
             let Some(log) = self.acquire(&mut connections).await else { return Ended::Released };
+            self.held = true;
             if let Some(ended) = self.serve(log, &mut connections).await {
                 return ended;
             }
@@ -161,9 +164,8 @@ impl Ingest {
     /// One try, with the pause after it when it fails.
     async fn attempt(&self, tried: u32) -> Option<LogWriter> {
         let Shared { vault, env, writer, log_options, .. } = &self.shared;
-        let taken =
-            LogWriter::take_over(vault, &self.server, writer, env, Order::WhenFree, log_options.clone())
-                .await;
+        let order = if self.held { Order::WhenFree } else { Order::Resume };
+        let taken = LogWriter::take_over(vault, &self.server, writer, env, order, log_options.clone()).await;
         let error = match taken {
             Ok(log) => {
                 let state = log.state();

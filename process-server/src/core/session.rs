@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use lifeboat_replication::{
+    errors::chain,
     ids::{RecordNumber, ServerId},
     wire::{Accepted, PROTOCOL_VERSION, v1},
 };
@@ -21,7 +22,6 @@ use super::{
     status::StatusSender,
     upload::{Upload, UploadError},
 };
-use lifeboat_replication::errors::chain;
 
 /// An agent says Hello at once.
 const HELLO_LIMIT: Duration = Duration::from_secs(10);

@@ -29,8 +29,11 @@ use crate::{
 /// Why the log is taken over.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Order {
-    /// Only if no writer holds it, or an earlier run of the same writer does.
+    /// Only if no writer holds it.
     WhenFree,
+    /// Only if no writer holds it, or an earlier run of the same writer does: at a program's start, when that run has
+    /// ended. Never after being fenced: two runs by mistake would take the log from each other for ever.
+    Resume,
     /// By order of the operator: whoever holds it is fenced.
     Forced,
     /// By a failover, which closes the log.
@@ -71,7 +74,7 @@ const ATTEMPTS: u32 = 8;
 
 impl LogWriter {
     /// Fences the writer there is and opens the next epoch. `who` is the writer's name, the same for all its runs and
-    /// nobody else's: one that was killed does not wait for the lease that it held.
+    /// nobody else's; [`Order::Resume`] knows an earlier run by it.
     pub async fn take_over(
         vault: &Vault,
         server: &ServerId,
@@ -144,7 +147,7 @@ impl Taker<'_> {
             loop {
                 let properties = part::properties(self.vault, self.server, part, &self.patience).await?;
                 let held = properties.lease != LeaseState::Free && !properties.sealed;
-                if self.order == Order::WhenFree && held && !self.is_own(part).await? {
+                if self.waits() && held && !self.is_own(part).await? {
                     return Err(TakeOverError::Busy { server: self.server.clone() });
                 }
                 match self.read(part).await? {
@@ -159,8 +162,16 @@ impl Taker<'_> {
         Ok(None)
     }
 
-    /// Opened by an earlier run of this writer?
+    /// Nobody else is fenced.
+    fn waits(&self) -> bool {
+        matches!(self.order, Order::WhenFree | Order::Resume)
+    }
+
+    /// Opened by an earlier run of this writer, which has ended?
     async fn is_own(&self, name: PartName) -> Result<bool, TakeOverError> {
+        if self.order != Order::Resume {
+            return Ok(false);
+        }
         let bytes = part::read_all(self.vault, self.server, name, &self.patience).await?;
         let Ok(Some(first)) = RawFrame::split(&bytes) else { return Ok(false) };
         let start = Start::read(&self.vault.keys, self.server.as_str(), &name, &first);
@@ -219,12 +230,12 @@ impl Taker<'_> {
         if part::properties(self.vault, self.server, part, &self.patience).await?.sealed {
             return Ok(true);
         }
-        if self.order != Order::WhenFree || self.is_own(part).await? {
+        if !self.waits() || self.is_own(part).await? {
             sure(&self.patience, || store.break_lease(&blob)).await?;
         }
         match sure(&self.patience, || store.acquire_lease(&blob, &self.lease, LEASE_TERM)).await {
             Ok(()) => {}
-            Err(error) if error.is(Refusal::Lease) && self.order == Order::WhenFree => {
+            Err(error) if error.is(Refusal::Lease) && self.waits() => {
                 return Err(TakeOverError::Busy { server: self.server.clone() });
             }
             Err(error) if error.is(Refusal::Lease) => return Ok(false),
@@ -296,7 +307,7 @@ impl Taker<'_> {
         let order = match (&self.order, &state.closed_run) {
             (Order::Failover { run }, _) => Some(Body::Closed(v1::Closed { run: run.clone() })),
             (Order::Release { run }, Some(_)) => Some(Body::Release(v1::Release { run: run.clone() })),
-            (Order::Release { .. }, None) | (Order::WhenFree | Order::Forced, _) => None,
+            (Order::Release { .. }, None) | (Order::WhenFree | Order::Resume | Order::Forced, _) => None,
         };
         if let Some(order) = order {
             state.apply(&order).map_err(WriteError::from)?;

@@ -150,7 +150,7 @@ impl LogWriter {
                     patience.pause(6).await;
                 }
             }
-            self.still_owner().await?;
+            self.renew_if_due().await?;
         }
         let name = PartName { epoch: self.state.epoch, part };
         let lease = LeaseId(self.env.entropy.uuid());
@@ -195,10 +195,6 @@ impl LogWriter {
         self.commit(&rotate).await?;
         *self = writer;
         Ok(())
-    }
-
-    async fn still_owner(&mut self) -> Result<(), WriteError> {
-        self.renew_if_due().await
     }
 
     /// Appends the frame at the end of the part as this writer knows it, and settles what became of it.

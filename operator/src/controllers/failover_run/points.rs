@@ -5,9 +5,9 @@ use lifeboat_crds::{
     ProtectedServer, Time,
     run::{Consistency, ResolvedPoint},
 };
-use lifeboat_replication::errors::chain;
 use lifeboat_replication::{
     catalogue::is_point,
+    errors::chain,
     ids::ServerId,
     log::{LogReader, ReadError},
     wire::v1::{self, log_record::Body},
