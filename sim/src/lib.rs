@@ -13,6 +13,7 @@
 pub mod campaign;
 pub mod env;
 pub mod faults;
+pub mod net;
 pub mod oracle;
 pub mod rng;
 pub mod store;

@@ -17,7 +17,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::world::Net;
+use crate::net::Net;
 
 /// As in production, so that a call is given up well before a lease ends.
 const CALL_TIMEOUT: Duration = lifeboat_replication::store::CALL_TIMEOUT;

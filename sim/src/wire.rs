@@ -15,7 +15,7 @@ use lifeboat_replication::wire::{
 };
 use tokio::{sync::mpsc, time::sleep};
 
-use crate::world::Net;
+use crate::net::Net;
 
 /// Dials whichever process server the operator has assigned the server to.
 #[derive(Debug, Clone)]

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -26,7 +26,7 @@ use lifeboat_replication::{
     log::{LogOptions, LogWriter, Order, PlantedFaults},
     store::model::ModelStore,
     vault::Vault,
-    wire::{Accepted, v1},
+    wire::v1,
 };
 use tokio::{
     sync::{Semaphore, mpsc, watch},
@@ -37,6 +37,7 @@ use tokio::{
 use crate::{
     env::{NodeClock, env},
     faults::{Faults, Load},
+    net::{Net, lock},
     oracle::{Oracle, Reached},
     rng::Rng,
     store::NodeStore,
@@ -57,160 +58,6 @@ pub struct Outcome {
     pub digest: u64,
     pub steps: u64,
     pub reached: Reached,
-}
-
-/// What a request meets on its way.
-#[derive(Debug, Clone, Copy)]
-pub struct Fate {
-    pub busy: bool,
-    pub lost: bool,
-    pub there_ms: u64,
-    pub answered: bool,
-    pub back_ms: u64,
-    pub again_ms: Option<u64>,
-}
-
-/// The network, and everything that several nodes see.
-pub struct Net {
-    began: Instant,
-    rng: Rng,
-    faults: Mutex<Faults>,
-    store_cuts: AtomicU32,
-    agent_cuts: AtomicU32,
-    assigned: AtomicUsize,
-    listeners: Mutex<Vec<Option<mpsc::Sender<Accepted>>>>,
-    oracle: Mutex<Option<Oracle>>,
-    bad: Mutex<Option<String>>,
-    digest: AtomicU64,
-    steps: AtomicU64,
-    verbose: bool,
-}
-
-impl std::fmt::Debug for Net {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Net")
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Net {
-    fn mark(&self, what: &str, detail: &str) {
-        self.steps.fetch_add(1, Ordering::Relaxed);
-        let now = self.began.elapsed();
-        let mut hash = self.digest.load(Ordering::Relaxed);
-        for byte in now.as_micros().to_le_bytes().iter().chain(what.as_bytes()).chain(detail.as_bytes()) {
-            hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-        }
-        self.digest.store(hash, Ordering::Relaxed);
-        if self.verbose {
-            println!("{:>9.3} {what} {detail}", now.as_secs_f64());
-        }
-    }
-
-    fn fail(&self, why: String) {
-        let step = self.steps.load(Ordering::Relaxed);
-        let at = self.began.elapsed().as_secs_f64();
-        lock(&self.bad).get_or_insert_with(|| format!("t={at:.3}s step {step}: {why}"));
-    }
-
-    fn failed(&self) -> bool {
-        lock(&self.bad).is_some()
-    }
-
-    fn ask(&self, question: impl FnOnce(&mut Oracle) -> Result<(), String>) {
-        let answer = lock(&self.oracle).as_mut().map_or(Ok(()), question);
-        if let Err(why) = answer {
-            self.fail(why);
-        }
-    }
-
-    fn count(&self, counter: impl FnOnce(&mut Reached)) {
-        if let Some(oracle) = lock(&self.oracle).as_mut() {
-            counter(&mut oracle.reached);
-        }
-    }
-
-    pub fn fate(&self) -> Fate {
-        let faults = lock(&self.faults).clone();
-        let rng = &self.rng;
-        let mut there_ms = 1 + rng.below(10);
-        if rng.permille(faults.slow) {
-            there_ms += rng.below(4000);
-        }
-        if rng.permille(faults.late) {
-            there_ms += 8000 + rng.below(40_000);
-        }
-        let fate = Fate {
-            busy: rng.permille(faults.store_busy),
-            lost: rng.permille(faults.request_lost),
-            there_ms,
-            answered: !rng.permille(faults.answer_lost),
-            back_ms: 1 + rng.below(10),
-            again_ms: rng.permille(faults.twice).then(|| there_ms + rng.below(5000)),
-        };
-        if fate.busy || fate.lost || !fate.answered {
-            self.count(|reached| reached.unanswered += 1);
-        }
-        fate
-    }
-
-    /// Delay of a message in milliseconds, and whether the connection breaks at it.
-    pub fn hop(&self) -> (u64, bool) {
-        let faults = lock(&self.faults).clone();
-        let stall = if self.rng.permille(faults.stalled) { self.rng.below(8000) } else { 0 };
-        (1 + self.rng.below(6) + stall, self.rng.permille(faults.broken))
-    }
-
-    pub fn store_cut(&self, node: usize) -> bool {
-        self.store_cuts.load(Ordering::Relaxed) >> node & 1 == 1
-    }
-
-    pub fn agent_cut(&self, node: usize) -> bool {
-        self.agent_cuts.load(Ordering::Relaxed) >> node & 1 == 1
-    }
-
-    pub fn assigned(&self) -> usize {
-        self.assigned.load(Ordering::Relaxed)
-    }
-
-    pub fn listener(&self, node: usize) -> Option<mpsc::Sender<Accepted>> {
-        lock(&self.listeners).get(node).cloned().flatten()
-    }
-
-    fn listen(&self, node: usize, listener: Option<mpsc::Sender<Accepted>>) {
-        if let Some(entry) = lock(&self.listeners).get_mut(node) {
-            *entry = listener;
-        }
-    }
-
-    /// The model has taken a request (or refused it).
-    pub fn applied(&self, node: usize, operation: &'static str, name: &str) {
-        self.mark(operation, &format!("{node} {name}"));
-        match operation {
-            "append" | "seal" | "create append" if name.contains("/log/") => self.ask(Oracle::log_changed),
-            "put" if name.ends_with("points.json") => self.ask(Oracle::points_changed),
-            _ => {}
-        }
-    }
-
-    /// The model has refused a request.
-    pub fn refused(&self) {
-        self.count(|reached| reached.refused += 1);
-    }
-
-    pub fn saw_durable(&self, durable: &v1::Durable) {
-        self.mark("durable", &durable.number.to_string());
-        self.ask(|oracle| oracle.acknowledged(durable));
-    }
-
-    pub fn saw_up(&self, end: bool) {
-        if end {
-            self.mark("end", "");
-        }
-    }
 }
 
 /// A program that can be crashed and started again.

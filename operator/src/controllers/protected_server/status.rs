@@ -1,5 +1,6 @@
 //! A server's status from what is known of it. Pure.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use lifeboat_crds::{
     ProtectedServer, ProtectedServerStatus, ReplicationPolicySpec, Time,
     appliance::Health,
@@ -143,6 +144,18 @@ impl Facts<'_> {
         let figures = self.findings.figures.as_ref()?;
         let seen = Micros(figures.report.last_seen_micros);
         (seen.0 > 0).then(|| (figures.time.seconds_since(seen).max(0.0) + figures.age.as_secs_f64()) as u64)
+    }
+
+    /// A reconnection takes seconds, and so does the first connection after the enrolment: nothing to wake anybody for.
+    fn overdue(&self, now: Time) -> bool {
+        let since_enrolled = || {
+            let is_enrolled = |known: &&Condition| {
+                known.type_ == ConditionType::Enrolled.as_str() && known.status == "True"
+            };
+            let enrolled = self.before.conditions.iter().find(is_enrolled)?;
+            Some(now.duration_since(enrolled.last_transition_time.0).as_secs().unsigned_abs())
+        };
+        self.silence().or_else(since_enrolled).is_some_and(|silence| silence >= SILENT_SECONDS)
     }
 
     fn connected(&self) -> bool {
@@ -338,6 +351,7 @@ fn issues(facts: &Facts<'_>, now: Time) -> Vec<Issue> {
         && facts.server.spec.replication == Replication::Enabled
         && facts.findings.figures.is_some()
         && !facts.connected()
+        && facts.overdue(now)
     {
         let lost = facts.silence().is_some_and(|silence| silence >= LOST_SECONDS);
         let severity = if lost { Severity::Critical } else { Severity::Warning };

@@ -131,6 +131,12 @@ fn an_expired_token_is_told_with_its_remedy() {
 fn a_silent_agent_is_a_warning_and_after_a_quarter_of_an_hour_critical() {
     let mut findings = healthy();
     report(&mut findings).connected = false;
+    report(&mut findings).last_seen_micros = NOW - 5_000_000;
+    assert_eq!(
+        status(&server("db-1"), &findings, now()).replication_health,
+        Some(Health::Healthy),
+        "a reconnection"
+    );
     report(&mut findings).last_seen_micros = NOW - 60_000_000;
     assert_eq!(status(&server("db-1"), &findings, now()).replication_health, Some(Health::Warning));
     report(&mut findings).last_seen_micros = NOW - 16 * 60_000_000;
