@@ -16,6 +16,8 @@ use super::tls;
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
 const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Encrypted and not yet sent: a whole frame goes out with one system call.
+const ENCRYPTED_BYTES: usize = 272 << 10;
 /// A peer that does not answer a ping for [`PING_TIMEOUT`] is gone; pings go also while nothing is sent.
 const PING_EVERY: Duration = Duration::from_secs(10);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
@@ -111,10 +113,12 @@ async fn handshake(
     stream.set_nodelay(true).map_err(|source| ConnectError::Unreachable { address: address(), source })?;
     let name = ServerName::try_from(name.to_owned())
         .map_err(|error| ConnectError::Handshake { address: address(), source: io::Error::other(error) })?;
-    timeout(HANDSHAKE_TIMEOUT, TlsConnector::from(tls).connect(name, stream))
+    let mut stream = timeout(HANDSHAKE_TIMEOUT, TlsConnector::from(tls).connect(name, stream))
         .await
         .map_err(|_| late("shaking hands", HANDSHAKE_TIMEOUT))?
-        .map_err(|source| ConnectError::Handshake { address: address(), source })
+        .map_err(|source| ConnectError::Handshake { address: address(), source })?;
+    stream.get_mut().1.set_buffer_limit(Some(ENCRYPTED_BYTES));
+    Ok(stream)
 }
 
 fn check_pin(address: &str, stream: &TlsStream<TcpStream>, expected: &str) -> Result<(), ConnectError> {

@@ -34,6 +34,8 @@ const STREAMS: u32 = 2;
 const STREAMS_PER_SERVER: usize = 4;
 /// Bytes on their way that HTTP/2 allows before the stream is read: at 2 MiB a line of 20 ms carries 100 MB/s.
 const WINDOW_BYTES: u32 = 2 << 20;
+/// Agents send in frames of this size: with HTTP/2's usual 16 KiB each would be a system call of its own.
+const FRAME_BYTES: u32 = 256 << 10;
 /// Messages between the stream and the ingest: the window holds more already.
 const UP: usize = 1;
 /// `Durable`, `Received` and answers that the agent has not taken yet: small ones.
@@ -72,6 +74,7 @@ impl DataPort {
             .max_concurrent_streams(STREAMS)
             .initial_stream_window_size(WINDOW_BYTES)
             .initial_connection_window_size(WINDOW_BYTES)
+            .max_frame_size(FRAME_BYTES)
             .http2_keepalive_interval(Some(PING))
             .http2_keepalive_timeout(Some(PING_LIMIT))
             .add_service(service)
