@@ -115,7 +115,7 @@ async fn step(
         name: &name,
         uid: &uid,
         generation: run.metadata.generation,
-        created: run.creation_timestamp().map_or(jiff::Timestamp::UNIX_EPOCH, |created| created.0),
+        created: observe::created(run),
         spec: &run.spec,
         deleting: is_deleting(run),
     };

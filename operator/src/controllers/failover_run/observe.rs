@@ -42,6 +42,10 @@ pub(super) async fn world(
     })
 }
 
+pub(super) fn created(object: &impl kube::Resource) -> Timestamp {
+    object.creation_timestamp().map_or(Timestamp::UNIX_EPOCH, |created| created.0)
+}
+
 /// Claimed under the lock of the caller.
 async fn resolution(run: &FailoverRun, context: &Context) -> Result<Resolution, Failure> {
     let namespace = run.namespace().unwrap_or_default();
@@ -65,7 +69,7 @@ async fn resolution(run: &FailoverRun, context: &Context) -> Result<Resolution, 
     let servers = facts(&namespace, &names, context).await?;
     Ok(match resolve(&run.spec, groups.as_deref(), &servers) {
         Ok(resolved) => {
-            let created = run.creation_timestamp().map_or(Timestamp::UNIX_EPOCH, |created| created.0);
+            let created = created(run);
             // Kubernetes leaves out the fraction of the second.
             let since = created.checked_add(Duration::from_secs(1)).unwrap_or(created);
             Resolution::Ready { resolved: Box::new(resolved), awaited: awaited(&run.spec, &servers, since) }
@@ -211,7 +215,7 @@ async fn approvals(run: &FailoverRun, context: &Context) -> Result<Vec<Approval>
     let all = context.api::<FailoverApproval>(&run.namespace().unwrap_or_default()).list(&ours).await?;
     let approval = |found: FailoverApproval| Approval {
         name: found.name_any(),
-        created: found.creation_timestamp().map_or(Timestamp::UNIX_EPOCH, |time| time.0),
+        created: created(&found),
         judged: found.status.as_ref().is_some_and(|status| status.verdict.is_some()),
         spec: found.spec,
     };
