@@ -75,6 +75,14 @@ impl Program {
         }
     }
 
+    /// Gone, whatever it was doing or if it had ended before.
+    fn end(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            _ = child.kill();
+            _ = child.wait();
+        }
+    }
+
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
@@ -88,10 +96,7 @@ impl Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            _ = child.kill();
-            _ = child.wait();
-        }
+        self.end();
     }
 }
 
@@ -308,10 +313,7 @@ impl Site {
 impl Drop for Site {
     fn drop(&mut self) {
         for program in [&mut self.agent, &mut self.process_server, &mut self.applier] {
-            if let Some(mut child) = program.child.take() {
-                _ = child.kill();
-                _ = child.wait();
-            }
+            program.end();
         }
         _ = remove_pins(&self.pins);
     }
