@@ -113,12 +113,14 @@ impl Applier {
     pub async fn run(mut self) {
         let mut failed: u32 = 0;
         loop {
-            match self.step().await {
-                Ok(Step::Applied { .. }) => failed = 0,
-                Ok(Step::CaughtUp) => {
-                    failed = 0;
-                    tokio::time::sleep(self.options.poll_interval).await;
-                }
+            let done = self.step().await;
+            if done.is_ok() && failed > 0 {
+                tracing::info!(server = %self.seeds.server, tries = failed, "applying goes on");
+                failed = 0;
+            }
+            match done {
+                Ok(Step::Applied { .. }) => {}
+                Ok(Step::CaughtUp) => tokio::time::sleep(self.options.poll_interval).await,
                 Err(error) => {
                     let pause =
                         self.options.poll_interval.saturating_mul(1 << failed.min(5)).min(LONGEST_PAUSE);

@@ -102,11 +102,20 @@ impl Shared {
         let server = TcpStream::connect(self.to)?;
         self.streams.lock().unwrap().extend([client.try_clone()?, server.try_clone()?]);
         let (back, from, to) = (Arc::clone(self), server.try_clone()?, client.try_clone()?);
-        thread::spawn(move || _ = back.copy(from, to, false));
-        self.copy(client, server, true)
+        thread::spawn(move || back.copy(from, to, false));
+        self.copy(client, server, true);
+        Ok(())
     }
 
-    fn copy(&self, mut from: TcpStream, mut to: TcpStream, limited: bool) -> io::Result<()> {
+    /// However one side ends, the other one hears of it: `streams` keeps both sockets open.
+    fn copy(&self, from: TcpStream, to: TcpStream, limited: bool) {
+        if self.pump(&from, &to, limited).is_err() {
+            _ = from.shutdown(Shutdown::Both);
+            _ = to.shutdown(Shutdown::Both);
+        }
+    }
+
+    fn pump(&self, mut from: &TcpStream, mut to: &TcpStream, limited: bool) -> io::Result<()> {
         let mut buffer = vec![0; CHUNK_BYTES];
         loop {
             let count = from.read(&mut buffer)?;

@@ -83,6 +83,14 @@ impl Program {
         }
     }
 
+    /// As the kernel names it, for whoever has to find out why a test waited in vain.
+    fn state(&self) -> String {
+        let pid = self.child.as_ref().map_or(0, Child::id);
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let state = status.lines().find(|line| line.starts_with("State:")).unwrap_or("State: gone");
+        format!("({})", state.replace('\t', " "))
+    }
+
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
@@ -261,7 +269,7 @@ impl Site {
             }
             if Instant::now() > end {
                 let tails = [&self.agent, &self.process_server, &self.applier]
-                    .map(|program| format!("== {}\n{}", program.name, program.tail()));
+                    .map(|program| format!("== {} {}\n{}", program.name, program.state(), program.tail()));
                 panic!("{what}: not after {PATIENCE:?}\n{}", tails.join("\n"));
             }
             sleep(Duration::from_millis(250));

@@ -23,7 +23,9 @@ use super::{errors::Call, etag, text};
 use crate::store::{ETag, MAX_WRITE_BYTES, PutCondition, Refusal, Result, SnapshotId};
 
 pub(super) struct ByHand {
-    pub(super) pipeline: Pipeline,
+    pub(super) writing: Pipeline,
+    /// Gives an answer up that does not go on.
+    pub(super) reading: Pipeline,
     /// `x-ms-version` of the crate.
     pub(super) version: String,
 }
@@ -51,7 +53,7 @@ impl ByHand {
             PutCondition::Always => {}
         }
         request.set_body(content);
-        let answer = self.send(call, request, &[201]).await?;
+        let answer = send(&self.writing, call, request, &[201]).await?;
         etag(call, answer.headers())
     }
 
@@ -73,7 +75,7 @@ impl ByHand {
                 insert(&mut request, "x-ms-range-get-content-md5", "true");
             }
         }
-        let answer = self.send(call, request, &[200, 206]).await?;
+        let answer = send(&self.reading, call, request, &[200, 206]).await?;
         let whole = u16::from(answer.status()) == 200;
         let (_, headers, body) = answer.deconstruct();
         let content = Bytes::from(body);
@@ -96,19 +98,17 @@ impl ByHand {
         insert(&mut request, "x-ms-version", self.version.clone());
         request
     }
+}
 
-    async fn send(
-        &self,
-        call: &Call<'_>,
-        mut request: Request,
-        success_codes: &'static [u16],
-    ) -> Result<RawResponse> {
-        let options = PipelineSendOptions {
-            check_success: CheckSuccessOptions { success_codes },
-            ..Default::default()
-        };
-        call.run(self.pipeline.send(&Context::default(), &mut request, Some(options))).await
-    }
+async fn send(
+    pipeline: &Pipeline,
+    call: &Call<'_>,
+    mut request: Request,
+    success_codes: &'static [u16],
+) -> Result<RawResponse> {
+    let options =
+        PipelineSendOptions { check_success: CheckSuccessOptions { success_codes }, ..Default::default() };
+    call.run(pipeline.send(&Context::default(), &mut request, Some(options))).await
 }
 
 fn insert(request: &mut Request, name: &'static str, value: impl Into<HeaderValue>) {

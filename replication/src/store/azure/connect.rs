@@ -10,12 +10,14 @@ use rustls_platform_verifier::BuilderVerifierExt as _;
 use zeroize::Zeroizing;
 
 use super::{AzureStore, by_hand::ByHand, shared_key::SharedKey};
-use crate::env::Env;
+use crate::{env::Env, store::CALL_TIMEOUT};
 
 /// Until TCP and TLS are up; a part of the call's own time-out.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Load balancers forget silent connections after some minutes: we close them before.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// A peer that acknowledges nothing for so long is gone.
+const DEAD_PEER: Duration = Duration::from_secs(20);
 
 /// Where a container is, and how to get in.
 #[derive(Debug, Clone)]
@@ -113,40 +115,46 @@ impl AzureStore {
         let client_options = ClientOptions {
             per_try_policies: signing,
             retry: RetryOptions::none(),
-            transport: Some(Transport::new(Arc::new(http_client()?))),
+            transport: Some(Transport::new(Arc::new(http_client(None)?))),
             ..Default::default()
+        };
+        let reading = ClientOptions {
+            transport: Some(Transport::new(Arc::new(http_client(Some(CALL_TIMEOUT))?))),
+            ..client_options.clone()
         };
         let container_options =
             BlobContainerClientOptions { client_options: client_options.clone(), ..Default::default() };
         let version = container_options.version.clone();
         let container =
             BlobContainerClient::new(url, None, Some(container_options)).map_err(ConnectError::Client)?;
-        let pipeline = Pipeline::new(
-            option_env!("CARGO_PKG_NAME"),
-            option_env!("CARGO_PKG_VERSION"),
-            client_options,
-            Vec::new(),
-            Vec::new(),
-            None,
-        );
-        Ok(Self { container, by_hand: ByHand { pipeline, version }, url: shown, list_page: None })
+        let by_hand = ByHand { writing: pipeline(client_options), reading: pipeline(reading), version };
+        Ok(Self { container, by_hand, url: shown, list_page: None })
     }
 }
 
-fn http_client() -> Result<reqwest::Client, ConnectError> {
+fn pipeline(options: ClientOptions) -> Pipeline {
+    let (name, version) = (option_env!("CARGO_PKG_NAME"), option_env!("CARGO_PKG_VERSION"));
+    Pipeline::new(name, version, options, Vec::new(), Vec::new(), None)
+}
+
+/// `stall`: an answer that does not go on for so long is given up, however much time the whole of it has.
+fn http_client(stall: Option<Duration>) -> Result<reqwest::Client, ConnectError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let tls = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .and_then(|builder| builder.with_platform_verifier())
         .map_err(ConnectError::Tls)?
         .with_no_client_auth();
-    reqwest::Client::builder()
+    let mut builder = reqwest::Client::builder()
         .tls_backend_preconfigured(tls)
         .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_user_timeout(DEAD_PEER)
         .pool_idle_timeout(IDLE_TIMEOUT)
-        .redirect(reqwest::redirect::Policy::none())
-        .build()
-        .map_err(ConnectError::Http)
+        .redirect(reqwest::redirect::Policy::none());
+    if let Some(stall) = stall {
+        builder = builder.read_timeout(stall);
+    }
+    builder.build().map_err(ConnectError::Http)
 }
 
 /// Somebody may have pasted a URL with its SAS.
@@ -157,6 +165,7 @@ fn without_query(endpoint: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::{BlobStore as _, StoreError};
 
     const KEY: &str = "c2VjcmV0LXNlY3JldC1zZWNyZXQ=";
 
@@ -194,6 +203,22 @@ mod tests {
             assert!(error.to_string().contains(expected), "{error}");
             assert!(!error.to_string().contains("secret"), "{error}");
         }
+    }
+
+    /// A whole blob may take minutes on a slow line; a connection that died must not.
+    #[tokio::test]
+    #[allow(clippy::disallowed_methods, reason = "a real connection that hangs")]
+    async fn a_get_that_does_not_go_on_is_given_up() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("http://{}/acme", listener.local_addr().unwrap());
+        std::thread::spawn(move || {
+            let streams: Vec<_> = listener.incoming().map_while(Result::ok).collect();
+            drop(streams);
+        });
+        let store = AzureStore::new(&options(&endpoint, key(KEY))).unwrap();
+        let got = tokio::time::timeout(CALL_TIMEOUT * 6, store.get("blob", None, None)).await;
+        let error = got.expect("it hangs").unwrap_err();
+        assert!(matches!(error, StoreError::Unknown { .. }), "{error}");
     }
 
     #[test]

@@ -42,7 +42,8 @@ use super::{
 };
 
 /// Slowest uplink, in bytes a second, at which a whole blob still gets through in one call. Calls under a lease carry
-/// 4 MiB at most and keep to [`CALL_TIMEOUT`]; `put` and `get` hold none, so a slow line may take its time.
+/// 4 MiB at most and keep to [`CALL_TIMEOUT`]; `put` and `get` hold none, so a slow line may take its time (an answer
+/// to `get` that stands still is given up before).
 const SLOWEST_TRANSFER: u64 = 128 << 10;
 
 /// One container of a storage account.
