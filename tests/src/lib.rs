@@ -7,3 +7,4 @@ pub mod api_server;
 pub mod blob_store;
 pub mod operator;
 pub mod programs;
+pub mod rig;

@@ -7,14 +7,6 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failed helper is a failed test")]
 #![allow(clippy::disallowed_methods, reason = "real programs run in real time")]
-#![allow(unreachable_pub, reason = "modules of one test")]
-
-#[path = "../../../agent/tests/kernel_support/mod.rs"]
-mod disk;
-mod link;
-#[path = "../../../process-server/tests/support/pki.rs"]
-mod pki;
-mod site;
 
 use std::{
     fs::File,
@@ -25,9 +17,7 @@ use std::{
     time::Duration,
 };
 
-use disk::{Loop, Mounted, run};
-use link::Mode;
-use site::{Site, now, point};
+use lifeboat_tests::rig::{Loop, Mode, Mounted, Site, SiteOptions, now, point, run};
 
 const DISK_BYTES: u64 = 640 << 20;
 /// Of data that cannot be compressed, so that the first copy has something to do.
@@ -60,19 +50,21 @@ fn strike(site: &mut Site, fault: Fault) {
     // Long enough for writes and messages to run into it.
     let a_while = Duration::from_secs(3);
     let program = match fault {
-        Fault::AgentKilled => &mut site.agent,
+        Fault::AgentKilled => &mut site.servers[0].agent,
         Fault::ProcessServerKilled => &mut site.process_server,
-        Fault::ApplierKilled => &mut site.applier,
+        Fault::ApplierKilled => site.applier.as_mut().unwrap(),
         Fault::StoreStopped => {
-            site.store.stop().unwrap();
+            let store = site.store.as_ref().unwrap();
+            store.stop().unwrap();
             sleep(a_while);
-            return site.store.resume().unwrap();
+            return store.resume().unwrap();
         }
         Fault::StoreRefused | Fault::StoreSilent => {
             let silent = matches!(fault, Fault::StoreSilent);
-            site.link.set(if silent { Mode::Silent } else { Mode::Refused });
+            let link = site.link.as_ref().unwrap();
+            link.set(if silent { Mode::Silent } else { Mode::Refused });
             sleep(if silent { Duration::from_secs(13) } else { a_while });
-            return site.link.set(Mode::Open);
+            return link.set(Mode::Open);
         }
     };
     program.kill();
@@ -127,7 +119,9 @@ fn survives_everything(file_system: &str) {
     let mounted = Mounted::new(&disk, file_system);
     fill(&mounted.path().join("filled"));
     let load = Load::start(&mounted.path().join("written"));
-    let mut site = Site::new(file_system, disk, COPY_BYTES_PER_SECOND);
+    let options =
+        SiteOptions { name: file_system, link: Some(COPY_BYTES_PER_SECOND), ..SiteOptions::default() };
+    let mut site = Site::new(&options, vec![disk]);
 
     for fault in FAULTS {
         let before = site.wait_for("the copy goes on", |records| !records.is_empty()).len();
@@ -138,7 +132,7 @@ fn survives_everything(file_system: &str) {
             "the first copy ended before {fault:?} struck: make it slower"
         );
     }
-    site.link.limit(0);
+    site.link.as_ref().unwrap().limit(0);
     site.wait_for("the first copy ends", |records| point(records).is_some());
 
     for fault in FAULTS {
@@ -151,24 +145,24 @@ fn survives_everything(file_system: &str) {
 
     load.stop();
     mounted.unmount();
-    let name = site.disk.name().to_owned();
-    run("blockdev", &["--flushbufs", &name]);
+    let disk = &site.servers[0].disk;
+    run("blockdev", &["--flushbufs", disk.name()]);
     let stopped = now();
     // The same bytes again: a change that changes nothing asks for one more round.
     let mut first = vec![0; 4096];
-    site.disk.open(0).read_exact(&mut first).unwrap();
-    site.disk.open(libc::O_SYNC).write_all(&first).unwrap();
+    disk.open(0).read_exact(&mut first).unwrap();
+    disk.open(libc::O_SYNC).write_all(&first).unwrap();
     let records = site
         .wait_for("the last round", |records| point(records).is_some_and(|point| point.t0_micros > stopped));
     let last = records.last().unwrap().number;
 
-    let source = site.disk.content();
+    let source = disk.content();
     assert_same(&source, &site.recovered(last), "the point read through the block index");
     assert_same(&source, &site.seed_disk(last), "the seed disk");
 
     let complete = records.iter().position(|record| record.complete).unwrap();
     assert!(records[complete..].iter().all(|record| record.complete), "something was copied again");
-    let log = site.agent.log();
+    let log = site.servers[0].agent.log();
     let again: Vec<&str> = log
         .lines()
         .filter(|line| line.contains("session begins") && !line.contains(r#""full_copy":"""#))

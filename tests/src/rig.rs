@@ -1,0 +1,22 @@
+//! Whole sites on this machine: agent, process server and applier as programs of their own, a blob store, block
+//! devices. What the data-plane tests and the benchmarks stand on.
+//!
+//! Needs root, loop devices, fio and eBPF. A part that cannot be set up ends the run with a panic that says why.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a rig that cannot be set up is a failed run")]
+#![allow(clippy::disallowed_methods, reason = "real programs run in real time")]
+
+#[path = "../../agent/tests/kernel_support/mod.rs"]
+pub mod disk;
+pub mod link;
+#[path = "../../process-server/tests/support/pki.rs"]
+pub mod pki;
+pub mod program;
+pub mod site;
+
+pub use self::{
+    disk::{Loop, Mounted, run},
+    link::{Link, Mode},
+    program::Program,
+    site::{Site, SiteOptions, StoreAddress, now, point},
+};

@@ -1,0 +1,412 @@
+//! Protected disks and the programs that replicate them, each a process of its own as in production, with the files
+//! that the operator and enrolment would have made.
+
+use std::{
+    fs::{self, File},
+    io::Write as _,
+    net::SocketAddr,
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use lifeboat_agent::kernel::remove_pins;
+use lifeboat_process_server::edge::persisted::PersistedConfiguration;
+use lifeboat_recovery::{BlockIndex, IndexOptions, PointSelector};
+use lifeboat_replication::{
+    catalogue::{self, Position},
+    env::{Env, Micros},
+    ids::ServerId,
+    keys::DataKeys,
+    log::LogReader,
+    store::azure::{AzureOptions, AzureStore, Credential},
+    vault::{self, Vault, layout},
+    wire::v1::{self, RecordKind, log_record::Body},
+};
+use serde_json::json;
+
+use super::{Link, Loop, Program, pki::Ca};
+use crate::{blob_store::BlobStore, programs::free_ports};
+
+const PROCESS_SERVER: &str = "ps-0";
+/// Longer than any wait here should be: a restarted process server waits for its former lease of 30 s.
+const PATIENCE: Duration = Duration::from_secs(240);
+
+/// A blob store that speaks the Azure protocol.
+#[derive(Debug, Clone)]
+pub struct StoreAddress {
+    /// URL of the blob service, with the account in its path.
+    pub endpoint: String,
+    /// In base64.
+    pub account_key: String,
+}
+
+/// How a site is set up.
+#[derive(Debug)]
+pub struct SiteOptions<'a> {
+    /// Names folders and pins: unique among the sites of a process.
+    pub name: &'a str,
+    /// `None`: an Azurite of its own.
+    pub store: Option<StoreAddress>,
+    /// Towards the store, through a link that can be cut: bytes a second, 0: as fast as it can. `None`: no link.
+    pub link: Option<u64>,
+    pub round_interval: Duration,
+    pub point_interval: Duration,
+    pub spool_bytes: u64,
+    pub applier: bool,
+}
+
+impl Default for SiteOptions<'_> {
+    fn default() -> Self {
+        Self {
+            name: "site",
+            store: None,
+            link: None,
+            round_interval: Duration::from_secs(1),
+            point_interval: Duration::from_secs(15),
+            spool_bytes: 256 << 20,
+            applier: true,
+        }
+    }
+}
+
+/// A server with one disk, and what runs on it.
+pub struct Protected {
+    pub disk: Loop,
+    pub agent: Program,
+    pub id: ServerId,
+    _watchdog: Program,
+    pins: PathBuf,
+}
+
+/// A running site.
+pub struct Site {
+    pub servers: Vec<Protected>,
+    pub process_server: Program,
+    pub applier: Option<Program>,
+    pub link: Option<Link>,
+    /// The Azurite of its own.
+    pub store: Option<BlobStore>,
+    /// Seen past the link.
+    pub vault: Vault,
+    /// Of the process server and the applier: `http://…/metrics`.
+    pub metrics: [SocketAddr; 2],
+    runtime: tokio::runtime::Runtime,
+    _dir: tempfile::TempDir,
+}
+
+impl Site {
+    /// Starts everything; the first copies begin.
+    pub fn new(options: &SiteOptions<'_>, disks: Vec<Loop>) -> Self {
+        let dir = tempfile::Builder::new().prefix("lifeboat-site-").tempdir().unwrap();
+        let home = dir.path();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (store, address) = match &options.store {
+            Some(address) => (None, address.clone()),
+            None => {
+                let store = BlobStore::start(options.name).unwrap();
+                let (endpoint, account_key) = (store.endpoint.clone(), store.account_key.clone());
+                (Some(store), StoreAddress { endpoint, account_key })
+            }
+        };
+        let link = options.link.map(|bytes_per_second| {
+            let link = Link::new(authority(&address.endpoint).parse().unwrap()).unwrap();
+            link.limit(bytes_per_second);
+            link
+        });
+        let vault = runtime.block_on(make_vault(&address, home));
+        let ids: Vec<ServerId> = (0..disks.len())
+            .map(|number| runtime.block_on(adopt(&vault, &format!("db-{}", number + 1))))
+            .collect();
+
+        let ca = Ca::new();
+        for folder in ["tls", "spool"] {
+            fs::create_dir(home.join(folder)).unwrap();
+        }
+        ca.listener().write(&home.join("tls"), &ca);
+        let linked = match &link {
+            Some(link) => address.endpoint.replace(&authority(&address.endpoint), &link.address.to_string()),
+            None => address.endpoint.clone(),
+        };
+        write(
+            &home.join("vault.json"),
+            &json!({
+                "endpoint": linked, "container": "vault", "cacheContainer": "cache",
+                "account": linked.rsplit('/').next().unwrap(),
+                "authentication": {"accountKeyFile": home.join("account-key")}, "keysFile": home.join("keys.json"),
+            }),
+        );
+        let [data, management, control, probes, applier_control, applier_probes] = free_ports().unwrap();
+        let management_addresses = vec![format!("localhost:{management}")];
+        let assignments = ids
+            .iter()
+            .enumerate()
+            .map(|(number, id)| {
+                let public_key_sha256 = state_dir(home, number, &ca, id, &management_addresses);
+                assignment(options, number, id, public_key_sha256)
+            })
+            .collect();
+        let configuration = v1::Configuration {
+            generation: 1,
+            servers: assignments,
+            process_servers: vec![v1::ProcessServerAddress {
+                name: PROCESS_SERVER.to_owned(),
+                data_addresses: vec![local(data)],
+            }],
+            management_addresses,
+        };
+        runtime.block_on(PersistedConfiguration::new(&home.join("spool")).save(&configuration)).unwrap();
+
+        let config = |name: &str, content: serde_json::Value| {
+            write(&home.join(name), &content);
+            vec!["--config".to_owned(), home.join(name).display().to_string()]
+        };
+        let process_server = config(
+            "process-server.json",
+            json!({
+                "name": PROCESS_SERVER, "dataListen": local(data), "managementListen": local(management),
+                "controlListen": local(control), "metricsListen": local(probes), "tlsDir": home.join("tls"),
+                "managementTlsDir": home.join("tls"),
+                "spool": {"dir": home.join("spool"), "sizeBytes": options.spool_bytes},
+                "vaultConfig": home.join("vault.json"), "agentBinary": "/nowhere", "installScript": "/nowhere",
+            }),
+        );
+        let applier = config(
+            "applier.json",
+            json!({
+                "name": "applier-0", "controlListen": local(applier_control), "metricsListen": local(applier_probes),
+                "tlsDir": home.join("tls"), "vaultConfig": home.join("vault.json"),
+                "pointIntervalSeconds": options.point_interval.as_secs(), "pollIntervalMilliseconds": 500,
+            }),
+        );
+        let process_server =
+            Program::new("lifeboat-process-server", home, "process-server.log", process_server);
+        let applier = options.applier.then(|| Program::new("lifeboat-applier", home, "applier.log", applier));
+        let servers = disks
+            .into_iter()
+            .zip(ids)
+            .enumerate()
+            .map(|(number, (disk, id))| Protected::start(options.name, home, number, disk, id))
+            .collect();
+        Self {
+            servers,
+            process_server,
+            applier,
+            link,
+            store,
+            vault,
+            metrics: [probes, applier_probes].map(|port| local(port).parse().unwrap()),
+            runtime,
+            _dir: dir,
+        }
+    }
+
+    /// Of the first server.
+    pub fn records(&self) -> Vec<v1::Data> {
+        self.records_of(0)
+    }
+
+    /// The data records of a server's log, as the store has them now.
+    pub fn records_of(&self, server: usize) -> Vec<v1::Data> {
+        self.runtime.block_on(async {
+            let mut reader = LogReader::from_start(&self.vault, &self.servers[server].id, &Env::system());
+            let mut records = Vec::new();
+            while let Some(entry) = reader.next().await.unwrap() {
+                if let Body::Data(data) = entry.body {
+                    records.push(data);
+                }
+            }
+            records
+        })
+    }
+
+    /// Waits until `done` says so of the first server's records; returns them.
+    pub fn wait_for(&self, what: &str, done: impl Fn(&[v1::Data]) -> bool) -> Vec<v1::Data> {
+        self.wait(what, || Some(self.records()).filter(|records| done(records)))
+    }
+
+    /// Waits until there is an answer.
+    pub fn wait<T>(&self, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            if let Some(found) = look() {
+                return found;
+            }
+            if Instant::now() > end {
+                let programs = self.servers.iter().map(|server| &server.agent);
+                let programs = programs.chain([&self.process_server]).chain(&self.applier);
+                let tails: Vec<_> = programs
+                    .map(|program| format!("== {} {}\n{}", program.name, program.state(), program.tail()))
+                    .collect();
+                panic!("{what}: not after {PATIENCE:?}\n{}", tails.join("\n"));
+            }
+            sleep(Duration::from_millis(250));
+        }
+    }
+
+    /// Waits until the first server's seed disk holds every record up to `number`; its content without the footer.
+    pub fn seed_disk(&self, number: u64) -> Vec<u8> {
+        let server = &self.servers[0].id;
+        let position: Position = self.wait(&format!("record {number} on the seed disk"), || {
+            let read = catalogue::read::<Position>(&*self.vault.store, server);
+            let (position, _) = self.runtime.block_on(read).unwrap()?;
+            (position.log.last_number.0 >= number).then_some(position)
+        });
+        let seed = position.seeds.values().next().unwrap();
+        let blob = layout::seed_disk(server, &seed.disk_id);
+        let mut content = Vec::new();
+        while (content.len() as u64) < seed.size_bytes {
+            let from = content.len() as u64;
+            let range = from..(from + (4 << 20)).min(seed.size_bytes);
+            content.extend_from_slice(
+                &self.runtime.block_on(self.vault.store.get(&blob, None, Some(range))).unwrap(),
+            );
+        }
+        content
+    }
+
+    /// Opens a point of the first server's disk.
+    pub fn open(&self, selector: PointSelector) -> Arc<BlockIndex> {
+        self.runtime.block_on(async {
+            let options = IndexOptions { cache_bytes: 64 << 20 };
+            let server = &self.servers[0].id;
+            BlockIndex::open(&self.vault, server, &Env::system(), selector, &options).await.unwrap()
+        })
+    }
+
+    /// The disk at the record, read from snapshots and journal through the block index.
+    pub fn recovered(&self, number: u64) -> Vec<u8> {
+        let index = self.open(PointSelector::Number(number));
+        let disk = index.disks().next().unwrap().clone();
+        let blocks = u32::try_from(disk.size_bytes.div_ceil(4096)).unwrap();
+        let mut content = Vec::new();
+        for first in (0..blocks).step_by(1024) {
+            let read = index.read(disk.slot, first, (blocks - first).min(1024));
+            content.extend_from_slice(&self.runtime.block_on(read).unwrap());
+        }
+        content.truncate(usize::try_from(disk.size_bytes).unwrap());
+        content
+    }
+
+    /// For calls of the store and the block index.
+    pub fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
+        self.runtime.block_on(future)
+    }
+}
+
+impl Protected {
+    fn start(site: &str, home: &Path, number: usize, disk: Loop, id: ServerId) -> Self {
+        let pins = PathBuf::from(format!("/sys/fs/bpf/lifeboat-test-{}-{site}-{number}", std::process::id()));
+        let socket = home.join(format!("thaw-{number}.sock")).display().to_string();
+        let state = home.join(format!("agent-{number}"));
+        let agent =
+            ["run", "--state-dir", state.to_str().unwrap(), "--include-disk", disk.name(), "--pin-dir"]
+                .into_iter()
+                .chain([pins.to_str().unwrap(), "--thaw-socket", &socket])
+                .map(str::to_owned)
+                .collect();
+        let watchdog = vec!["thaw-watchdog".to_owned(), "--thaw-socket".to_owned(), socket];
+        Self {
+            _watchdog: Program::new("lifeboat-agent", home, &format!("watchdog-{number}.log"), watchdog),
+            agent: Program::new("lifeboat-agent", home, &format!("agent-{number}.log"), agent),
+            disk,
+            id,
+            pins,
+        }
+    }
+}
+
+impl Drop for Protected {
+    fn drop(&mut self) {
+        self.agent.end();
+        _ = remove_pins(&self.pins);
+    }
+}
+
+/// The newest record if it is a point.
+pub fn point(records: &[v1::Data]) -> Option<&v1::Data> {
+    records.last().filter(|record| record.complete && record.kind() == RecordKind::Exact)
+}
+
+/// Microseconds since 1970.
+pub fn now() -> i64 {
+    let Micros(now) = Env::system().wall.now();
+    now
+}
+
+/// What enrolment leaves on a server; returns the hash of its public key.
+fn state_dir(home: &Path, number: usize, ca: &Ca, id: &ServerId, management: &[String]) -> Vec<u8> {
+    let dir = home.join(format!("agent-{number}"));
+    fs::create_dir(&dir).unwrap();
+    let leaf = ca.client(&format!("lifeboat:server:{id}"));
+    for (file, content) in [("key.pem", &leaf.key), ("cert.pem", &leaf.certificate), ("ca.pem", &ca.pem)] {
+        fs::write(dir.join(file), content).unwrap();
+    }
+    write(&dir.join("agent.json"), &json!({"serverId": id.as_str(), "managementAddresses": management}));
+    leaf.public_key_sha256
+}
+
+fn assignment(
+    options: &SiteOptions<'_>,
+    number: usize,
+    id: &ServerId,
+    public_key_sha256: Vec<u8>,
+) -> v1::Assignment {
+    v1::Assignment {
+        server_id: id.to_string(),
+        display_name: format!("default/db-{}", number + 1),
+        process_server: PROCESS_SERVER.to_owned(),
+        settings: Some(v1::Settings {
+            round_interval_micros: u64::try_from(options.round_interval.as_micros()).unwrap(),
+            max_freezes_per_hour: 30,
+            freeze_timeout_micros: 2_000_000,
+            rpo_threshold_micros: 30_000_000,
+            ..v1::Settings::default()
+        }),
+        compression_level: 1,
+        public_key_sha256,
+    }
+}
+
+async fn make_vault(address: &StoreAddress, home: &Path) -> Vault {
+    let env = Env::system();
+    let keys = Arc::new(DataKeys::generate(&*env.entropy));
+    secret(&home.join("keys.json"), &keys.to_json());
+    secret(&home.join("account-key"), address.account_key.as_bytes());
+    let account = address.endpoint.rsplit('/').next().unwrap().to_owned();
+    let open = |container: &str| {
+        let key = address.account_key.clone().into();
+        let credential = Credential::AccountKey { account: account.clone(), key };
+        let options =
+            AzureOptions { endpoint: address.endpoint.clone(), container: container.to_owned(), credential };
+        Arc::new(AzureStore::new(&options).unwrap())
+    };
+    let (store, cache) = (open("vault"), open("cache"));
+    let recipients = [age::x25519::Identity::generate().to_public().to_string()];
+    vault::bootstrap(store.clone(), cache.clone(), Arc::clone(&keys), &recipients, &env).await.unwrap();
+    vault::open(store, cache, keys).await.unwrap()
+}
+
+async fn adopt(vault: &Vault, name: &str) -> ServerId {
+    vault.adopt_server("default", name, &Env::system()).await.unwrap().id
+}
+
+/// `host:port` of a URL.
+fn authority(url: &str) -> String {
+    url.split('/').nth(2).unwrap().to_owned()
+}
+
+fn local(port: u16) -> String {
+    SocketAddr::from(([127, 0, 0, 1], port)).to_string()
+}
+
+fn write(path: &Path, content: &serde_json::Value) {
+    fs::write(path, content.to_string()).unwrap();
+}
+
+fn secret(path: &Path, content: &[u8]) {
+    let mut file = File::options().create_new(true).write(true).mode(0o600).open(path).unwrap();
+    file.write_all(content).unwrap();
+}
