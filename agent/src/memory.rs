@@ -205,6 +205,18 @@ impl Machine {
         clean
     }
 
+    /// The first clean block whose content `wrong` says so of, with that content.
+    pub fn find_clean(&self, wrong: impl Fn(Address, Tag) -> bool) -> Option<(Address, Tag)> {
+        let state = &*self.state();
+        let marks = || state.issued.iter().chain(&state.completed).chain([&state.held, &state.to_copy]);
+        let dirty = |(disk, block): Address| {
+            marks().any(|marks| marks.contains(disk, block))
+                || state.writes.values().any(|write| write.address == (disk, block))
+        };
+        let mut content = state.content.iter().map(|(address, tag)| (*address, *tag));
+        content.find(|(address, tag)| wrong(*address, *tag) && !dirty(*address))
+    }
+
     pub fn map(&self) -> Box<dyn DirtyMap> {
         Box::new(MemoryMap(self.clone()))
     }

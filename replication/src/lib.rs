@@ -18,6 +18,7 @@ pub mod ids;
 pub mod journal;
 pub mod keys;
 pub mod log;
+pub mod planted;
 pub mod segment;
 pub mod store;
 pub mod vault;

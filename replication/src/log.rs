@@ -35,34 +35,21 @@ pub use state::{LogDisk, LogState};
 pub use takeover::{Order, TakeOverError};
 pub use writer::{Committed, LogWriter, WriteError};
 
+use crate::planted::Planted;
+
 /// Appends to a part before the writer goes on in another one: the store ends at 50,000.
 pub const ROTATE_AFTER_APPENDS: u32 = 40_000;
 
-/// How a log is written. The planted faults are wrong on purpose: the simulation sets one of them to show that it
-/// would notice. Nothing else does.
+/// How a log is written.
 #[derive(Debug, Clone)]
 pub struct LogOptions {
     pub rotate_after_appends: u32,
-    pub planted: PlantedFaults,
+    /// Set by the simulation only.
+    pub planted: Option<Planted>,
 }
 
 impl Default for LogOptions {
     fn default() -> Self {
-        Self { rotate_after_appends: ROTATE_AFTER_APPENDS, planted: PlantedFaults::default() }
+        Self { rotate_after_appends: ROTATE_AFTER_APPENDS, planted: None }
     }
-}
-
-/// Mistakes that the simulation must find.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct PlantedFaults {
-    /// An append without an answer is sent again to wherever the blob ends now.
-    pub retry_at_new_end: bool,
-    /// A takeover reads the log before it fences the old writer.
-    pub log_read_before_fence: bool,
-    /// A takeover opens an epoch in a closed log.
-    pub takeover_ignores_closed: bool,
-    /// The process server sends `Durable` before the record is appended.
-    pub acknowledge_before_append: bool,
-    /// The agent forgets blocks on `Received`.
-    pub forget_on_received: bool,
 }

@@ -1,85 +1,165 @@
-//! Many schedules: with the right code all of them must pass, with a planted fault one of them must fail.
+//! Many schedules on all cores: with the right code all of them must pass, with a planted fault one of them must fail.
+//!
+//! Threads take the next seed each; one that fails stops only the seeds above it. So the result does not depend on how
+//! many threads there are, or which was faster.
 
-use clap::ValueEnum;
-use lifeboat_replication::log::PlantedFaults;
-
-use crate::{
-    oracle::Reached,
-    world::{Outcome, run},
+use std::{
+    num::NonZero,
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+    time::Duration,
 };
 
-/// Mistakes on purpose. A simulation that stops finding one of them has gone blind.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Planted {
-    AcknowledgeBeforeAppend,
-    ForgetOnReceived,
-    RetryAtNewEnd,
-    LogReadBeforeFence,
-    TakeoverIgnoresClosed,
+use lifeboat_replication::planted::Planted;
+
+use crate::{
+    faults::Class,
+    net::{Outcome, lock},
+    reached::Reached,
+    shrink,
+    world::Schedule,
+};
+
+/// From this many schedules on each counter and each fault class must have been reached.
+const ENOUGH: u64 = 1000;
+
+/// What a range of seeds came to.
+#[derive(Debug, Default)]
+pub struct Tally {
+    /// The lowest seed that failed, and how.
+    pub bad: Option<(u64, String)>,
+    pub schedules: u64,
+    steps: u64,
+    reached: Reached,
+    struck: Vec<u64>,
 }
 
-impl Planted {
-    pub fn faults(self) -> PlantedFaults {
-        let mut faults = PlantedFaults::default();
-        match self {
-            Self::AcknowledgeBeforeAppend => faults.acknowledge_before_append = true,
-            Self::ForgetOnReceived => faults.forget_on_received = true,
-            Self::RetryAtNewEnd => faults.retry_at_new_end = true,
-            Self::LogReadBeforeFence => faults.log_read_before_fence = true,
-            Self::TakeoverIgnoresClosed => faults.takeover_ignores_closed = true,
+impl Tally {
+    fn add(&mut self, seed: u64, outcome: &Outcome) {
+        self.schedules += 1;
+        self.steps += outcome.steps;
+        self.reached.add(&outcome.reached);
+        self.struck.resize(Class::ALL.len(), 0);
+        self.struck.iter_mut().zip(&outcome.struck).for_each(|(mine, more)| *mine += more);
+        if let Some(bad) = &outcome.bad
+            && self.bad.as_ref().is_none_or(|(lowest, _)| seed < *lowest)
+        {
+            self.bad = Some((seed, bad.clone()));
         }
-        faults
+    }
+
+    fn merge(&mut self, other: Self) {
+        let Self { bad, schedules, steps, reached, struck } = other;
+        self.schedules += schedules;
+        self.steps += steps;
+        self.reached.add(&reached);
+        self.struck.resize(Class::ALL.len(), 0);
+        self.struck.iter_mut().zip(&struck).for_each(|(mine, more)| *mine += more);
+        if let Some((seed, why)) = bad
+            && self.bad.as_ref().is_none_or(|(lowest, _)| seed < *lowest)
+        {
+            self.bad = Some((seed, why));
+        }
+    }
+
+    /// Everything that was counted: states and faults.
+    pub fn counters(&self) -> Vec<(String, u64)> {
+        let reached = self.reached.list().into_iter().map(|(name, count)| (name.replace('_', " "), count));
+        let struck =
+            Class::ALL.iter().zip(&self.struck).map(|(class, count)| (class.name().to_owned(), *count));
+        reached.chain(struck).collect()
     }
 }
 
-/// Prints what broke and how to see it again; true: nothing did.
-pub fn report(seed: u64, outcome: &Outcome) -> bool {
-    if let Some(bad) = &outcome.bad {
-        println!("sim: seed {seed} {bad}\nsim: replay with `cargo run -p lifeboat-sim -- replay {seed}`");
-    }
-    outcome.bad.is_none()
-}
-
-/// Runs `schedules` from seed `first` on; every `twice_every`th twice, to see that it is the same.
-pub fn many(schedules: u64, first: u64, twice_every: u64) -> bool {
-    let mut reached = Reached::default();
-    let mut steps = 0;
-    for seed in first..first + schedules {
-        let outcome = run(seed, PlantedFaults::default(), false);
-        if !report(seed, &outcome) {
-            return false;
-        }
-        if twice_every > 0 && seed % twice_every == 0 {
-            let again = run(seed, PlantedFaults::default(), false);
-            if again.digest != outcome.digest {
-                println!("sim: seed {seed} ran differently the second time: something is not deterministic");
-                return false;
+/// Runs the seeds from `first` on, `schedules` of them or for as long as `time`, and stops at the first that fails.
+pub fn sweep(first: u64, schedules: u64, time: Option<Duration>, planted: Option<Planted>) -> Tally {
+    let next = AtomicU64::new(0);
+    let lowest_bad = AtomicU64::new(u64::MAX);
+    let tally = Mutex::new(Tally::default());
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "how long a person wants to wait is no part of any schedule"
+    )]
+    let until = time.map(|time| std::time::Instant::now() + time);
+    let worker = || {
+        let mut mine = Tally::default();
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            #[allow(clippy::disallowed_methods, reason = "as above")]
+            let over = until.is_some_and(|until| std::time::Instant::now() > until);
+            if over || number >= schedules || number > lowest_bad.load(Ordering::Relaxed) {
+                break;
             }
+            let seed = first.wrapping_add(number);
+            let outcome = Schedule { planted, ..Schedule::of(seed) }.run();
+            if outcome.bad.is_some() {
+                lowest_bad.fetch_min(number, Ordering::Relaxed);
+            }
+            mine.add(seed, &outcome);
         }
-        steps += outcome.steps;
-        reached.add(&outcome.reached);
+        lock(&tally).merge(mine);
+    };
+    thread::scope(|scope| {
+        for _ in 0..thread::available_parallelism().map_or(1, NonZero::get) {
+            scope.spawn(worker);
+        }
+    });
+    tally.into_inner().unwrap_or_default()
+}
+
+/// The right code over many schedules; prints what was reached. True: all promises were kept, and enough was reached.
+pub fn many(first: u64, schedules: u64, time: Option<Duration>) -> bool {
+    let tally = sweep(first, schedules, time, None);
+    if let Some((seed, why)) = &tally.bad {
+        report(&Schedule::of(*seed), why);
+        return false;
     }
-    println!("sim: {schedules} schedules from seed {first}, {steps} steps, all promises kept; reached:");
-    for (name, count) in reached.counters() {
+    let counters = tally.counters();
+    println!(
+        "sim: {} schedules from seed {first}, {} steps, all promises kept; reached:",
+        tally.schedules, tally.steps
+    );
+    for (name, count) in &counters {
         println!("  {count:>9} {name}");
     }
-    let missing: Vec<_> =
-        reached.counters().into_iter().filter(|(_, count)| *count == 0).map(|(name, _)| name).collect();
-    if schedules >= 200 && !missing.is_empty() {
+    let missing: Vec<_> = counters.iter().filter(|(_, count)| *count == 0).map(|(name, _)| &**name).collect();
+    if tally.schedules >= ENOUGH && !missing.is_empty() {
         println!("sim: never reached: {}; the simulation proves nothing about it", missing.join(", "));
         return false;
     }
     true
 }
 
+/// The line of a failure: what broke, how to see it again, and what it needs.
+pub fn report(schedule: &Schedule, why: &str) {
+    let seed = schedule.seed;
+    println!(
+        "sim: seed {seed} {why}; replay: cargo run -p lifeboat-sim -- replay {seed}{}",
+        planted(schedule)
+    );
+    println!("sim: {}", shrink::smallest(schedule));
+}
+
+fn planted(schedule: &Schedule) -> String {
+    schedule.planted.map_or_else(String::new, |planted| format!(" --planted {}", planted.name()))
+}
+
 /// Is the fault found within so many schedules?
 pub fn found(planted: Planted, within: u64) -> bool {
-    for seed in 1..=within {
-        if let Some(bad) = run(seed, planted.faults(), false).bad {
-            println!("sim: {planted:?} found by seed {seed}: {bad}");
-            return true;
+    match sweep(1, within, None, Some(planted)).bad {
+        Some((seed, why)) => {
+            println!("sim: {} found by seed {seed}: {why}", planted.name());
+            true
+        }
+        None => {
+            println!(
+                "sim: {} was not found within {within} schedules: the simulation has gone blind",
+                planted.name()
+            );
+            false
         }
     }
-    println!("sim: {planted:?} was not found within {within} schedules: the simulation has gone blind");
-    false
 }

@@ -1,94 +1,131 @@
-//! Which faults a schedule has, and how often: drawn from its seed, each class often absent.
+//! Which faults a schedule has, and how often: drawn from its seed, each class none, rare or frequent.
+//!
+//! To add a class: one line in the list below, and a `dice.roll` (or a line in `world::hostile`) where it strikes. That it
+//! struck is counted by itself, and a campaign in which it never did fails.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::rng::Rng;
 
-/// Chances are per mille of a request, a message or a tick of the world (about 150 ms).
-#[derive(Debug, Clone, Default)]
-pub struct Faults {
-    /// A request never arrives.
-    pub request_lost: u64,
+/// The list. The number is the highest chance that a seed may draw, per mille of a request, a message, or a tick of
+/// the world (about 150 ms).
+macro_rules! classes {
+    ($($(#[$doc:meta])* $name:ident = $most:literal,)*) => {
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Class {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl Class {
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$name => stringify!($name),)*
+                }
+            }
+
+            fn most(self) -> u64 {
+                match self {
+                    $(Self::$name => $most,)*
+                }
+            }
+        }
+    };
+}
+
+classes! {
+    // Of a request to the store.
+    /// It never arrives.
+    RequestLost = 60,
     /// It is done, and the answer never arrives.
-    pub answer_lost: u64,
+    AnswerLost = 60,
     /// It arrives seconds later, after its caller gave up, tried again or died.
-    pub late: u64,
+    Late = 60,
     /// It arrives twice.
-    pub twice: u64,
-    pub slow: u64,
+    Twice = 40,
+    Slow = 100,
     /// The store answers with an error that says nothing (429, 500, 503).
-    pub store_busy: u64,
-    /// A connection breaks at a message.
-    pub broken: u64,
-    /// A message stalls.
-    pub stalled: u64,
-    pub process_server_crash: u64,
-    pub agent_crash: u64,
-    pub applier_crash: u64,
+    StoreBusy = 60,
+    // Of a message between agent and process server.
+    /// The connection breaks at it.
+    Broken = 20,
+    Stalled = 40,
+    // Of a tick of the world.
+    ProcessServerCrash = 12,
+    AgentCrash = 8,
+    ApplierCrash = 12,
     /// A process server is cut off from the store, the agent, or both.
-    pub cut: u64,
+    Cut = 12,
     /// The server is assigned to another process server.
-    pub handover: u64,
+    Handover = 8,
     /// The server reboots: marks are gone.
-    pub reboot: u64,
-    /// A node's date jumps.
-    pub clock_jump: u64,
+    Reboot = 2,
+    /// A node's date jumps by hours, either way.
+    ClockJump = 6,
     /// A failover fences and closes the log, and is taken back later.
-    pub failover: u64,
+    Failover = 4,
 }
 
-/// What the servers do.
-#[derive(Debug, Clone)]
-pub struct Load {
-    pub disk_blocks: Vec<u32>,
-    /// Mean pause between writes in milliseconds.
-    pub write_pause_ms: u64,
-    /// Per cent of writes that go to one of three blocks.
-    pub hot_percent: u64,
-    /// Longest time that a write is in flight in milliseconds.
-    pub write_takes_ms: u64,
-    pub process_servers: usize,
-    pub round_interval_ms: u64,
-    pub rotate_after_appends: u32,
+/// A schedule's dice: each class has its own, so that switching one off does not change what the others roll.
+#[derive(Debug)]
+pub struct Dice {
+    classes: Vec<Die>,
+    stopped: AtomicBool,
 }
 
-impl Faults {
-    pub fn draw(rng: &Rng) -> Self {
-        let chance = |most: u64| match rng.below(3) {
-            0 => 0,
-            1 => 1 + rng.below(most / 4 + 1),
-            _ => 1 + rng.below(most),
+#[derive(Debug)]
+struct Die {
+    per_mille: u64,
+    rng: Rng,
+    struck: AtomicU64,
+}
+
+impl Dice {
+    /// `off` are switched off whatever the seed says.
+    pub fn draw(rng: &Rng, off: &[Class]) -> Self {
+        let die = |class: &Class| {
+            let rng = rng.named(class.name());
+            let most = class.most();
+            let per_mille = match rng.below(3) {
+                0 => 0,
+                1 => 1 + rng.below(most / 4 + 1),
+                _ => 1 + rng.below(most),
+            };
+            Die { per_mille: if off.contains(class) { 0 } else { per_mille }, rng, struck: AtomicU64::new(0) }
         };
-        Self {
-            request_lost: chance(60),
-            answer_lost: chance(60),
-            late: chance(60),
-            twice: chance(40),
-            slow: chance(100),
-            store_busy: chance(60),
-            broken: chance(20),
-            stalled: chance(40),
-            process_server_crash: chance(12),
-            agent_crash: chance(8),
-            applier_crash: chance(12),
-            cut: chance(12),
-            handover: chance(8),
-            reboot: if rng.below(4) == 0 { chance(3) } else { 0 },
-            clock_jump: chance(6),
-            failover: if rng.below(2) == 0 { chance(6) } else { 0 },
-        }
+        Self { classes: Class::ALL.iter().map(die).collect(), stopped: AtomicBool::new(false) }
     }
-}
 
-impl Load {
-    pub fn draw(rng: &Rng) -> Self {
-        let disks = 1 + rng.below(2);
-        Self {
-            disk_blocks: (0..disks).map(|_| 8 + rng.below(24) as u32).collect(),
-            write_pause_ms: [40, 200, 1500][rng.below(3) as usize],
-            hot_percent: rng.below(90),
-            write_takes_ms: [1, 20, 400][rng.below(3) as usize],
-            process_servers: 2 + rng.below(2) as usize,
-            round_interval_ms: [500, 1000, 3000][rng.below(3) as usize],
-            rotate_after_appends: [7, 40, 40_000][rng.below(3) as usize],
+    /// Does it strike now?
+    pub fn roll(&self, class: Class) -> bool {
+        let Some(die) = self.classes.get(class as usize) else { return false };
+        let strikes =
+            !self.stopped.load(Ordering::Relaxed) && die.per_mille > 0 && die.rng.below(1000) < die.per_mille;
+        if strikes {
+            die.struck.fetch_add(1, Ordering::Relaxed);
         }
+        strikes
+    }
+
+    /// How it strikes: 0 to `bound` - 1.
+    pub fn below(&self, class: Class, bound: u64) -> u64 {
+        self.classes.get(class as usize).map_or(0, |die| die.rng.below(bound))
+    }
+
+    /// Nothing strikes from now on.
+    pub fn stop(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
+    }
+
+    /// Per mille of each class that this schedule has.
+    pub fn chances(&self) -> Vec<(Class, u64)> {
+        let chances = Class::ALL.iter().zip(&self.classes).map(|(class, die)| (*class, die.per_mille));
+        chances.filter(|(_, per_mille)| *per_mille > 0).collect()
+    }
+
+    /// How often each class struck.
+    pub fn struck(&self) -> Vec<u64> {
+        self.classes.iter().map(|die| die.struck.load(Ordering::Relaxed)).collect()
     }
 }

@@ -8,14 +8,27 @@
 //!                                                                    │                            ▲
 //!                                                                    └──► oracle (its own truth) ─┘
 //! ```
+//! | to add | where |
+//! |---|---|
+//! | a fault class | a line in `faults`, and where it strikes |
+//! | a counter of a state that must be reached | a line in `reached`, and where it is reached |
+//! | a planted fault | a line in `lifeboat_replication::planted`, and a branch beside the rule that it breaks |
+//! | a check | `oracle` (the log: `mod`, points: `points`, at the end: `rest`) |
+//! | a seed that failed | `sim/seeds.toml` |
+//!
 //! Everything follows from the seed: one thread, tokio's paused clock, ordered maps, no other randomness.
 
 pub mod campaign;
 pub mod env;
 pub mod faults;
+pub mod load;
 pub mod net;
 pub mod oracle;
+mod program;
+pub mod reached;
 pub mod rng;
+pub mod seeds;
+mod shrink;
 pub mod store;
 pub mod wire;
 pub mod world;

@@ -1,11 +1,14 @@
 //! `sim run`: many schedules; `sim replay`: one, with its trace; `sim planted`: shows that planted faults are found.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand};
+use lifeboat_replication::planted::Planted;
 use lifeboat_sim::{
-    campaign::{Planted, found, many, report},
-    world::run,
+    campaign::{found, many, report},
+    faults::Class,
+    seeds,
+    world::Schedule,
 };
 
 #[derive(Parser)]
@@ -17,27 +20,32 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Runs schedules; fails at the first that breaks a promise, or when a state was never reached.
+    /// Runs schedules on all cores; fails at the first that breaks a promise, or when a state was never reached.
     Run {
-        #[arg(default_value_t = 2000)]
-        schedules: u64,
-        /// First seed.
-        #[arg(long, default_value_t = 1)]
-        first: u64,
-        /// Every so many seeds, run one twice and compare the traces.
-        #[arg(long, default_value_t = 50)]
-        twice_every: u64,
+        /// How many; without it 2000, or as many as --for allows.
+        schedules: Option<u64>,
+        /// First seed; without it the commit's.
+        #[arg(long)]
+        first: Option<u64>,
+        /// For so long: 90s, 10m, 2h.
+        #[arg(long = "for", value_parser = duration)]
+        time: Option<Duration>,
     },
     /// Runs one schedule and prints its trace.
     Replay {
         seed: u64,
-        #[arg(long)]
+        #[arg(long, value_parser = planted)]
         planted: Option<Planted>,
+        /// Without this fault class (may be repeated).
+        #[arg(long, value_parser = class)]
+        off: Vec<Class>,
     },
+    /// Prints the hash of each schedule's trace.
+    Digests { first: u64, schedules: u64 },
     /// Runs with each planted fault until it is found.
     Planted {
         /// Only this one.
-        #[arg(long)]
+        #[arg(long, value_parser = planted)]
         only: Option<Planted>,
         /// Schedules within which it must be found.
         #[arg(long, default_value_t = 1500)]
@@ -45,17 +53,54 @@ enum Command {
     },
 }
 
+fn planted(name: &str) -> Result<Planted, String> {
+    let names = || Planted::ALL.iter().map(|planted| planted.name()).collect::<Vec<_>>().join(", ");
+    let found = Planted::ALL.iter().copied().find(|planted| planted.name() == name);
+    found.ok_or_else(|| format!("there are: {}", names()))
+}
+
+fn class(name: &str) -> Result<Class, String> {
+    let names = || Class::ALL.iter().map(|class| class.name()).collect::<Vec<_>>().join(", ");
+    let found = Class::ALL.iter().copied().find(|class| class.name() == name);
+    found.ok_or_else(|| format!("there are: {}", names()))
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text} is no time: write 90s, 10m or 2h");
+    let unit = text.chars().last().ok_or_else(wrong)?;
+    let seconds = match unit {
+        's' => 1,
+        'm' => 60,
+        'h' => 3600,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = text.trim_end_matches(unit).parse().map_err(|_| wrong())?;
+    Ok(Duration::from_secs(number * seconds))
+}
+
 fn main() -> ExitCode {
     let passed = match Arguments::parse().command {
-        Command::Run { schedules, first, twice_every } => many(schedules, first, twice_every),
-        Command::Replay { seed, planted } => {
-            let outcome = run(seed, planted.map(Planted::faults).unwrap_or_default(), true);
+        Command::Run { schedules, first, time } => {
+            let schedules = schedules.unwrap_or(if time.is_some() { u64::MAX } else { 2000 });
+            many(first.unwrap_or_else(seeds::of_this_commit), schedules, time)
+        }
+        Command::Replay { seed, planted, off } => {
+            let schedule = Schedule { planted, off, trace: true, ..Schedule::of(seed) };
+            let outcome = schedule.run();
             println!("digest {:016x}, {} steps, {:?}", outcome.digest, outcome.steps, outcome.reached);
-            report(seed, &outcome)
+            if let Some(why) = &outcome.bad {
+                report(&schedule, why);
+            }
+            outcome.bad.is_none()
+        }
+        Command::Digests { first, schedules } => {
+            for seed in first..first.saturating_add(schedules) {
+                println!("{seed} {:016x}", Schedule::of(seed).run().digest);
+            }
+            true
         }
         Command::Planted { only, within } => {
-            let wanted =
-                Planted::value_variants().iter().filter(|planted| only.is_none_or(|only| only == **planted));
+            let wanted = Planted::ALL.iter().filter(|planted| only.is_none_or(|only| only == **planted));
             // All of them, also after one was missed.
             wanted.filter(|planted| !found(**planted, within)).count() == 0
         }

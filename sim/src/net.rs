@@ -1,18 +1,22 @@
-//! The network between the nodes, with what happens to requests and messages on it, and everything that several nodes
-//! see: who is cut off, who listens, the trace, and the oracle's verdict.
+//! The network between the nodes, and everything that several nodes see: who is cut off, who listens, the trace, and
+//! the oracle's verdict.
 
-use std::sync::{
-    Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
+use std::{
+    fmt,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
+    },
 };
 
 use lifeboat_replication::wire::{Accepted, v1};
 use tokio::{sync::mpsc, time::Instant};
 
 use crate::{
-    faults::Faults,
-    oracle::{Oracle, Reached},
-    rng::Rng,
+    faults::{Class, Dice},
+    oracle::Oracle,
+    reached::Reached,
+    rng::{Rng, fnv},
 };
 
 /// What a request meets on its way.
@@ -26,24 +30,57 @@ pub struct Fate {
     pub again_ms: Option<u64>,
 }
 
+/// What a message meets on its way.
+#[derive(Debug, Clone, Copy)]
+pub struct Hop {
+    pub delay_ms: u64,
+    pub breaks: bool,
+}
+
+/// A set of nodes that several tasks look at.
+#[derive(Debug, Default)]
+pub struct Nodes(AtomicU32);
+
+impl Nodes {
+    pub fn has(&self, node: usize) -> bool {
+        self.0.load(Ordering::Relaxed) >> node & 1 == 1
+    }
+
+    pub(crate) fn add(&self, node: usize) {
+        self.0.fetch_or(1 << node, Ordering::Relaxed);
+    }
+
+    pub(crate) fn remove(&self, node: usize) {
+        self.0.fetch_and(!(1 << node), Ordering::Relaxed);
+    }
+
+    pub(crate) fn clear(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+}
+
 /// The network, and everything that several nodes see.
 pub struct Net {
     pub(crate) began: Instant,
-    pub(crate) rng: Rng,
-    pub(crate) faults: Mutex<Faults>,
-    pub(crate) store_cuts: AtomicU32,
-    pub(crate) agent_cuts: AtomicU32,
-    pub(crate) assigned: AtomicUsize,
-    pub(crate) listeners: Mutex<Vec<Option<mpsc::Sender<Accepted>>>>,
-    pub(crate) oracle: Mutex<Option<Oracle>>,
-    pub(crate) bad: Mutex<Option<String>>,
-    pub(crate) digest: AtomicU64,
-    pub(crate) steps: AtomicU64,
-    pub(crate) verbose: bool,
+    /// Latencies.
+    rng: Rng,
+    pub dice: Dice,
+    /// Nodes that do not reach the store.
+    pub store_cuts: Nodes,
+    /// Process servers that do not reach the agent, nor it them.
+    pub agent_cuts: Nodes,
+    assigned: AtomicUsize,
+    listeners: Mutex<Vec<Option<mpsc::Sender<Accepted>>>>,
+    oracle: Mutex<Option<Oracle>>,
+    reached: Mutex<Reached>,
+    bad: Mutex<Option<String>>,
+    digest: AtomicU64,
+    steps: AtomicU64,
+    trace: bool,
 }
 
-impl std::fmt::Debug for Net {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Net {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Net")
     }
 }
@@ -52,16 +89,67 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// What became of a schedule.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// What was broken, when and at which step.
+    pub bad: Option<String>,
+    /// Hash of the trace: equal for equal seeds.
+    pub digest: u64,
+    pub steps: u64,
+    pub reached: Reached,
+    /// How often each fault class struck.
+    pub struck: Vec<u64>,
+}
+
 impl Net {
-    pub(crate) fn mark(&self, what: &str, detail: &str) {
+    pub(crate) fn new(rng: Rng, dice: Dice, process_servers: usize, trace: bool) -> Arc<Self> {
+        Arc::new(Self {
+            began: Instant::now(),
+            rng,
+            dice,
+            store_cuts: Nodes::default(),
+            agent_cuts: Nodes::default(),
+            assigned: AtomicUsize::new(0),
+            listeners: Mutex::new(vec![None; process_servers]),
+            oracle: Mutex::new(None),
+            reached: Mutex::default(),
+            bad: Mutex::new(None),
+            digest: AtomicU64::new(0xcbf2_9ce4_8422_2325),
+            steps: AtomicU64::new(0),
+            trace,
+        })
+    }
+
+    pub(crate) fn watched_by(&self, oracle: Oracle) {
+        *lock(&self.oracle) = Some(oracle);
+    }
+
+    pub(crate) fn outcome(&self) -> Outcome {
+        let mut reached = *lock(&self.reached);
+        if let Some(oracle) = lock(&self.oracle).as_ref() {
+            reached.add(&oracle.reached);
+        }
+        Outcome {
+            bad: lock(&self.bad).clone(),
+            digest: self.digest.load(Ordering::Relaxed),
+            steps: self.steps.load(Ordering::Relaxed),
+            reached,
+            struck: self.dice.struck(),
+        }
+    }
+
+    /// A line of the trace, which is hashed: with the virtual time only.
+    pub(crate) fn mark(&self, what: &str, detail: fmt::Arguments<'_>) {
         self.steps.fetch_add(1, Ordering::Relaxed);
         let now = self.began.elapsed();
-        let mut hash = self.digest.load(Ordering::Relaxed);
-        for byte in now.as_micros().to_le_bytes().iter().chain(what.as_bytes()).chain(detail.as_bytes()) {
-            hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-        }
-        self.digest.store(hash, Ordering::Relaxed);
-        if self.verbose {
+        let mut hash = fnv(self.digest.load(Ordering::Relaxed), &now.as_micros().to_le_bytes());
+        hash = fnv(hash, what.as_bytes());
+        let mut hash = Hash(hash);
+        // It takes everything.
+        let _ = fmt::write(&mut hash, detail);
+        self.digest.store(hash.0, Ordering::Relaxed);
+        if self.trace {
             println!("{:>9.3} {what} {detail}", now.as_secs_f64());
         }
     }
@@ -76,60 +164,49 @@ impl Net {
         lock(&self.bad).is_some()
     }
 
-    pub(crate) fn ask(&self, question: impl FnOnce(&mut Oracle) -> Result<(), String>) {
-        let answer = lock(&self.oracle).as_mut().map_or(Ok(()), question);
-        if let Err(why) = answer {
+    pub(crate) fn ask<T: Default>(&self, question: impl FnOnce(&mut Oracle) -> Result<T, String>) -> T {
+        let answer = lock(&self.oracle).as_mut().map_or(Ok(T::default()), question);
+        answer.unwrap_or_else(|why| {
             self.fail(why);
-        }
+            T::default()
+        })
     }
 
     pub(crate) fn count(&self, counter: impl FnOnce(&mut Reached)) {
-        if let Some(oracle) = lock(&self.oracle).as_mut() {
-            counter(&mut oracle.reached);
-        }
+        counter(&mut lock(&self.reached));
     }
 
     pub fn fate(&self) -> Fate {
-        let faults = lock(&self.faults).clone();
-        let rng = &self.rng;
+        let (rng, dice) = (&self.rng, &self.dice);
         let mut there_ms = 1 + rng.below(10);
-        if rng.permille(faults.slow) {
-            there_ms += rng.below(4000);
+        if dice.roll(Class::Slow) {
+            there_ms += dice.below(Class::Slow, 4000);
         }
-        if rng.permille(faults.late) {
-            there_ms += 8000 + rng.below(40_000);
+        if dice.roll(Class::Late) {
+            there_ms += 8000 + dice.below(Class::Late, 40_000);
         }
-        let fate = Fate {
-            busy: rng.permille(faults.store_busy),
-            lost: rng.permille(faults.request_lost),
+        Fate {
+            busy: dice.roll(Class::StoreBusy),
+            lost: dice.roll(Class::RequestLost),
             there_ms,
-            answered: !rng.permille(faults.answer_lost),
+            answered: !dice.roll(Class::AnswerLost),
             back_ms: 1 + rng.below(10),
-            again_ms: rng.permille(faults.twice).then(|| there_ms + rng.below(5000)),
-        };
-        if fate.busy || fate.lost || !fate.answered {
-            self.count(|reached| reached.unanswered += 1);
+            again_ms: dice.roll(Class::Twice).then(|| there_ms + dice.below(Class::Twice, 5000)),
         }
-        fate
     }
 
-    /// Delay of a message in milliseconds, and whether the connection breaks at it.
-    pub fn hop(&self) -> (u64, bool) {
-        let faults = lock(&self.faults).clone();
-        let stall = if self.rng.permille(faults.stalled) { self.rng.below(8000) } else { 0 };
-        (1 + self.rng.below(6) + stall, self.rng.permille(faults.broken))
+    pub fn hop(&self) -> Hop {
+        let stall = if self.dice.roll(Class::Stalled) { self.dice.below(Class::Stalled, 8000) } else { 0 };
+        Hop { delay_ms: 1 + self.rng.below(6) + stall, breaks: self.dice.roll(Class::Broken) }
     }
 
-    pub fn store_cut(&self, node: usize) -> bool {
-        self.store_cuts.load(Ordering::Relaxed) >> node & 1 == 1
-    }
-
-    pub fn agent_cut(&self, node: usize) -> bool {
-        self.agent_cuts.load(Ordering::Relaxed) >> node & 1 == 1
-    }
-
+    /// The process server that the agent dials.
     pub fn assigned(&self) -> usize {
         self.assigned.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn assign(&self, node: usize) {
+        self.assigned.store(node, Ordering::Relaxed);
     }
 
     pub fn listener(&self, node: usize) -> Option<mpsc::Sender<Accepted>> {
@@ -144,7 +221,7 @@ impl Net {
 
     /// The model has taken a request (or refused it).
     pub fn applied(&self, node: usize, operation: &'static str, name: &str) {
-        self.mark(operation, &format!("{node} {name}"));
+        self.mark(operation, format_args!("{node} {name}"));
         match operation {
             "append" | "seal" | "create append" if name.contains("/log/") => self.ask(Oracle::log_changed),
             "put" if name.ends_with("points.json") => self.ask(Oracle::points_changed),
@@ -152,19 +229,21 @@ impl Net {
         }
     }
 
-    /// The model has refused a request.
-    pub fn refused(&self) {
-        self.count(|reached| reached.refused += 1);
-    }
-
     pub fn saw_durable(&self, durable: &v1::Durable) {
-        self.mark("durable", &durable.number.to_string());
+        self.mark("durable", format_args!("{}", durable.number));
         self.ask(|oracle| oracle.acknowledged(durable));
     }
 
-    pub fn saw_up(&self, end: bool) {
-        if end {
-            self.mark("end", "");
-        }
+    pub fn saw_end(&self) {
+        self.mark("end", format_args!(""));
+    }
+}
+
+struct Hash(u64);
+
+impl fmt::Write for Hash {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.0 = fnv(self.0, text.as_bytes());
+        Ok(())
     }
 }

@@ -49,7 +49,7 @@ impl NodeStore {
             sleep(Duration::from_millis(fate.back_ms)).await;
             return Err(unknown("503 server busy"));
         }
-        if !fate.lost && !self.net.store_cut(self.node) {
+        if !fate.lost && !self.net.store_cuts.has(self.node) {
             let (me, name, request) = (self.clone(), name.to_owned(), request.clone());
             if let Some(delay) = fate.again_ms {
                 let (me, name, request) = (me.clone(), name.clone(), request.clone());
@@ -64,9 +64,9 @@ impl NodeStore {
                 let result = request(me.model.clone()).await;
                 me.net.applied(me.node, operation, &name);
                 if result.is_err() {
-                    me.net.refused();
+                    me.net.count(|reached| reached.refused_requests += 1);
                 }
-                if fate.answered && !me.net.store_cut(me.node) {
+                if fate.answered && !me.net.store_cuts.has(me.node) {
                     sleep(Duration::from_millis(fate.back_ms)).await;
                     let _ = answer.send(result);
                 }

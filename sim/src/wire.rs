@@ -15,7 +15,7 @@ use lifeboat_replication::wire::{
 };
 use tokio::{sync::mpsc, time::sleep};
 
-use crate::net::Net;
+use crate::net::{Hop, Net};
 
 /// Dials whichever process server the operator has assigned the server to.
 #[derive(Debug, Clone)]
@@ -31,7 +31,8 @@ impl Dial for SimDial {
         let to = self.net.assigned();
         let unreachable =
             || DialError::Unreachable { address: format!("ps-{to}"), message: "cut".to_owned() };
-        let listener = self.net.listener(to).filter(|_| !self.net.agent_cut(to)).ok_or_else(unreachable)?;
+        let listener =
+            self.net.listener(to).filter(|_| !self.net.agent_cuts.has(to)).ok_or_else(unreachable)?;
         let (agent_up, mut from_agent) = mpsc::channel::<v1::Up>(CONNECTION_DEPTH);
         let (to_server, server_up) = mpsc::channel(CONNECTION_DEPTH);
         let (server_down, mut from_server) = mpsc::channel::<v1::Down>(CONNECTION_DEPTH);
@@ -42,7 +43,9 @@ impl Dial for SimDial {
         let (net, gone) = (self.net.clone(), broken.clone());
         tokio::spawn(async move {
             while let Some(message) = from_agent.recv().await {
-                net.saw_up(matches!(message.message, Some(up::Message::End(_))));
+                if matches!(message.message, Some(up::Message::End(_))) {
+                    net.saw_end();
+                }
                 if hop(&net, to, &gone).await || to_server.send(message).await.is_err() {
                     break;
                 }
@@ -67,10 +70,10 @@ impl Dial for SimDial {
 
 /// One message on its way; true: the connection is gone.
 async fn hop(net: &Net, to: usize, broken: &AtomicBool) -> bool {
-    let (delay_ms, breaks) = net.hop();
+    let Hop { delay_ms, breaks } = net.hop();
     sleep(Duration::from_millis(delay_ms)).await;
     let mut waited = 0;
-    while net.agent_cut(to) && !broken.load(Ordering::Relaxed) {
+    while net.agent_cuts.has(to) && !broken.load(Ordering::Relaxed) {
         sleep(Duration::from_millis(500)).await;
         waited += 1;
         // Keep-alive notices a cut after a while.

@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use lifeboat_replication::{
     env::{Entropy, Env, Micros, Wall},
     ids::{DiskSlot, ServerId},
+    planted::Planted,
     wire::{CONNECTION_DEPTH, Connection, Dial, DialError, v1},
 };
 use tokio::{
@@ -18,7 +19,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::{Limits, Options, Parts, PlantedFaults, Replicator};
+use super::{Limits, Options, Parts, Replicator};
 use crate::{
     edge::{FreezeError, Freezer, NoFreezer, Thawed},
     memory::{Address, Machine, Tag, tag},
@@ -280,7 +281,7 @@ struct World {
     server: Server,
     random: Random,
     env: Env,
-    faults: PlantedFaults,
+    planted: Option<Planted>,
 }
 
 impl World {
@@ -298,7 +299,7 @@ impl World {
             freezes_per_hour: 0,
         };
         let frozen = Frozen::default();
-        Self { machine, server, random, env, frozen, faults: PlantedFaults::default() }
+        Self { machine, server, random, env, frozen, planted: None }
     }
 
     fn start(&self) -> tokio::task::JoinHandle<crate::edge::TrackError> {
@@ -323,7 +324,7 @@ impl World {
             window_records: 4,
             frozen_bytes: 4 * 4096,
         };
-        let options = Options { limits, faults: self.faults, ..Options::default() };
+        let options = Options { limits, planted: self.planted, ..Options::default() };
         tokio::spawn(Replicator::new(parts, options).run())
     }
 
@@ -404,7 +405,7 @@ async fn forgetting_on_received_is_found() {
     let mut found = false;
     for seed in 0..20 {
         let mut world = World::new(seed, 10);
-        world.faults.forget_on_received = true;
+        world.planted = Some(Planted::ForgetOnReceived);
         found |= world.live(300).await.is_some();
     }
     assert!(found);

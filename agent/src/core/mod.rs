@@ -32,6 +32,7 @@ use lifeboat_replication::{
     env::Env,
     errors::chain,
     ids::ServerId,
+    planted::Planted,
     wire::{Dial, MAX_CHUNK_BYTES, v1::AgentIssue},
 };
 
@@ -92,13 +93,6 @@ impl Limits {
     }
 }
 
-/// Defects that tests plant to prove that the simulation finds them. No program sets them.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct PlantedFaults {
-    /// Forgets a record's blocks when it is received, not when it is durable.
-    pub forget_on_received: bool,
-}
-
 /// What the replicator works with.
 pub struct Parts {
     pub server: ServerId,
@@ -115,7 +109,8 @@ pub struct Options {
     /// Problems found at start, reported with each heartbeat (for example refused disks).
     pub issues: Vec<AgentIssue>,
     pub limits: Limits,
-    pub faults: PlantedFaults,
+    /// Set by the simulation only.
+    pub planted: Option<Planted>,
 }
 
 /// Lives longer than a session.

@@ -15,6 +15,7 @@ use std::{collections::BTreeMap, time::Duration};
 use lifeboat_replication::{
     env::Micros,
     ids::{DiskSlot, RecordNumber},
+    planted::Planted,
     wire::{Connection, DialError, PROTOCOL_VERSION, v1},
 };
 use tokio::{
@@ -271,7 +272,9 @@ impl<'a> Session<'a> {
                     v1::DurableMark { number: durable.number, epoch: durable.epoch, chain: durable.chain };
                 self.settle(RecordNumber(durable.number), Some(mark))?;
             }
-            Some(v1::down::Message::Received(received)) if self.options.faults.forget_on_received => {
+            Some(v1::down::Message::Received(received))
+                if self.options.planted == Some(Planted::ForgetOnReceived) =>
+            {
                 self.settle(RecordNumber(received.number), None)?;
             }
             Some(v1::down::Message::Received(_)) => {} // in the spool is not in the vault

@@ -17,6 +17,8 @@ pub use self::{
 
 use std::time::Duration;
 
+use lifeboat_replication::planted::Planted;
+
 /// How a server's log is applied.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -25,6 +27,8 @@ pub struct Options {
     /// Pause before the log is looked at again when everything is applied.
     pub poll_interval: Duration,
     pub limits: Limits,
+    /// Set by the simulation only.
+    pub planted: Option<Planted>,
 }
 
 impl Default for Options {
@@ -34,6 +38,7 @@ impl Default for Options {
             point_interval: Duration::from_secs(300),
             poll_interval: Duration::from_secs(2),
             limits: Limits::default(),
+            planted: None,
         }
     }
 }

@@ -75,7 +75,7 @@ impl Config {
             poll_interval: self
                 .poll_interval_milliseconds
                 .map_or(default.poll_interval, Duration::from_millis),
-            limits: default.limits,
+            ..default
         }
     }
 }

@@ -16,6 +16,7 @@ use std::{
 use lifeboat_replication::{
     ids::{Epoch, RecordNumber, ServerId},
     log::{LogWriter, WriteError},
+    planted::Planted,
     wire::v1::{self, log_record::Body},
 };
 use tokio::{
@@ -56,8 +57,8 @@ pub(super) struct Commit {
     pub log: LogWriter,
     pub status: StatusSender,
     pub begins: mpsc::Receiver<Begin>,
-    /// Planted fault for the simulation: says `Durable` before the append.
-    pub ack_before_append: bool,
+    /// Set by the simulation only.
+    pub planted: Option<Planted>,
 }
 
 /// The session whose records are committed.
@@ -169,7 +170,7 @@ impl Commit {
             session: session.session,
             copy_remaining_blocks: end.copy_remaining_blocks,
         };
-        if self.ack_before_append {
+        if self.planted == Some(Planted::AcknowledgeBeforeAppend) {
             let state = self.log.state();
             session.owe(v1::Durable { number: number.0, epoch: state.epoch.0, chain: state.chain.to_vec() });
         }

@@ -197,7 +197,7 @@ impl Ingest {
             log,
             status: self.status.clone(),
             begins: to_begin,
-            ack_before_append: self.shared.log_options.planted.acknowledge_before_append,
+            planted: self.shared.log_options.planted,
         };
         let mut commit = std::pin::pin!(commit.run());
         let mut greeting: Option<BoxFuture<'static, Option<(Accepted, v1::Hello)>>> = None;

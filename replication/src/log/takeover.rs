@@ -21,6 +21,7 @@ use super::{
 use crate::{
     env::Env,
     ids::{Epoch, ServerId},
+    planted::Planted,
     store::{LEASE_TERM, LeaseId, LeaseState, Refusal, StoreError},
     vault::Vault,
     wire::v1::{self, log_record::Body},
@@ -118,7 +119,7 @@ impl Taker<'_> {
         if let Some(seen) = self.look(&parts).await? {
             self.allowed(&seen)?;
         }
-        let unfenced = match self.options.planted.log_read_before_fence {
+        let unfenced = match self.options.planted == Some(Planted::LogReadBeforeFence) {
             true => self.look(&parts).await?,
             false => None,
         };
@@ -135,7 +136,7 @@ impl Taker<'_> {
         let Some(closed) = &state.closed_run else { return Ok(()) };
         match &self.order {
             Order::Failover { run } | Order::Release { run } if run == closed => Ok(()),
-            _ if self.options.planted.takeover_ignores_closed => Ok(()),
+            _ if self.options.planted == Some(Planted::TakeoverIgnoresClosed) => Ok(()),
             _ => Err(TakeOverError::Closed { server: self.server.clone(), run: closed.clone() }),
         }
     }

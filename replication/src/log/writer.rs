@@ -23,6 +23,7 @@ use super::{
 use crate::{
     env::Env,
     ids::{Epoch, RecordNumber, ServerId},
+    planted::Planted,
     store::{LEASE_TERM, LeaseId, Refusal, StoreError},
     vault::Vault,
     wire::v1::{self, log_record::Body},
@@ -217,7 +218,7 @@ impl LogWriter {
                         self.vault.store.append(&blob, content.clone(), &self.lease, position).await;
                     self.note(&outcome);
                     tried += 1;
-                    if self.options.planted.retry_at_new_end
+                    if self.options.planted == Some(Planted::RetryAtNewEnd)
                         && matches!(outcome, Err(StoreError::Unknown { .. }))
                     {
                         if let Ok(now) = self.vault.store.properties(&blob, None).await {

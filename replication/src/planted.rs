@@ -1,0 +1,37 @@
+//! Mistakes on purpose: what the simulation must find, to show that it is not blind (docs/adr/0005).
+//!
+//! Each is one line here and one branch beside the rule that it breaks. They are fields of options that no file, flag
+//! or environment variable can set; every program leaves them at `None`.
+
+/// The list, with a name for each to print and to ask for.
+macro_rules! planted {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Planted {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl Planted {
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$name => stringify!($name),)*
+                }
+            }
+        }
+    };
+}
+
+planted! {
+    /// The process server sends `Durable` before the record is appended.
+    AcknowledgeBeforeAppend,
+    /// The agent forgets blocks on `Received`.
+    ForgetOnReceived,
+    /// An append without an answer is sent again to wherever the blob ends now.
+    RetryAtNewEnd,
+    /// A takeover reads the log before it fences the old writer.
+    LogReadBeforeFence,
+    /// A takeover opens an epoch in a closed log.
+    TakeoverIgnoresClosed,
+}

@@ -1,0 +1,44 @@
+//! How often a state was reached. A campaign in which one of them stays zero proves nothing about it, and fails.
+//!
+//! To add a counter: one line in the list below, and `net.count(|reached| reached.NAME += 1)` where it is reached (in the
+//! oracle: `self.reached.NAME += 1`). Fault classes count themselves.
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+        pub struct Reached {
+            $($(#[$doc])* pub $name: u64,)*
+        }
+
+        impl Reached {
+            pub fn add(&mut self, other: &Self) {
+                $(self.$name += other.$name;)*
+            }
+
+            pub fn list(&self) -> Vec<(&'static str, u64)> {
+                vec![$((stringify!($name), self.$name),)*]
+            }
+        }
+    };
+}
+
+counters! {
+    /// Records in the log.
+    records,
+    exact_records,
+    /// Exact and complete records.
+    points,
+    epochs,
+    /// Parts of the log, the first of each epoch included.
+    parts,
+    closed,
+    released,
+    /// Listed points whose snapshots were compared with the disks.
+    snapshots_compared,
+    /// Points read through the block index and compared.
+    index_compared,
+    /// `Durable` seen on the wire.
+    durable,
+    /// Requests that the store refused.
+    refused_requests,
+}

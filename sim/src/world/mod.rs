@@ -1,0 +1,171 @@
+//! One schedule: starts the programs, lets faults happen, then stops them and waits for rest.
+
+mod hostile;
+mod programs;
+mod rest;
+
+use std::sync::Arc;
+
+use lifeboat_agent::memory::Machine;
+use lifeboat_process_server::core::Assigned;
+use lifeboat_replication::{
+    env::Env, ids::ServerId, keys::DataKeys, planted::Planted, store::model::ModelStore, vault::Vault,
+    wire::v1,
+};
+use tokio::sync::watch;
+
+use crate::{
+    env::{NodeClock, env},
+    faults::{Class, Dice},
+    load::{Load, Simpler},
+    net::{Net, Outcome},
+    oracle::Oracle,
+    rng::Rng,
+    store::NodeStore,
+};
+
+const APPLIERS: usize = 2;
+
+/// What is run: everything follows from it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Schedule {
+    pub seed: u64,
+    pub planted: Option<Planted>,
+    /// Fault classes that are switched off although the seed has them.
+    pub off: Vec<Class>,
+    /// The load made simpler than the seed has it.
+    pub simpler: Vec<Simpler>,
+    /// Prints every step.
+    pub trace: bool,
+}
+
+impl Schedule {
+    pub fn of(seed: u64) -> Self {
+        Self { seed, ..Self::default() }
+    }
+
+    /// The faults and the load that the seed draws.
+    pub fn drawn(&self) -> (Dice, Load) {
+        let rng = Rng::new(self.seed);
+        (Dice::draw(&rng.named("faults"), &self.off), Load::draw(&rng.named("load"), &self.simpler))
+    }
+
+    pub fn run(&self) -> Outcome {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+        match runtime {
+            Ok(runtime) => runtime.block_on(self.play()),
+            Err(error) => {
+                let net = Net::new(Rng::new(0), Dice::draw(&Rng::new(0), Class::ALL), 0, false);
+                net.fail(error.to_string());
+                net.outcome()
+            }
+        }
+    }
+
+    async fn play(&self) -> Outcome {
+        let world = World::new(self);
+        world.hostile().await;
+        world.net.outcome()
+    }
+}
+
+pub(crate) struct World {
+    net: Arc<Net>,
+    rng: Rng,
+    load: Load,
+    planted: Option<Planted>,
+    machine: Machine,
+    agent_clock: NodeClock,
+    /// Of the process servers, then of the appliers.
+    clocks: Vec<NodeClock>,
+    server: ServerId,
+    keys: Arc<DataKeys>,
+    model: ModelStore,
+    cache: ModelStore,
+    assignments: Vec<watch::Sender<Option<Assigned>>>,
+}
+
+impl World {
+    fn new(schedule: &Schedule) -> Self {
+        let rng = Rng::new(schedule.seed);
+        let (dice, load) = schedule.drawn();
+        if schedule.trace {
+            println!("faults per mille: {:?}\n{load:?}", dice.chances());
+        }
+        let net = Net::new(rng.named("network"), dice, load.process_servers, schedule.trace);
+        let began = net.began;
+        let clock = |node: &str| {
+            NodeClock::new(began, rng.named("clocks").named(node).below(20_000_000) as i64 - 10_000_000)
+        };
+        let agent_clock = clock("agent");
+        let nodes = load.process_servers + APPLIERS;
+        let clocks = (0..nodes).map(|node| clock(&node.to_string())).collect();
+        let machine = Machine::new(Arc::new(agent_clock.clone()), &load.disk_blocks, 4000);
+        let oracle_env = env(&agent_clock, rng.named("oracle"));
+        let keys = Arc::new(DataKeys::generate(&*oracle_env.entropy));
+        let mut id = [0; 16];
+        oracle_env.entropy.fill(&mut id);
+        let server = ServerId::from_random(id);
+        let model = ModelStore::new().list_in_pages_of(load.list_page);
+        let cache = ModelStore::new().list_in_pages_of(load.list_page);
+        let vault = Vault {
+            store: Arc::new(model.clone()),
+            cache: Arc::new(cache.clone()),
+            keys: keys.clone(),
+            id: "vault".to_owned(),
+        };
+        net.watched_by(Oracle::new(vault, model.clone(), server.clone(), oracle_env, machine.clone()));
+        let assignments = (0..load.process_servers).map(|_| watch::Sender::new(None)).collect();
+        Self {
+            net,
+            rng: rng.named("world"),
+            load,
+            planted: schedule.planted,
+            machine,
+            agent_clock,
+            clocks,
+            server,
+            keys,
+            model,
+            cache,
+            assignments,
+        }
+    }
+
+    fn env(&self, clock: &NodeClock) -> Env {
+        env(clock, self.rng.fork())
+    }
+
+    /// The vault as a node sees it: process servers first, then appliers, then the operator.
+    fn vault(&self, node: usize) -> Vault {
+        let store = |model: &ModelStore| NodeStore { model: model.clone(), net: self.net.clone(), node };
+        Vault {
+            store: Arc::new(store(&self.model)),
+            cache: Arc::new(store(&self.cache)),
+            keys: self.keys.clone(),
+            id: "vault".to_owned(),
+        }
+    }
+
+    fn assigned(&self) -> Assigned {
+        let settings = v1::Settings {
+            round_interval_micros: self.load.round_interval_ms * 1000,
+            rpo_threshold_micros: 900_000_000,
+            freeze_timeout_micros: 5_000_000,
+            ..Default::default()
+        };
+        Assigned { display_name: "sim/server".to_owned(), settings, compression_level: 1 }
+    }
+
+    fn assign(&self, node: usize) {
+        self.net.mark("assign", format_args!("{node}"));
+        self.net.assign(node);
+        for (other, assignment) in self.assignments.iter().enumerate() {
+            assignment.send_replace((other == node).then(|| self.assigned()));
+        }
+    }
+
+    fn blocks(&self) -> u64 {
+        self.load.disk_blocks.iter().map(|blocks| u64::from(*blocks)).sum()
+    }
+}

@@ -1,0 +1,144 @@
+//! Starts the real programs over the simulated edges.
+
+use std::{sync::Arc, time::Duration};
+
+use lifeboat_agent::{
+    core::{Limits, Options as AgentOptions, Parts, Replicator},
+    edge::NoFreezer,
+};
+use lifeboat_applier::core::{Applier, Options as ApplierOptions};
+use lifeboat_process_server::core::{
+    Ingest, MemoryBudget, Shared,
+    sealing::InlineSealer,
+    spool::{MemSpool, SpoolSpace},
+};
+use lifeboat_replication::log::{LogOptions, LogWriter, Order};
+use tokio::{
+    sync::{Semaphore, mpsc},
+    task::JoinHandle,
+    time::sleep,
+};
+
+use super::{APPLIERS, World};
+use crate::{program::Program, wire::SimDial};
+
+/// A failover lasts at most so long before it is taken back, in milliseconds.
+const LONGEST_FAILOVER_MS: u64 = 70_000;
+
+impl World {
+    fn log_options(&self) -> LogOptions {
+        LogOptions { rotate_after_appends: self.load.rotate_after_appends, planted: self.planted }
+    }
+
+    /// A process server: serves whenever the server is assigned to it.
+    pub(super) fn start_process_server(&self, node: usize) -> Program {
+        let (Some(clock), Some(assignment)) = (self.clocks.get(node), self.assignments.get(node)) else {
+            return Program::up(tokio::spawn(async {}));
+        };
+        let shared = Shared {
+            vault: self.vault(node),
+            env: self.env(clock),
+            name: format!("ps-{node}"),
+            writer: format!("ps-{node}"),
+            spool: Arc::new(MemSpool::default()),
+            space: SpoolSpace::new(64 << 20),
+            memory: MemoryBudget::new(32 << 20),
+            sealer: Arc::new(InlineSealer),
+            uploads: Arc::new(Semaphore::new(4)),
+            log_options: self.log_options(),
+        };
+        let (net, server, mut assigned) = (self.net.clone(), self.server.clone(), assignment.subscribe());
+        Program::up(tokio::spawn(async move {
+            loop {
+                if assigned.wait_for(Option::is_some).await.is_err() {
+                    return;
+                }
+                let (listener, connections) = mpsc::channel(4);
+                net.listen(node, Some(listener));
+                let ingest = Ingest::new(shared.clone(), server.clone(), assigned.clone());
+                let ended = ingest.run(connections).await;
+                net.mark("ingest ended", format_args!("{node} {ended:?}"));
+                net.listen(node, None);
+            }
+        }))
+    }
+
+    pub(super) fn start_agent(&self) -> Program {
+        let parts = Parts {
+            server: self.server.clone(),
+            dial: Arc::new(SimDial { net: self.net.clone(), server: self.server.to_string() }),
+            map: self.machine.map(),
+            source: self.machine.source(),
+            freezer: Box::new(NoFreezer),
+            env: self.env(&self.agent_clock),
+        };
+        let options = AgentOptions {
+            limits: Limits {
+                chunk_bytes: 4 * 4096,
+                batch_bytes: 6 * 4096,
+                batch_covers_bytes: 12 * 4096,
+                catch_up_bytes: 24 * 4096,
+                window_bytes: 40 * 4096,
+                window_records: 6,
+                frozen_bytes: 8 * 4096,
+            },
+            planted: self.planted,
+            ..Default::default()
+        };
+        let net = self.net.clone();
+        Program::up(tokio::spawn(async move {
+            let error = Replicator::new(parts, options).run().await;
+            net.fail(format!("the agent ended: {error}"));
+        }))
+    }
+
+    pub(super) fn start_applier(&self, applier: usize) -> Program {
+        let options = ApplierOptions {
+            point_interval: Duration::from_millis(self.load.point_interval_ms),
+            poll_interval: Duration::from_secs(1),
+            planted: self.planted,
+            ..Default::default()
+        };
+        let node = self.load.process_servers + applier;
+        let clock = self.clocks.get(node).unwrap_or(&self.agent_clock);
+        let applier = Applier::new(self.vault(node), self.server.clone(), self.env(clock), options);
+        Program::up(tokio::spawn(applier.run()))
+    }
+
+    /// A failover closes the log and takes that back after a while: as an operator that keeps trying.
+    pub(super) fn start_failover(&self, run: u64) -> JoinHandle<()> {
+        let vault = self.vault(self.load.process_servers + APPLIERS);
+        let (server, env, options) = (self.server.clone(), self.env(&self.agent_clock), self.log_options());
+        let (net, rng) = (self.net.clone(), self.rng.fork());
+        tokio::spawn(async move {
+            let run = format!("run-{run}");
+            let keep = Duration::from_millis(rng.below(LONGEST_FAILOVER_MS));
+            for order in [Order::Failover { run: run.clone() }, Order::Release { run: run.clone() }] {
+                loop {
+                    let taken = LogWriter::take_over(
+                        &vault,
+                        &server,
+                        "failover",
+                        &env,
+                        order.clone(),
+                        options.clone(),
+                    );
+                    match taken.await {
+                        Ok(writer) => {
+                            net.mark("failover", format_args!("{order:?} in epoch {}", writer.state().epoch));
+                            if rng.below(2) == 0 {
+                                writer.release().await;
+                            }
+                            break;
+                        }
+                        Err(error) => {
+                            net.mark("failover", format_args!("{order:?}: {error}"));
+                            sleep(Duration::from_secs(2)).await;
+                        }
+                    }
+                }
+                sleep(keep).await;
+            }
+        })
+    }
+}
