@@ -21,5 +21,6 @@ pub mod log;
 pub mod planted;
 pub mod segment;
 pub mod store;
+pub mod sums;
 pub mod vault;
 pub mod wire;

@@ -1,7 +1,7 @@
 //! One server's applier: reads where it is, applies one batch at a time, writes down how far it came.
 //!
-//! **Order of a batch**: seed disks created; sequence numbers raised and checked; pages written; if the batch ends in
-//! a point: snapshots, then `points.json`; at last `position.json`.
+//! **Order of a batch**: seed disks created; sequence numbers raised and checked; pages written, then checksums; if the
+//! batch ends in a point: snapshots, then `points.json`; at last `position.json`.
 //! **Crash** anywhere: the next applier starts at the position and does the batch again, to the same or a later
 //! record; pages are written with the same content, a point that is listed already is not cut again.
 //! **Another applier** that works on the same server raises the sequence numbers further; our writes are refused, we
@@ -15,9 +15,10 @@ use lifeboat_replication::{
     catalogue::{self, FORMAT, Point, Points, Position, Seed},
     env::Env,
     errors::chain,
-    ids::{RecordNumber, ServerId, sequence_number},
+    ids::{RecordNumber, ServerId},
     log::{LogReader, LogState, Patience},
     store::{ETag, Refusal, StoreError},
+    sums::SumKeys,
     vault::{Vault, layout},
 };
 use tokio::sync::{Semaphore, watch};
@@ -26,7 +27,7 @@ use super::{
     ApplyError, Options, Status, batch,
     plan::{Batch, PointRule},
     point,
-    seeds::Seeds,
+    seeds::{self, Seeds},
 };
 
 /// Longest pause between tries of a server that cannot go on.
@@ -51,6 +52,8 @@ struct Loaded {
     points: Points,
     points_etag: Option<ETag>,
     reader: LogReader,
+    /// Keys of the checksum files, by slot, as far as they were needed.
+    sums: BTreeMap<u32, SumKeys>,
 }
 
 impl Loaded {
@@ -204,7 +207,7 @@ impl Applier {
             }
             None => LogReader::from_start(vault, server, &self.env),
         };
-        let loaded = Loaded { position, position_etag, points, points_etag, reader };
+        let loaded = Loaded { position, position_etag, points, points_etag, reader, sums: BTreeMap::new() };
         self.status.send_modify(|status| loaded.tell(status));
         Ok(loaded)
     }
@@ -235,17 +238,16 @@ impl Applier {
 
     /// Seed disks may be ahead of the position (a batch that was begun), never behind it.
     async fn check_seeds(&self, position: &Position) -> Result<(), ApplyError> {
-        let LogState { last_number, disks, .. } = &position.log;
+        let disks = &position.log.disks;
         for seed in position.seeds.values().filter(|seed| disks.iter().any(|disk| disk.id == seed.disk_id)) {
             let name = self.seeds.name(&seed.disk_id);
             let Some(sequence) = self.seeds.sequence(seed).await? else {
                 return Err(ApplyError::SeedLost { name });
             };
-            // The epoch of the position may be newer than that of its last record: only the record is compared.
-            if sequence & 0xffff_ffff < last_number.0 & 0xffff_ffff && sequence < position_sequence(position)
-            {
+            if seeds::is_behind(sequence, &position.log) {
                 return Err(ApplyError::SeedBehind { name });
             }
+            self.seeds.check_sums(seed, &position.log, &*self.env.entropy).await?;
         }
         Ok(())
     }
@@ -284,7 +286,20 @@ impl Applier {
             for (_, seed) in seeds.iter().filter(|(slot, _)| !loaded.has_seed(**slot)) {
                 self.seeds.write_footer(seed, sequence).await?;
             }
-            batch::write(&self.seeds, &seeds, &batch.records, sequence, &mut figures).await?;
+            for (slot, seed) in &seeds {
+                if !loaded.sums.contains_key(slot) {
+                    let keys = self.seeds.sum_keys(seed, sequence, &*self.env.entropy).await?;
+                    loaded.sums.insert(*slot, keys);
+                }
+            }
+            let pending =
+                batch::write(&self.seeds, &seeds, &loaded.sums, &batch.records, sequence, &mut figures)
+                    .await?;
+            for (slot, pending) in pending {
+                if let Some(seed) = seeds.get(&slot.0) {
+                    self.seeds.write_sums(seed, pending, sequence, &mut figures).await?;
+                }
+            }
             if let (true, Some(record), Some(log)) = (batch.point, batch.records.last(), &batch.end) {
                 let point = point::cut(&self.seeds, log, record, sequence).await?;
                 figures.snapshots += point.disks.len() as u64;
@@ -320,7 +335,8 @@ impl Applier {
             let sequence = batch.sequence().unwrap_or(0);
             let mut highest = (sequence, None);
             for seed in seeds.values() {
-                let raised = self.seeds.raise(seed, sequence).await?;
+                let disk = self.seeds.raise(seed, sequence).await?;
+                let raised = disk.max(self.seeds.raise_sums(seed, sequence).await?);
                 if raised > highest.0 {
                     highest = (raised, Some(seed));
                 }
@@ -369,10 +385,6 @@ impl Applier {
         self.rebuild = false;
         Ok(())
     }
-}
-
-fn position_sequence(position: &Position) -> u64 {
-    sequence_number(position.log.epoch, position.log.last_number)
 }
 
 /// Somebody else was faster, or our own answer was lost: either way the vault is read again.

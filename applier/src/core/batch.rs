@@ -13,6 +13,7 @@ use lifeboat_replication::{
     ids::DiskSlot,
     journal::{self, JournalError, Source},
     segment::ExtentData,
+    sums::SumKeys,
     wire::v1,
 };
 use roaring::RoaringBitmap;
@@ -22,6 +23,7 @@ use super::{
     ApplyError, Figures,
     coalesce::{PageWrite, Window},
     seeds::{self, Seeds},
+    sums::Pending,
 };
 
 /// Segments fetched ahead: 4 MiB each, to hide the store's latency.
@@ -31,14 +33,16 @@ const WINDOW_BYTES: usize = 16 << 20;
 /// Page writes under way for one server.
 const PARALLEL_WRITES: usize = 6;
 
-/// Writes all blocks of the records, tagged with `sequence`. When it returns `Ok`, all of them are durable.
+/// Writes all blocks of the records, tagged with `sequence`. When it returns `Ok`, all of them are durable; their
+/// checksums are still to be written.
 pub(super) async fn write(
     seeds: &Seeds,
     disks: &BTreeMap<u32, Seed>,
+    keys: &BTreeMap<u32, SumKeys>,
     records: &[v1::Data],
     sequence: u64,
     figures: &mut Figures,
-) -> Result<(), ApplyError> {
+) -> Result<BTreeMap<DiskSlot, Pending>, ApplyError> {
     let mut writer = Writer {
         seeds: Arc::new(seeds.clone()),
         disks: disks.iter().map(|(slot, seed)| (DiskSlot(*slot), Arc::new(seed.clone()))).collect(),
@@ -47,6 +51,8 @@ pub(super) async fn write(
         figures,
     };
     let mut covered: BTreeMap<DiskSlot, RoaringBitmap> = BTreeMap::new();
+    let mut sums: BTreeMap<DiskSlot, Pending> =
+        keys.iter().map(|(slot, keys)| (DiskSlot(*slot), Pending::new(keys.clone()))).collect();
     let mut window = Window::default();
     let sources = newest_first(records)?;
     let fetch = |source: Source| async move {
@@ -60,14 +66,22 @@ pub(super) async fn write(
         for extent in extents.iter().rev() {
             writer.check(record, &extent.run)?;
             let covered = covered.entry(extent.run.disk).or_default();
-            uncovered(extent, covered, |piece| window.push(piece), &mut writer.figures.superseded_bytes);
+            let mut sums = sums.get_mut(&extent.run.disk);
+            let piece = |piece: ExtentData| {
+                if let Some(sums) = &mut sums {
+                    sums.take(&piece);
+                }
+                window.push(piece);
+            };
+            uncovered(extent, covered, piece, &mut writer.figures.superseded_bytes);
         }
         if window.bytes() >= WINDOW_BYTES {
             writer.start(window.drain()).await?;
         }
     }
     writer.start(window.drain()).await?;
-    writer.finish().await
+    writer.finish().await?;
+    Ok(sums)
 }
 
 fn newest_first(records: &[v1::Data]) -> Result<Vec<Source>, JournalError> {

@@ -7,6 +7,7 @@ mod error;
 mod plan;
 mod point;
 mod seeds;
+mod sums;
 pub mod vhd;
 
 pub use self::{
@@ -72,6 +73,8 @@ pub struct Figures {
     pub superseded_bytes: u64,
     pub fetched_bytes: u64,
     pub snapshots: u64,
+    /// Reads and writes of checksum files.
+    pub sum_calls: u64,
     /// Batches given up because another applier was ahead.
     pub superseded_batches: u64,
 }

@@ -8,8 +8,8 @@
 use lifeboat_replication::{
     blocks::BLOCK_BYTES,
     catalogue::Seed,
-    ids::ServerId,
-    log::{LogDisk, Patience},
+    ids::{ServerId, sequence_number},
+    log::{LogDisk, LogState, Patience},
     store::{ETag, Refusal, SnapshotId, StoreError},
     vault::{Vault, layout},
 };
@@ -161,12 +161,19 @@ impl Seeds {
 }
 
 /// A refused page write means that a newer applier has raised the sequence number.
-fn fenced(result: Result<ETag, StoreError>, name: String) -> Result<ETag, ApplyError> {
+pub(super) fn fenced(result: Result<ETag, StoreError>, name: String) -> Result<ETag, ApplyError> {
     match result {
         Err(error) if error.is(Refusal::Condition) => Err(ApplyError::Superseded { name }),
         Err(error) if error.is(Refusal::NotFound) => Err(ApplyError::SeedLost { name }),
         result => Ok(result?),
     }
+}
+
+/// Is a blob with this sequence number older than the position says?
+pub(super) fn is_behind(sequence: u64, position: &LogState) -> bool {
+    // The epoch of the position may be newer than that of its last record: only the record is compared.
+    sequence & 0xffff_ffff < position.last_number.0 & 0xffff_ffff
+        && sequence < sequence_number(position.epoch, position.last_number)
 }
 
 /// Blocks that an extent of this disk may name.

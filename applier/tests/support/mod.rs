@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 pub mod faulty;
+pub mod sums;
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -40,6 +41,10 @@ pub struct Source {
     pub images: Images,
     /// What the disks were at each exact and complete record.
     pub points: BTreeMap<u64, Images>,
+    /// The same at every record, and before the first.
+    pub history: BTreeMap<u64, Images>,
+    /// Blocks that a record has named, by slot.
+    pub written: BTreeMap<u32, std::collections::BTreeSet<u32>>,
     sizes: Vec<u64>,
 }
 
@@ -63,9 +68,20 @@ impl Source {
         let log = take(&vault, &server, &env, Order::WhenFree).await;
         let images =
             (1..).zip(sizes).map(|(slot, size)| (slot, vec![0; size.next_multiple_of(BLOCK_BYTES) as usize]));
-        let images = images.collect();
-        let mut source =
-            Self { store, vault, server, env, log, images, points: BTreeMap::new(), sizes: sizes.to_vec() };
+        let images: Images = images.collect();
+        let history = BTreeMap::from([(0, images.clone())]);
+        let mut source = Self {
+            store,
+            vault,
+            server,
+            env,
+            log,
+            images,
+            points: BTreeMap::new(),
+            history,
+            written: BTreeMap::new(),
+            sizes: sizes.to_vec(),
+        };
         source.name_disks().await;
         source
     }
@@ -120,10 +136,13 @@ impl Source {
                 let image = self.images.get_mut(&write.disk).unwrap();
                 let range = write.first as usize * 4096..(write.first + write.blocks) as usize * 4096;
                 image[range].fill(write.byte.unwrap_or(0));
+                let written = self.written.entry(write.disk).or_default();
+                written.extend(write.first..write.first + write.blocks);
                 data.changed_bytes += u64::from(write.blocks) * BLOCK_BYTES;
             }
         }
         self.log.append(Body::Data(data)).await.unwrap();
+        self.history.insert(number.0, self.images.clone());
         if complete && kind == RecordKind::Exact {
             self.points.insert(number.0, self.images.clone());
         }
