@@ -19,6 +19,7 @@ pub mod journal;
 pub mod keys;
 pub mod log;
 pub mod planted;
+pub mod resync;
 pub mod segment;
 pub mod store;
 pub mod sums;

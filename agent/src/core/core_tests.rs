@@ -162,6 +162,7 @@ impl Server {
             }),
             full_copy_reason: reason,
             process_server_time_micros: self.now(),
+            ..v1::Welcome::default()
         };
         send(v1::down::Message::Welcome(welcome)).await.ok()?;
         let mut extents = Vec::new();
@@ -209,7 +210,9 @@ impl Server {
                     };
                     send(v1::down::Message::HeartbeatAnswer(answer)).await.ok()?;
                 }
-                v1::up::Message::Hello(_) => panic!("a second hello"),
+                v1::up::Message::Hello(_) | v1::up::Message::SumsAsk(_) => {
+                    panic!("a second hello, or a question")
+                }
             }
         }
         None

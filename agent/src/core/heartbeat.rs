@@ -1,32 +1,22 @@
 //! What a heartbeat says: the machine, the progress, what is wrong, and whether everything is in the vault.
 
-use lifeboat_replication::{env::Micros, wire::v1};
+use lifeboat_replication::{env::Micros, resync::Cause, wire::v1};
 use tokio::time::Instant;
 
 use super::{
     issue,
-    session::{Session, up},
+    session::{Session, SessionError, up},
 };
-use crate::edge::TrackError;
 
 impl Session<'_> {
-    pub(super) fn heartbeat(&mut self) -> Result<v1::Up, TrackError> {
+    pub(super) fn heartbeat(&mut self) -> Result<v1::Up, SessionError> {
         let now = Instant::now();
         let clean_at = self.clean_at(now)?;
         let date = self.parts.env.wall.now();
         let machine = &self.options.machine;
         let reason = self.parts.map.copy_reason();
         let mut issues: Vec<_> = self.kept.issues.values().cloned().collect();
-        if let Some(reason) = &reason {
-            let remedy =
-                "nothing to do: points made before stay usable, new ones follow when the copy is complete";
-            issues.push(issue(
-                "FullCopy",
-                "Warning",
-                format!("everything is copied again: {reason}"),
-                remedy,
-            ));
-        }
+        issues.extend(reason.as_deref().map(|reason| self.copy_issue(reason)));
         let message = v1::Heartbeat {
             agent_time_micros: self.clock.sending(date, now).0,
             clean_at_micros: clean_at.0,
@@ -51,12 +41,26 @@ impl Session<'_> {
         Ok(up(v1::up::Message::Heartbeat(message)))
     }
 
+    /// Why disks are compared with the vault, or copied, again.
+    fn copy_issue(&self, reason: &str) -> v1::AgentIssue {
+        let (cause, words) = Cause::of(reason);
+        let remedy = format!(
+            "nothing to do: points made before stay usable, new ones follow when it is complete ({})",
+            cause.code()
+        );
+        let (code, what) = match &self.kept.not_compared {
+            None => ("Resynchronizing", "only what differs from the vault is copied".to_owned()),
+            Some(why) => ("FullCopy", format!("everything is copied again, since {why}")),
+        };
+        issue(code, "Warning", format!("{words}: {what}"), &remedy)
+    }
+
     /// The process server's time at `now` when since before it nothing is dirty, in flight or unacknowledged and
     /// the log ends with a point; else 0.
     ///
     /// The order matters: a write in flight marks its completion before it leaves the count, so the count is read
     /// first and the marks after it. A write issued during this check is later than `now`.
-    fn clean_at(&mut self, now: Instant) -> Result<Micros, TrackError> {
+    fn clean_at(&mut self, now: Instant) -> Result<Micros, SessionError> {
         self.check_lost()?;
         let clean = self.tracker.is_clean()
             && !self.need_point

@@ -5,6 +5,7 @@
 //!   Replicator::run ── dial ─► session ─┬─ tracker   what is unsent, carried, awaiting its copy
 //!        ▲   backoff                    ├─ round     exact, another pass, or given up
 //!        └──── any break ◄──────────────┼─ freeze    when a freeze may help
+//!                                       ├─ compare   which blocks differ from the vault, by checksums
 //!                                       ├─ chunk     reads blocks, leaves out zeros
 //!                                       └─ clock     the process server's time
 //! ```
@@ -17,6 +18,8 @@
 pub mod backoff;
 pub mod chunk;
 pub mod clock;
+pub mod compare;
+mod comparing;
 pub mod freeze;
 mod heartbeat;
 mod progress;
@@ -117,6 +120,8 @@ pub struct Options {
 struct Kept {
     freezes: FreezeBudget,
     progress: Progress,
+    /// Why checksums cannot be used, and everything is copied.
+    not_compared: Option<String>,
     /// By code.
     issues: BTreeMap<String, AgentIssue>,
     /// Slots of the vault by disk id, once they are known.
@@ -135,6 +140,7 @@ impl Replicator {
         let kept = Kept {
             freezes: FreezeBudget::default(),
             progress: Progress::default(),
+            not_compared: None,
             issues,
             slots: BTreeMap::new(),
         };
@@ -152,7 +158,7 @@ impl Replicator {
             }
             let random = self.parts.env.entropy.next_u64();
             let wait = match &error {
-                SessionError::Track(_) => Duration::ZERO,
+                SessionError::Track(_) | SessionError::Lost { .. } => Duration::ZERO,
                 SessionError::Refused { retry_after, .. } if retry_after.is_zero() => {
                     backoff::jittered(ASK_AGAIN, random)
                 }

@@ -71,6 +71,9 @@ impl Session<'_> {
     /// Does one thing: begins a record, or yields its next message.
     pub(super) async fn step(&mut self) -> Result<Option<v1::Up>, SessionError> {
         let Some(mut record) = self.work.take() else {
+            if let Some(message) = self.compare(Instant::now()).await? {
+                return Ok(message);
+            }
             self.work = self.plan(Instant::now())?;
             return Ok(None);
         };
@@ -97,11 +100,16 @@ impl Session<'_> {
         self.check_lost()?;
         let copying = !self.tracker.complete();
         let due = now >= self.next_round() || self.catching_up;
+        let covers = self.options.limits.batch_covers_bytes / BLOCK_BYTES;
         if copying && (self.owe_copy || !due) {
             self.owe_copy = false;
-            let rest =
-                first(self.tracker.awaiting_copy(), self.options.limits.batch_covers_bytes / BLOCK_BYTES);
-            return Ok(Some(self.begin_record(Job::Copy, rest)));
+            let rest = first(self.to_be_copied(), covers);
+            if !rest.is_empty() {
+                return Ok(Some(self.begin_record(Job::Copy, rest)));
+            }
+            if !due {
+                return Ok(None);
+            }
         }
         let limit = self.options.limits.catch_up_bytes;
         let mut sendable = self.tracker.sendable();
@@ -154,6 +162,9 @@ impl Session<'_> {
         self.kept.issues.remove(DISK_READ_FAILED);
         let copy = matches!(record.job, Job::Copy);
         self.tracker.read(&content.blocks, content.data.len() as u64, copy);
+        if let (true, Some(compare)) = (copy, &mut self.compare) {
+            compare.copied(&content.blocks);
+        }
         if let Job::Round(round) = &mut record.job
             && round.may_be_exact
             && !round.disturbed
@@ -171,7 +182,7 @@ impl Session<'_> {
         Ok(content)
     }
 
-    fn unreadable(&mut self, error: ReadError) -> SessionError {
+    pub(super) fn unreadable(&mut self, error: ReadError) -> SessionError {
         let path =
             self.disks.iter().find(|disk| disk.slot == error.disk.0).map_or("", |disk| disk.path.as_str());
         let message = format!("{path}: {error}: {}", error.source);
@@ -214,14 +225,10 @@ impl Session<'_> {
             return Ok(Judged::End(v1::RecordKind::Inexact));
         }
         // Looked at after the last read: marks that were lost would have disturbed the pass unseen.
-        if self.check_lost()? {
-            return Ok(Judged::End(v1::RecordKind::Inexact));
-        }
+        self.check_lost()?;
         let now = Instant::now();
         match round.passes.finished(round.pass_blocks, round.disturbed) {
-            // A copy that was ordered since the round began (tracking lost) takes completeness away.
-            Verdict::Exact if self.tracker.complete() => Ok(Judged::End(v1::RecordKind::Exact)),
-            Verdict::Exact => Ok(Judged::End(v1::RecordKind::Inexact)),
+            Verdict::Exact => Ok(Judged::End(v1::RecordKind::Exact)),
             _ if round.freeze.is_some() => Ok(Judged::End(v1::RecordKind::Inexact)),
             Verdict::Again => Ok(match self.next_pass(record)? {
                 true => Judged::Another,

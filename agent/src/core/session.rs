@@ -27,6 +27,7 @@ use super::{
     Kept, Options, Parts,
     chunk::ReadError,
     clock::Clock,
+    compare::Compare,
     freeze::FreezeLimits,
     record::Record,
     tracker::{NeverSent, Tracker},
@@ -71,6 +72,10 @@ pub enum SessionError {
     NeverSent(#[from] NeverSent),
     #[error("reading failed")]
     Read(#[from] ReadError),
+    #[error(
+        "tracking was lost: the disks are compared with the vault, or copied, in a new session ({reason})"
+    )]
+    Lost { reason: String },
     #[error("tracking failed")]
     Track(#[from] TrackError),
 }
@@ -123,6 +128,8 @@ pub(super) struct Session<'a> {
     pub(super) tracker: Tracker,
     pub(super) clock: Clock,
     pub(super) work: Option<Record>,
+    /// What awaits its copy is compared with the vault first.
+    pub(super) compare: Option<Compare>,
     pub(super) last_round: Option<Instant>,
     /// More was taken than a round can read in time; batches go first.
     pub(super) catching_up: bool,
@@ -164,6 +171,10 @@ impl<'a> Session<'a> {
         connection: &mut Connection,
     ) -> Result<Self, SessionError> {
         let disks = parts.source.disks();
+        if let Some(reason) = parts.map.lost() {
+            parts.map.copy_all(&reason)?;
+        }
+        let own_reason = parts.map.copy_reason();
         let asked = Instant::now();
         let hello = v1::Hello {
             protocol: PROTOCOL_VERSION,
@@ -175,6 +186,7 @@ impl<'a> Session<'a> {
                 .map(|disk| v1::Disk { slot: kept.slots.get(&disk.id).copied().unwrap_or(0), ..disk.clone() })
                 .collect(),
             believes: parts.map.durable_mark(),
+            resynchronizing: own_reason.is_some(),
         };
         let session_id = hello.session;
         connection.up.send(up(v1::up::Message::Hello(hello))).await.map_err(|_| SessionError::Closed)?;
@@ -192,12 +204,22 @@ impl<'a> Session<'a> {
             kept.slots.insert(disk.id.clone(), given.slot);
         }
         if !welcome.full_copy_reason.is_empty() {
-            parts.map.copy_all(&welcome.full_copy_reason)?;
+            // An agent that knows why it has forgotten everything says so better.
+            let own = own_reason.filter(|_| parts.map.durable_mark().is_none());
+            parts.map.copy_all(&own.unwrap_or_else(|| welcome.full_copy_reason.clone()))?;
+            // From here on the marks are about this log: the next session may go on where this one ends.
+            if let Some(last) = &welcome.last {
+                parts.map.set_durable_mark(last)?;
+            }
         }
         // An earlier run may have stopped between a flip and its taking.
         parts.map.take()?;
         let tracker =
             Tracker::new(RecordNumber(welcome.last_number), parts.map.held()?, parts.map.to_copy()?);
+        let offer = welcome.sums.unwrap_or_default();
+        let compare = (!offer.disks.is_empty() && !tracker.complete())
+            .then(|| Compare::new(&offer, &disks, |disk| slots.vault(disk), tracker.awaiting_copy()));
+        kept.not_compared = Some(offer.unusable).filter(|why| !why.is_empty());
         tracing::info!(
             session = session_id,
             epoch = welcome.epoch,
@@ -215,6 +237,7 @@ impl<'a> Session<'a> {
             slots,
             tracker,
             work: None,
+            compare,
             last_round: None,
             catching_up: false,
             owe_copy: false,
@@ -283,6 +306,7 @@ impl<'a> Session<'a> {
                 let theirs = Micros(answer.process_server_time_micros);
                 self.clock.answered(Micros(answer.agent_time_micros), theirs, now);
             }
+            Some(v1::down::Message::Sums(sums)) => self.compared(&sums)?,
             Some(v1::down::Message::Settings(settings)) => self.policy = Policy::from_wire(&settings),
             Some(v1::down::Message::Redirect(redirect)) => {
                 return Err(SessionError::Redirected { address: redirect.address });
@@ -316,8 +340,7 @@ impl<'a> Session<'a> {
     }
 
     fn has_work(&self, now: Instant) -> bool {
-        let wanted =
-            || now >= self.next_round() || self.catching_up || !self.tracker.awaiting_copy().is_empty();
+        let wanted = || now >= self.next_round() || self.catching_up || self.copy_can_go_on();
         self.work.is_some() || (self.may_begin() && wanted())
     }
 
@@ -326,14 +349,12 @@ impl<'a> Session<'a> {
         self.last_round.map_or(self.last_exact, |last| last + self.policy.round_interval())
     }
 
-    /// Looks whether marks may be missing; if so, everything is copied again.
-    pub(super) fn check_lost(&mut self) -> Result<bool, TrackError> {
-        let Some(reason) = self.parts.map.lost() else { return Ok(false) };
-        tracing::warn!(reason, "tracking was lost: everything is copied again");
-        self.parts.map.copy_all(&reason)?;
-        let to_copy = self.parts.map.to_copy()?;
-        self.tracker.restart_copy(to_copy);
-        Ok(true)
+    /// Looks whether marks may be missing; if so, the session is over.
+    pub(super) fn check_lost(&mut self) -> Result<(), SessionError> {
+        match self.parts.map.lost() {
+            Some(reason) => Err(SessionError::Lost { reason }),
+            None => Ok(()),
+        }
     }
 }
 

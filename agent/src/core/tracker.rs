@@ -135,12 +135,10 @@ impl Tracker {
         Ok(settled)
     }
 
-    /// Everything must be copied again: what was read until now does not count as copied.
-    pub fn restart_copy(&mut self, to_copy: BlockSet) {
-        self.awaiting_copy = to_copy;
-        for record in self.in_flight.iter_mut().chain(&mut self.building) {
-            record.copied = BlockSet::default();
-        }
+    /// These blocks were compared with the vault and are the same: they need no copy. What was written to them
+    /// since they were read is unsent, or will be taken.
+    pub fn proven(&mut self, same: &BlockSet) {
+        self.awaiting_copy.subtract(same);
     }
 
     pub fn records_in_flight(&self) -> usize {

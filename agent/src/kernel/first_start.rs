@@ -8,7 +8,12 @@ use std::{
     io::{self, Write as _},
 };
 
-use super::{pins::Start, tracker::TrackerOptions};
+use lifeboat_replication::resync::Cause;
+
+use super::{
+    pins::{OTHER_DISKS, Start},
+    tracker::TrackerOptions,
+};
 
 const FILE: &str = "tracking";
 const HEADER: &str = "lifeboat-tracking 1";
@@ -18,16 +23,18 @@ const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 pub(super) fn reason(options: &TrackerOptions, start: &Start) -> Option<String> {
     match start {
         Start::Resumed => None,
-        Start::Unusable(reason) => Some(reason.clone()),
+        Start::Unusable(reason) if reason == OTHER_DISKS => Some(Cause::DisksChanged.because(reason)),
+        Start::Unusable(reason) => Some(Cause::TrackingLost.because(reason)),
         Start::Absent => {
             let text = fs::read_to_string(options.state.join(FILE)).ok()?;
             match parse(&text)? {
                 (server, _) if server != options.server.as_str() => None,
-                (_, boot) if boot == boot_id() => Some("the pinned tracking maps were removed".to_owned()),
-                _ => Some(
-                    "the server was restarted, and changes before tracking began again are not known"
-                        .to_owned(),
-                ),
+                (_, boot) if boot == boot_id() => {
+                    Some(Cause::TrackingLost.because("the pinned tracking maps were removed"))
+                }
+                _ => Some(Cause::UncleanShutdown.because(
+                    "the server was restarted, and changes before tracking began again are not known",
+                )),
             }
         }
     }

@@ -76,6 +76,9 @@ pub(super) struct Pins {
     _lock: File,
 }
 
+/// Why pins of other disks, or of another size, cannot be used.
+pub(super) const OTHER_DISKS: &str = "the disks of the server are not the same as before";
+
 /// How tracking began.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Start {
@@ -143,7 +146,7 @@ impl Pins {
             return Err(unusable("the agent's tracking program is another version".to_owned()));
         }
         if found[2..] != digest[2..] {
-            return Err(unusable("the disks of the server are not the same as before".to_owned()));
+            return Err(unusable(OTHER_DISKS.to_owned()));
         }
         let mut pins = Self::map(folder, layout, lock)
             .map_err(|error| unusable(format!("a pinned map is missing ({error})")))?;

@@ -18,6 +18,7 @@ use lifeboat_replication::{
     blocks::{BlockRun, BlockSet, RoaringBitmap},
     env::{Micros, Wall},
     ids::{DiskSlot, ServerId},
+    resync::Cause,
     wire::v1,
 };
 use tokio::time::Instant;
@@ -475,7 +476,12 @@ impl DirtyMap for Tracker {
         _ = self.watch_issues();
         let lost = self.word(CONTROL_LOST);
         let seen: Vec<_> = reasons.iter().filter(|(bit, _)| lost & bit != 0).map(|(_, text)| *text).collect();
-        (!seen.is_empty()).then(|| seen.join("; "))
+        let cause = match lost {
+            lost if lost & LOST_PASSTHROUGH != 0 => Cause::PassthroughWrites,
+            lost if lost & LOST_PAST_END != 0 => Cause::DiskResized,
+            _ => Cause::TrackingLost,
+        };
+        (!seen.is_empty()).then(|| cause.because(seen.join("; ")))
     }
 
     fn durable_mark(&self) -> Option<v1::DurableMark> {

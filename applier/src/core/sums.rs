@@ -169,7 +169,7 @@ impl Seeds {
         }
         let length = sums::blob_bytes(seed.size_bytes);
         match sure(&self.patience, || store.create_page(&name, length)).await {
-            Err(error) if !error.is(Refusal::AlreadyExists) => return Err(error.into()),
+            Err(error) if !error.is(Refusal::AlreadyExists) => Err(error.into()),
             _ => Ok(raise().await?),
         }
     }

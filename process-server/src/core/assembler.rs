@@ -44,6 +44,8 @@ pub(super) enum Violation {
     TooLarge { number: u64 },
     #[error("a second Hello on one connection")]
     SecondHello,
+    #[error("a question for checksums before the last one was answered")]
+    SecondQuestion,
     #[error("an empty message")]
     Empty,
 }

@@ -15,7 +15,7 @@ use std::{
 
 use lifeboat_replication::{
     ids::{Epoch, RecordNumber, ServerId},
-    log::{LogWriter, WriteError},
+    log::{LogState, LogWriter, WriteError},
     planted::Planted,
     wire::v1::{self, log_record::Body},
 };
@@ -50,6 +50,8 @@ pub(super) struct Begun {
     pub epoch: Epoch,
     pub last_number: RecordNumber,
     pub judged: Judged,
+    /// The log as the session finds it, its disks named.
+    pub tip: LogState,
 }
 
 pub(super) struct Commit {
@@ -127,7 +129,7 @@ impl Commit {
             self.log.append(Body::Disks(v1::Disks { disks: disks.clone() })).await?;
         }
         let state = self.log.state();
-        let begun = Begun { epoch: state.epoch, last_number: state.last_number, judged };
+        let begun = Begun { epoch: state.epoch, last_number: state.last_number, judged, tip: state.clone() };
         // The asker may have given up meanwhile; then its pieces end at once.
         let _ = answer.send(Ok(begun));
         Ok(Some(Current {

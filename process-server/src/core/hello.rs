@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use lifeboat_replication::{
     ids::ServerId,
     log::LogState,
+    resync::Cause,
     wire::{PROTOCOL_VERSION, v1},
 };
 
@@ -67,6 +68,8 @@ pub struct Judged {
     pub new_set: Option<Vec<v1::Disk>>,
     /// Non-empty: everything must be copied again, and why.
     pub full_copy_reason: String,
+    /// The vault holds less than was acknowledged: its checksums may be of what is lost.
+    pub vault_went_back: bool,
 }
 
 /// `recent` are chain values of the last records, as far as this process server knows them.
@@ -87,7 +90,7 @@ pub fn judge(
     let mut set: Vec<v1::Disk> = log.disks.iter().map(v1::Disk::from).collect();
     let mut disks = Vec::with_capacity(hello.disks.len());
     let mut changes = Vec::new();
-    let mut changed = false;
+    let (mut changed, mut resized) = (false, false);
     for reported in &hello.disks {
         let next_slot = set.iter().map(|disk| disk.slot).max().unwrap_or(0) + 1;
         let mut disk = reported.clone();
@@ -95,6 +98,7 @@ pub fn judge(
             Some(known) => {
                 disk.slot = known.slot;
                 if known.size_bytes != disk.size_bytes {
+                    resized = true;
                     changes.push(format!(
                         "disk {} changed its size from {} to {}",
                         disk.id, known.size_bytes, disk.size_bytes
@@ -116,11 +120,19 @@ pub fn judge(
     }
     // A disk that is not reported stays in the set: its slot must never be given to another one.
 
-    let mut full_copy_reason = missing(hello.believes.as_ref(), log, recent).unwrap_or_default();
-    if full_copy_reason.is_empty() && log.last_number.0 > 0 {
-        full_copy_reason = changes.join(", ");
-    }
-    Ok(Judged { disks, new_set: changed.then_some(set), full_copy_reason })
+    let lost = missing(hello.believes.as_ref(), log, recent);
+    let vault_went_back = lost.is_some();
+    let full_copy_reason = match lost {
+        Some(lost) => Cause::JournalDamaged.because(lost),
+        None if log.last_number.0 == 0 => String::new(),
+        None if resized => Cause::DiskResized.because(changes.join(", ")),
+        None if !changes.is_empty() => Cause::DisksChanged.because(changes.join(", ")),
+        None if hello.believes.is_none() => {
+            Cause::AgentAnew.because("the agent starts anew and does not know what the vault holds")
+        }
+        None => String::new(),
+    };
+    Ok(Judged { disks, new_set: changed.then_some(set), full_copy_reason, vault_went_back })
 }
 
 /// Why the log is not the one that the agent was told about.
@@ -130,9 +142,7 @@ fn missing(
     recent: &BTreeMap<u64, [u8; 32]>,
 ) -> Option<String> {
     let last = log.last_number.0;
-    let Some(mark) = believes else {
-        return (last > 0).then(|| "the agent starts anew and does not know what the vault holds".to_owned());
-    };
+    let mark = believes?;
     if mark.number > last || mark.epoch > log.epoch.0 {
         return Some(format!(
             "the store has lost what it had acknowledged: record {} of epoch {} was durable, the log now ends at record {last} of epoch {}",

@@ -52,6 +52,8 @@ pub(super) struct Intake {
     pub up: mpsc::Receiver<v1::Up>,
     pub down: mpsc::Sender<v1::Down>,
     pub out: mpsc::Sender<Admitted>,
+    /// Questions for checksums.
+    pub asks: mpsc::Sender<v1::SumsAsk>,
 }
 
 impl Intake {
@@ -62,6 +64,13 @@ impl Intake {
                 v1::up::Message::Hello(_) => return Err(Violation::SecondHello),
                 v1::up::Message::Heartbeat(heartbeat) => {
                     self.answer(heartbeat).await;
+                    None
+                }
+                v1::up::Message::SumsAsk(ask) => {
+                    // One at a time is asked; a second one finds the place taken. Without an offer nobody listens.
+                    if let Err(TrySendError::Full(_)) = self.asks.try_send(ask) {
+                        return Err(Violation::SecondQuestion);
+                    }
                     None
                 }
                 v1::up::Message::Chunk(chunk) => {

@@ -19,6 +19,7 @@ mod commit;
 pub mod hello;
 mod ingest;
 mod intake;
+mod offer;
 pub mod sealing;
 mod session;
 pub mod spool;

@@ -18,6 +18,7 @@ use super::{
     commit::{Begin, Begun},
     ingest::Shared,
     intake::Intake,
+    offer::{Offer, Unusable},
     sealing::{Sealing, SealingError},
     status::StatusSender,
     upload::{Upload, UploadError},
@@ -86,7 +87,16 @@ impl Session {
         let Some(settings) = self.assigned.borrow().as_ref().map(|assigned| assigned.settings) else {
             return;
         };
+        let (offer, sums) = self.offer(&begun).await;
+        let last = &begun.tip;
         let welcome = v1::Welcome {
+            sums,
+            last: Some(v1::DurableMark {
+                number: last.last_number.0,
+                epoch: last.epoch.0,
+                chain: last.chain.to_vec(),
+            })
+            .filter(|last| last.number > 0),
             protocol: PROTOCOL_VERSION.min(self.hello.protocol),
             epoch: begun.epoch.0,
             last_number: begun.last_number.0,
@@ -103,7 +113,31 @@ impl Session {
             server = %self.server, session = self.hello.session, last_number = %begun.last_number,
             full_copy = begun.judged.full_copy_reason, "agent connected"
         );
-        self.stages(begun, pieces, down).await;
+        self.stages(begun, offer, pieces, down).await;
+    }
+
+    /// The vault's checksums for an agent that resynchronizes, looked at before its first record.
+    async fn offer(&self, begun: &Begun) -> (Option<Offer>, Option<v1::SumsOffer>) {
+        let judged = &begun.judged;
+        if !self.hello.resynchronizing && judged.full_copy_reason.is_empty() {
+            return (None, None);
+        }
+        let Shared { vault, env, .. } = &self.shared;
+        let looked = match judged.vault_went_back {
+            true => Err(Unusable::OtherLog),
+            false => Offer::look(vault, &self.server, env, &judged.disks, begun.tip.clone()).await,
+        };
+        match looked {
+            Ok(offer) => {
+                let sums = offer.to_wire();
+                (Some(offer), Some(sums))
+            }
+            Err(error) => {
+                let unusable = chain(&error);
+                tracing::warn!(server = %self.server, unusable, "the vault's checksums cannot be used");
+                (None, Some(v1::SumsOffer { disks: Vec::new(), unusable }))
+            }
+        }
     }
 
     async fn begin(&self, pieces: mpsc::Receiver<super::upload::Uploaded>) -> Option<Begun> {
@@ -138,6 +172,7 @@ impl Session {
     async fn stages(
         self,
         begun: Begun,
+        offer: Option<Offer>,
         pieces: mpsc::Sender<super::upload::Uploaded>,
         down: mpsc::Sender<v1::Down>,
     ) {
@@ -147,6 +182,7 @@ impl Session {
         let Accepted { up, down: _, server_id: _ } = accepted;
         let (admitted, to_seal) = mpsc::channel(BATCHES);
         let (sealed, to_upload) = mpsc::channel(BATCHES);
+        let (asks, asked) = mpsc::channel(1);
         let intake = Intake {
             env: shared.env.clone(),
             status: status.clone(),
@@ -158,6 +194,7 @@ impl Session {
             up,
             down: down.clone(),
             out: admitted,
+            asks,
         };
         let sealing = Sealing {
             server: server.clone(),
@@ -192,7 +229,19 @@ impl Session {
             async { sealing.run().await.map_err(StageError::from) },
             async { upload.run().await.map_err(StageError::from) },
         );
-        if let Err(error) = stages.await {
+        // Answers end with the session's records: whoever is gone needs none.
+        let answers = async {
+            if let Some(offer) = offer {
+                offer.serve(asked, down.clone()).await;
+            }
+            std::future::pending().await
+        };
+        let staged = tokio::select! {
+            biased;
+            staged = stages => staged,
+            () = answers => Ok(Default::default()),
+        };
+        if let Err(error) = staged {
             tracing::error!(%server, error = %chain(&error), "session ended: its records are sent again");
             status.connected(false, shared.env.wall.now());
             status.upload_trouble(&chain(&error));
