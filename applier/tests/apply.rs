@@ -45,7 +45,7 @@ async fn catch_up(applier: &mut Applier) {
 
 async fn points(source: &Source) -> Points {
     let found = catalogue::read::<Points>(&source.store, &source.server).await.unwrap();
-    found.map_or(Points { format: 1, server: String::new(), points: Vec::new() }, |(points, _)| points)
+    found.map_or_else(|| Points::none(&source.server), |(points, _)| points)
 }
 
 /// Every listed point's snapshots are what the disks were; with `caught_up`, the seed disks are what they are.

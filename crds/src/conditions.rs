@@ -148,6 +148,8 @@ words! {
         SpoolFull = "SpoolFull",
         /// The vault says a failover has closed this server's log.
         LogClosed = "LogClosed",
+        /// What is too old cannot be deleted.
+        RetentionStopped = "RetentionStopped",
 
         // Plan, run.
         /// A server of the plan has no recovery point.

@@ -18,7 +18,7 @@ use crate::{Condition, Duration};
     namespaced,
     status = "ReplicationPolicyStatus",
     derive = "PartialEq",
-    doc = "ReplicationPolicy says how often servers send their changes, which RPO is promised, and how data is compressed.",
+    doc = "ReplicationPolicy says how often servers send their changes, which RPO is promised, how data is compressed, and how long it is kept.",
     printcolumn(
         name = "Round",
         type_ = "string",
@@ -36,6 +36,18 @@ use crate::{Condition, Duration};
         type_ = "string",
         json_path = ".spec.recoveryPoints.interval",
         description = "Time between recovery points"
+    ),
+    printcolumn(
+        name = "Kept",
+        type_ = "string",
+        json_path = ".spec.recoveryPoints.retention",
+        description = "How long recovery points are kept"
+    ),
+    printcolumn(
+        name = "Journal",
+        type_ = "string",
+        json_path = ".spec.journalRetention",
+        description = "How far back any point in time can be recovered"
     ),
     printcolumn(
         name = "Servers",
@@ -59,6 +71,11 @@ pub struct ReplicationPolicySpec {
     /// Recovery points: snapshots of the seed disks.
     #[serde(default)]
     pub recovery_points: RecoveryPoints,
+    /// Any point in time that is not older can be recovered, from 0s to 360h. The journal that it takes is kept in
+    /// cache storage.
+    #[serde(default = "journal_retention")]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('0s') && duration(self) <= duration('360h')").message("journalRetention is from 0s to 360h (15 days)"))]
+    pub journal_retention: Duration,
     /// Compression of what goes to the vault.
     #[serde(default)]
     pub compression: Compression,
@@ -78,6 +95,7 @@ impl Default for ReplicationPolicySpec {
             round_interval: round_interval(),
             rpo_threshold: rpo_threshold(),
             recovery_points: RecoveryPoints::default(),
+            journal_retention: journal_retention(),
             compression: Compression::default(),
             max_freezes_per_hour: max_freezes_per_hour(),
             freeze_timeout: freeze_timeout(),
@@ -94,6 +112,10 @@ fn rpo_threshold() -> Duration {
     Duration::from_mins(15)
 }
 
+fn journal_retention() -> Duration {
+    Duration::from_mins(120)
+}
+
 fn max_freezes_per_hour() -> u32 {
     12
 }
@@ -102,7 +124,7 @@ fn freeze_timeout() -> Duration {
     Duration::from_secs(5)
 }
 
-/// When recovery points are cut.
+/// When recovery points are cut, and how long they are kept.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RecoveryPoints {
@@ -110,17 +132,27 @@ pub struct RecoveryPoints {
     #[serde(default = "point_interval")]
     #[x_kube(validation = Rule::new("duration(self) >= duration('1m') && duration(self) <= duration('12h')").message("recoveryPoints.interval is from 1m to 12h"))]
     pub interval: Duration,
+    /// Age at which recovery points are dropped, from 0s (only the newest stays) to 360h. Older ones are thinned: all
+    /// of the last two hours, then one an hour up to a day, every 2 hours up to 7 days, every 4 hours up to 15 days.
+    #[serde(default = "point_retention")]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('0s') && duration(self) <= duration('360h')").message("recoveryPoints.retention is from 0s to 360h (15 days)"))]
+    pub retention: Duration,
 }
 
 impl Default for RecoveryPoints {
     fn default() -> Self {
-        Self { interval: point_interval() }
+        Self { interval: point_interval(), retention: point_retention() }
     }
 }
 
 // The reference system's interval of crash-consistent points.
 fn point_interval() -> Duration {
     Duration::from_mins(5)
+}
+
+// The reference system's default; 15 days are its limit.
+fn point_retention() -> Duration {
+    Duration::from_mins(24 * 60)
 }
 
 /// Compression of segments.

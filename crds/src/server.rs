@@ -24,6 +24,7 @@ use crate::{Condition, Time, appliance::Health, check::HealthCheck, refs::LocalR
     printcolumn(name = "RPO", type_ = "integer", json_path = ".status.rpo.seconds", description = "Seconds of data that a disaster at the time of observation would have cost"),
     printcolumn(name = "Progress", type_ = "string", json_path = ".status.progress", description = "Of the initial replication or a resynchronization"),
     printcolumn(name = "Last point", type_ = "date", json_path = ".status.lastPointTime"),
+    printcolumn(name = "Oldest point", type_ = "date", json_path = ".status.recoveryPoints.oldest", priority = 1),
     printcolumn(name = "Process server", type_ = "string", json_path = ".status.processServer", priority = 1),
     printcolumn(name = "Agent", type_ = "string", json_path = ".status.agent.version", priority = 1),
     printcolumn(name = "Message", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].message"#, priority = 1),
@@ -272,6 +273,10 @@ pub struct RecoveryPointsStatus {
     /// The latest instant that can be recovered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub latest: Option<Time>,
+    /// The journal begins here: from this instant on every consistent round can be recovered, before it only the
+    /// snapshots.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub journal_begins: Option<Time>,
 }
 
 /// Something that is wrong.

@@ -73,6 +73,8 @@ fn merge(base: &mut Value, patch: Value) {
 #[case(json!({}))]
 #[case(json!({ "roundInterval": "1s", "rpoThreshold": "1s", "freezeTimeout": "30s" }))]
 #[case(json!({ "roundInterval": "5m", "recoveryPoints": { "interval": "12h" } }))]
+#[case(json!({ "recoveryPoints": { "retention": "0s" }, "journalRetention": "0s" }))]
+#[case(json!({ "recoveryPoints": { "retention": "360h" }, "journalRetention": "360h" }))]
 fn a_policy_within_the_limits_is_admitted(#[case] spec: Value) {
     admits("ReplicationPolicy", spec);
 }
@@ -84,6 +86,8 @@ fn a_policy_within_the_limits_is_admitted(#[case] spec: Value) {
 #[case(json!({ "rpoThreshold": "25h" }), "rpoThreshold is from 1s to 24h")]
 #[case(json!({ "freezeTimeout": "31s" }), "freezeTimeout is from 1s to 30s")]
 #[case(json!({ "recoveryPoints": { "interval": "59s" } }), "recoveryPoints.interval is from 1m to 12h")]
+#[case(json!({ "recoveryPoints": { "retention": "361h" } }), "recoveryPoints.retention is from 0s to 360h (15 days)")]
+#[case(json!({ "journalRetention": "360h1s" }), "journalRetention is from 0s to 360h (15 days)")]
 fn a_policy_beyond_the_limits_is_refused(#[case] spec: Value, #[case] message: &str) {
     refuses("ReplicationPolicy", spec, message);
 }

@@ -8,7 +8,11 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     control::{Fleet, enrol::Registrar},
-    controllers::{self, protected_server::Budget, vaults::Vaults},
+    controllers::{
+        self,
+        protected_server::{Budget, Written},
+        vaults::Vaults,
+    },
     runtime::{
         Context,
         error::Backoffs,
@@ -101,6 +105,7 @@ pub fn context(client: Client, settings: Settings, metrics: Metrics, env: Env) -
         backoffs: Arc::new(Backoffs::default()),
         fleet: Fleet::default(),
         vaults: Vaults::default(),
+        kept: Written::default(),
         budget: Budget::default(),
         claims: Arc::default(),
     };

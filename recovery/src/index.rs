@@ -130,6 +130,20 @@ impl BlockIndex {
         options: &IndexOptions,
     ) -> Result<Arc<Self>, IndexError> {
         let point = scan::find(vault, server, env, selector).await?;
+        Self::of(vault, server, env, point, options).await
+    }
+
+    /// Opens a point that was found before: whoever keeps it open for long pins it first ([`crate::hold::Hold`]).
+    ///
+    /// # Errors
+    /// When what the point needs cannot be read or verified; the message names the blob.
+    pub async fn of(
+        vault: &Vault,
+        server: &ServerId,
+        env: &Env,
+        point: Found,
+        options: &IndexOptions,
+    ) -> Result<Arc<Self>, IndexError> {
         let mut segments = Vec::new();
         for record in &point.records {
             segments.extend(journal::sources(record)?);

@@ -5,10 +5,11 @@
 //!          segments ─────────► index (block → segment, snapshot or zero) ──► overlay (local writes) ──► nbd
 //!          seed disks' snapshots ─┘      └─ cache (bounded, verified)
 //! ```
-//! Nothing here ever writes to the vault: what a recovered machine changes stays in a local file.
+//! All that is ever written to the vault is a pin ([`hold`]): what a recovered machine changes stays in a local file.
 
 pub mod cache;
 pub mod device;
+pub mod hold;
 pub mod http;
 pub mod index;
 pub mod list;
@@ -18,6 +19,7 @@ pub mod scan;
 pub mod select;
 pub mod serve;
 
+pub use hold::Hold;
 pub use index::{BlockIndex, IndexError, IndexFigures, IndexOptions};
 pub use scan::ScanError;
 pub use select::PointSelector;

@@ -1,21 +1,10 @@
-//! Lists a server's recovery points: every exact and complete record of the log, and which of them stand in
-//! snapshots.
+//! Lists a server's recovery points: the snapshots, and every exact and complete record as far back as the journal
+//! reaches.
 
-use std::collections::BTreeMap;
-
-use lifeboat_replication::{
-    catalogue::{PointConsistency, is_point},
-    env::{Env, Micros},
-    ids::ServerId,
-    log,
-    vault::Vault,
-};
+use lifeboat_replication::{catalogue::PointConsistency, env::Env, ids::ServerId, recoverable, vault::Vault};
 use serde::Serialize;
 
-use crate::{
-    scan::{self, ScanError},
-    select::time_text,
-};
+use crate::{scan::ScanError, select::time_text};
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -26,44 +15,26 @@ pub struct ListedPoint {
     pub t0: String,
     pub t0_micros: i64,
     pub consistency: PointConsistency,
-    /// The log holds its record.
+    /// The journal holds its record.
     pub journal: bool,
     /// Snapshots of all disks stand at it.
     pub snapshot: bool,
 }
 
-/// All points, oldest first.
+/// All points that can be recovered, oldest first.
 ///
 /// # Errors
 /// When log or catalogue cannot be read.
 pub async fn points(vault: &Vault, server: &ServerId, env: &Env) -> Result<Vec<ListedPoint>, ScanError> {
-    let mut all = BTreeMap::new();
-    for point in scan::points(vault, server).await? {
-        let listed = ListedPoint {
-            number: point.number,
-            epoch: point.epoch,
-            t0: time_text(point.t0()),
-            t0_micros: point.t0_micros,
-            consistency: point.consistency,
-            journal: false,
-            snapshot: true,
-        };
-        all.insert((point.epoch, point.number), listed);
-    }
-    for (epoch, record) in log::history(vault, server, env).await? {
-        if !is_point(&record) {
-            continue;
-        }
-        let listed = all.entry((epoch.0, record.number)).or_insert_with(|| ListedPoint {
-            number: record.number,
-            epoch: epoch.0,
-            t0: time_text(Micros(record.t0_micros)),
-            t0_micros: record.t0_micros,
-            consistency: PointConsistency::of(&record),
-            journal: true,
-            snapshot: false,
-        });
-        listed.journal = true;
-    }
-    Ok(all.into_values().collect())
+    let all = recoverable::points(vault, server, env).await?;
+    let listed = all.into_iter().map(|point| ListedPoint {
+        number: point.id.number.0,
+        epoch: point.id.epoch.0,
+        t0: time_text(point.t0),
+        t0_micros: point.t0.0,
+        consistency: point.consistency,
+        journal: point.journal,
+        snapshot: point.snapshot,
+    });
+    Ok(listed.collect())
 }

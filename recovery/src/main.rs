@@ -13,7 +13,9 @@ use std::{
 
 use clap::{Args, Parser, Subcommand};
 use lifeboat_recovery::{
-    BlockIndex, IndexError, IndexOptions, PointSelector, ScanError, http, list, scan,
+    BlockIndex, Hold, IndexError, IndexOptions, PointSelector, ScanError,
+    hold::HELD_FOR,
+    http, list, scan,
     serve::{self, Server},
 };
 use lifeboat_replication::{
@@ -22,6 +24,7 @@ use lifeboat_replication::{
     ids::ServerId,
     journal::JournalError,
     log::ReadError,
+    pins::PinError,
     store::StoreError,
     vault::{self, Vault, VaultError, config::VaultConfig},
 };
@@ -54,6 +57,10 @@ enum Command {
         /// `latest`, the number of a record, or a time (RFC 3339): the newest point up to it.
         #[arg(long, default_value = "latest")]
         point: PointSelector,
+        /// Name of the pin that keeps the point from being deleted meanwhile; a random one unless given. Give the same
+        /// one after a restart.
+        #[arg(long)]
+        run: Option<String>,
         /// Where `<disk slot>.sock` and `stats.json` are made.
         #[arg(long)]
         socket_dir: PathBuf,
@@ -119,14 +126,21 @@ fn main() -> ExitCode {
 async fn run(command: Command) -> Result<(), Error> {
     let env = Env::system();
     match command {
-        Command::Serve { which, point, socket_dir, overlay_dir, cache_mib, listen } => {
+        Command::Serve { which, point, run, socket_dir, overlay_dir, cache_mib, listen } => {
             // First, so that a port in use is said at once.
             let listener = TcpListener::bind(listen).await.map_err(|error| {
                 format!("cannot listen on {listen} ({error}): give another address with --listen")
             })?;
             let vault = open(&which.vault_config).await?;
             let options = IndexOptions { cache_bytes: cache_mib << 20 };
-            let index = BlockIndex::open(&vault, &which.server, &env, point, &options).await?;
+            let run = run.unwrap_or_else(|| format!("recovery-{}", env.entropy.uuid()));
+            let (found, hold) = Hold::take(&vault, &which.server, &env, point, &run, HELD_FOR).await?;
+            let hold = Arc::new(hold);
+            let keeping = tokio::spawn({
+                let hold = Arc::clone(&hold);
+                async move { hold.keep().await }
+            });
+            let index = BlockIndex::of(&vault, &which.server, &env, found, &options).await?;
             let server = Arc::new(serve::start(&index, &which.server, &socket_dir, &overlay_dir)?);
             let probes = tokio::spawn(http::serve(listener, Arc::clone(&server)));
             println!("{}", serde_json::to_string(&server.ready())?);
@@ -134,6 +148,8 @@ async fn run(command: Command) -> Result<(), Error> {
             probes.abort();
             println!("{}", serde_json::to_string(&server.stats())?);
             server.stop().await?;
+            keeping.abort();
+            hold.release().await;
         }
         Command::Points { which, json } => {
             let vault = open(&which.vault_config).await?;
@@ -251,9 +267,14 @@ fn code_of(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
             | ScanError::NoPoint { .. }
             | ScanError::NotAPoint { .. }
             | ScanError::NoRecord { .. }
-            | ScanError::TooOld { .. } => Some(NO_POINT),
-            ScanError::Log(ReadError::Store(error)) | ScanError::Store(error) => code_of(error),
-            ScanError::Log(_) | ScanError::Catalogue(_) => Some(DAMAGED),
+            | ScanError::TooOld { .. }
+            | ScanError::Collected { .. }
+            | ScanError::Restless => Some(NO_POINT),
+            ScanError::Log(ReadError::Store(error))
+            | ScanError::Pins(PinError::Store(error))
+            | ScanError::Store(error) => code_of(error),
+            ScanError::Pins(PinError::Name { .. }) => None,
+            ScanError::Log(_) | ScanError::Catalogue(_) | ScanError::Pins(_) => Some(DAMAGED),
         };
     }
     if let Some(error) = error.downcast_ref::<JournalError>() {

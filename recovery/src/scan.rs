@@ -3,12 +3,17 @@
 //! The newest listed snapshot that is not later than the wanted point is the base. If it cannot serve (its log does
 //! not go on from there because the store lost a history, or the snapshot is gone), the next older one is tried, at
 //! last the log's beginning. The log's chain is verified from the base on.
+//!
+//! Retention deletes the journal from its beginning on. A snapshot from before that is a point by itself and no base
+//! any more, unless a pin holds the records after it.
 
 use lifeboat_replication::{
     catalogue::{self, CatalogueError, Point, PointConsistency, Points, is_point},
     env::{Env, Micros},
-    ids::{Epoch, ServerId},
+    ids::{Epoch, RecordId, ServerId},
     log::{LogDisk, LogReader, ReadError},
+    pins::{self, Pin, PinError},
+    recoverable::{RecoverableError, journal_begins},
     store::{Refusal, SnapshotId, StoreError},
     vault::{Vault, layout},
     wire::v1::{self, log_record::Body},
@@ -37,6 +42,18 @@ pub enum ScanError {
     NoRecord { server: ServerId, number: u64, last: u64 },
     #[error("server {server} has no recovery point as old as {}: the oldest is {oldest}", time_text(*time))]
     TooOld { server: ServerId, time: Micros, oldest: String },
+    #[error(
+        "{selector} of server {server} cannot be recovered any more: retention has deleted the journal up to record {collected}{}; \
+         choose one that `lifeboat-recovery points` lists, and for the future set spec.journalRetention of the ReplicationPolicy higher",
+        begins.as_ref().map(|begins| format!(", every instant from {begins} on is still there")).unwrap_or_default()
+    )]
+    Collected { server: ServerId, selector: PointSelector, collected: RecordId, begins: Option<String> },
+    #[error(
+        "what is read changes faster than it can be pinned: retention took the chosen point away each time; choose a younger one"
+    )]
+    Restless,
+    #[error(transparent)]
+    Pins(#[from] PinError),
     #[error(transparent)]
     Log(#[from] ReadError),
     #[error(transparent)]
@@ -57,6 +74,8 @@ pub struct Found {
     pub base: Option<Point>,
     /// After the base, up to the point, in order.
     pub records: Vec<v1::Data>,
+    /// Only a pin holds the records after the base.
+    pub under_pin: bool,
 }
 
 /// Finds the point that `selector` wants.
@@ -69,20 +88,39 @@ pub async fn find(
     env: &Env,
     selector: PointSelector,
 ) -> Result<Found, ScanError> {
-    let points = points(vault, server).await?;
+    let listed = listed(vault, server).await?;
+    let pins = match listed.collected {
+        Some(_) => pins::all(&*vault.store, server).await?.into_iter().map(|standing| standing.pin).collect(),
+        None => Vec::new(),
+    };
     let mut failed = None;
-    for base in points.iter().rev().filter(|point| selector.may_start_at(point)) {
+    for base in listed.points.iter().rev().filter(|point| selector.may_start_at(point)) {
+        let reach = Reach::of(base, &listed, &pins);
+        // A younger base that failed would have given a younger point: an older one must not stand in for it.
+        if failed.is_some() && reach == Reach::Itself {
+            break;
+        }
         let usable = async {
             check_snapshots(vault, server, base).await?;
-            from_base(vault, server, env, selector, Some(base)).await
+            from_base(vault, server, env, selector, Some((base, reach))).await
         };
         match usable.await {
             Err(error) if error.is_about_the_base() => {
                 tracing::warn!(point = base.number, error = %lifeboat_replication::errors::chain(&error), "this snapshot cannot be the base, trying an older one");
                 failed.get_or_insert(error);
             }
+            Err(ScanError::NoRecord { .. } | ScanError::TooOld { .. } | ScanError::NoPoint { .. })
+                if reach != Reach::Journal =>
+            {
+                break;
+            }
             result => return result,
         }
+    }
+    if let Some(collected) = listed.collected {
+        let begins = journal_begins(&listed).map(|point| time_text(point.t0()));
+        let gone = ScanError::Collected { server: server.clone(), selector, collected, begins };
+        return Err(failed.unwrap_or(gone));
     }
     match (from_base(vault, server, env, selector, None).await, failed) {
         // What was wrong with the newest base says more than what is wrong at the beginning.
@@ -91,13 +129,73 @@ pub async fn find(
     }
 }
 
-/// The points that stand in snapshots, oldest first.
+/// How far one can read on from a listed snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reach {
+    /// To the end of the log.
+    Journal,
+    /// To this record, which a pin holds.
+    Pinned(u64),
+    /// The records after it may be gone.
+    Itself,
+}
+
+impl Reach {
+    fn of(base: &Point, listed: &Points, pins: &[Pin]) -> Self {
+        if listed.is_base(base) {
+            return Self::Journal;
+        }
+        let held = pins.iter().filter(|pin| pin.base == Some(base.id())).filter_map(|pin| pin.records);
+        held.map(|records| records.to).max().map_or(Self::Itself, Self::Pinned)
+    }
+
+    fn ends_before(self, number: u64) -> bool {
+        match self {
+            Self::Journal => false,
+            Self::Pinned(to) => number > to,
+            Self::Itself => true,
+        }
+    }
+}
+
+/// What the catalogue lists.
 ///
 /// # Errors
 /// When the catalogue cannot be read.
-pub async fn points(vault: &Vault, server: &ServerId) -> Result<Vec<Point>, ScanError> {
+pub async fn listed(vault: &Vault, server: &ServerId) -> Result<Points, ScanError> {
     let points = catalogue::read::<Points>(&*vault.store, server).await?;
-    Ok(points.map(|(points, _)| points.points).unwrap_or_default())
+    Ok(points.map_or_else(|| Points::none(server), |(points, _)| points))
+}
+
+impl Found {
+    /// Does the catalogue, read after the pin was written, still promise what this is made of?
+    pub(crate) fn is_promised(&self, listed: &Points) -> bool {
+        match &self.base {
+            None => listed.collected.is_none(),
+            Some(base) => {
+                let same = |point: &&Point| point.id() == base.id() && point.disks == base.disks;
+                listed.points.iter().any(|point| same(&point))
+                    && (self.records.is_empty() || self.under_pin || listed.is_base(base))
+            }
+        }
+    }
+
+    /// What has to be pinned for it.
+    pub(crate) fn needs(&self) -> (Option<RecordId>, Option<pins::Records>) {
+        let first = self.records.first().map(|record| record.first_number);
+        let last = self.records.last().map(|record| record.number);
+        let records = first.zip(last).map(|(from, to)| pins::Records { from, to });
+        (self.base.as_ref().map(Point::id), records)
+    }
+}
+
+impl From<RecoverableError> for ScanError {
+    fn from(error: RecoverableError) -> Self {
+        match error {
+            RecoverableError::Log(error) => Self::Log(error),
+            RecoverableError::Catalogue(error) => Self::Catalogue(error),
+        }
+    }
 }
 
 impl ScanError {
@@ -136,8 +234,10 @@ async fn from_base(
     server: &ServerId,
     env: &Env,
     selector: PointSelector,
-    base: Option<&Point>,
+    base: Option<(&Point, Reach)>,
 ) -> Result<Found, ScanError> {
+    let reach = base.map_or(Reach::Journal, |(_, reach)| reach);
+    let base = base.map(|(point, _)| point);
     let mut reader = match base {
         Some(point) => LogReader::resume(vault, server, env, point.log.clone())?,
         None => LogReader::from_start(vault, server, env),
@@ -150,16 +250,20 @@ async fn from_base(
         disks: point.log.disks.clone(),
         base: Some(point.clone()),
         records: Vec::new(),
+        under_pin: false,
     });
     let mut after = Vec::new();
     let mut seen = Seen::default();
     // A base that is the wanted record itself needs no more of the log.
-    let mut done =
-        matches!((selector, base), (PointSelector::Number(number), Some(point)) if point.number == number);
+    let mut done = reach == Reach::Itself
+        || matches!((selector, base), (PointSelector::Number(number), Some(point)) if point.number == number);
     while !done {
         let Some(entry) = reader.next().await? else { break };
         let Body::Data(record) = entry.body else { continue };
         seen.note(&record);
+        if reach.ends_before(record.number) {
+            break;
+        }
         let fit = selector.judge(&record);
         if fit == Fit::Beyond {
             break;
@@ -184,6 +288,7 @@ async fn from_base(
                 disks,
                 base: base.cloned(),
                 records,
+                under_pin: reach != Reach::Journal,
             });
         }
         done = fit == Fit::Found;

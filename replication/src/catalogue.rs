@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
     env::Micros,
-    ids::{DiskSlot, Epoch, RecordNumber, ServerId},
+    ids::{DiskSlot, Epoch, RecordId, RecordNumber, ServerId},
     log::LogState,
     store::{BlobStore, ETag, PutCondition, Refusal, StoreError},
     vault::layout,
@@ -49,6 +49,22 @@ pub struct Points {
     pub format: u32,
     pub server: String,
     pub points: Vec<Point>,
+    /// The journal begins after this record: segments of records up to it may be deleted. Absent: nothing was deleted
+    /// yet. It only ever moves on, and stands here before anything is deleted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub collected: Option<RecordId>,
+}
+
+impl Points {
+    /// A list without points.
+    pub fn none(server: &ServerId) -> Self {
+        Self { format: FORMAT, server: server.to_string(), points: Vec::new(), collected: None }
+    }
+
+    /// Is every record after `point` still in the journal?
+    pub fn is_base(&self, point: &Point) -> bool {
+        self.collected.is_none_or(|collected| point.id() >= collected)
+    }
 }
 
 /// All disks of a server at one exact record.
@@ -159,9 +175,13 @@ impl Point {
         RecordNumber(self.number)
     }
 
+    pub fn id(&self) -> RecordId {
+        RecordId { epoch: Epoch(self.epoch), number: self.record() }
+    }
+
     /// Sequence number that its snapshots carry.
     pub fn sequence(&self) -> u64 {
-        crate::ids::sequence_number(Epoch(self.epoch), self.record())
+        self.id().sequence()
     }
 
     pub fn t0(&self) -> Micros {

@@ -62,6 +62,28 @@ impl RecordNumber {
     }
 }
 
+/// A record among all that ever were: a store that lost the end of a log gives its numbers again, in a later epoch.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, serde::Serialize, serde::Deserialize,
+)]
+pub struct RecordId {
+    pub epoch: Epoch,
+    pub number: RecordNumber,
+}
+
+impl RecordId {
+    /// What the seed disks carry once they hold it.
+    pub fn sequence(self) -> u64 {
+        sequence_number(self.epoch, self.number)
+    }
+}
+
+impl fmt::Display for RecordId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of epoch {}", self.number, self.epoch)
+    }
+}
+
 /// Number of a disk within its server: given once, never reused.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, serde::Serialize, serde::Deserialize,

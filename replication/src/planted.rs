@@ -34,4 +34,10 @@ planted! {
     LogReadBeforeFence,
     /// A takeover opens an epoch in a closed log.
     TakeoverIgnoresClosed,
+    /// Retention does not look at pins.
+    CollectIgnoresPins,
+    /// The journal begins at the newest point, not at the one that its oldest instant needs.
+    JournalBeginsAtNewest,
+    /// Retention deletes before the catalogue says so.
+    DeleteBeforeDelisting,
 }

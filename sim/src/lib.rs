@@ -13,7 +13,7 @@
 //! | a fault class | a line in `faults`, and where it strikes |
 //! | a counter of a state that must be reached | a line in `reached`, and where it is reached |
 //! | a planted fault | a line in `lifeboat_replication::planted`, and a branch beside the rule that it breaks |
-//! | a check | `oracle` (the log: `mod`, points: `points`, at the end: `rest`) |
+//! | a check | `oracle` (the log: `mod`, points: `points`, deletions: `kept`, at the end: `rest`) |
 //! | a seed that failed | `sim/seeds.toml` |
 //!
 //! Everything follows from the seed: one thread, tokio's paused clock, ordered maps, no other randomness.
@@ -26,6 +26,7 @@ pub mod net;
 pub mod oracle;
 mod program;
 pub mod reached;
+pub mod retention;
 pub mod rng;
 pub mod seeds;
 mod shrink;

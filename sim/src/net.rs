@@ -225,6 +225,7 @@ impl Net {
         match operation {
             "append" | "seal" | "create append" if name.contains("/log/") => self.ask(Oracle::log_changed),
             "put" if name.ends_with("points.json") => self.ask(Oracle::points_changed),
+            "delete" => self.ask(|oracle| oracle.deleted(name)),
             _ => {}
         }
     }

@@ -41,4 +41,8 @@ counters! {
     durable,
     /// Requests that the store refused.
     refused_requests,
+    segments_deleted,
+    snapshots_deleted,
+    /// Readers that ended with something that only their pin kept.
+    points_held_by_pins,
 }

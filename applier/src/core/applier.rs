@@ -7,7 +7,12 @@
 //! **Another applier** that works on the same server raises the sequence numbers further; our writes are refused, we
 //! read the position again. Both may go on like that; neither can spoil a seed disk or a point.
 //! **A store that went back in time** (seed disk or log behind the position): everything is applied again from the
-//! log's first record; a seed disk that is ahead of the log waits until the log has a newer epoch.
+//! newest listed point that all seed disks have reached, or from the log's first record; a seed disk that is ahead of
+//! the log waits until the log has a newer epoch.
+//! **Retention** runs between two batches, see [`super::retention`].
+
+mod load;
+mod retain;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -17,9 +22,10 @@ use lifeboat_replication::{
     errors::chain,
     ids::{RecordNumber, ServerId},
     log::{LogReader, LogState, Patience},
+    recoverable::journal_begins,
     store::{ETag, Refusal, StoreError},
     sums::SumKeys,
-    vault::{Vault, layout},
+    vault::{RetentionPolicy, Vault, layout},
 };
 use tokio::sync::{Semaphore, watch};
 
@@ -27,7 +33,8 @@ use super::{
     ApplyError, Options, Status, batch,
     plan::{Batch, PointRule},
     point,
-    seeds::{self, Seeds},
+    retention::Collector,
+    seeds::Seeds,
 };
 
 /// Longest pause between tries of a server that cannot go on.
@@ -72,6 +79,7 @@ impl Loaded {
         status.log_number = status.log_number.max(status.applied_number);
         status.applied_t0_micros = log.map_or(0, |log| log.last_t0.0);
         status.points = self.points.points.iter().map(Into::into).collect();
+        status.journal_begins_micros = journal_begins(&self.points).map_or(0, |point| point.t0_micros);
     }
 }
 
@@ -81,8 +89,9 @@ pub struct Applier {
     env: Env,
     options: Options,
     loaded: Option<Loaded>,
-    /// The position cannot be trusted: start at the log's first record.
-    rebuild: bool,
+    /// The position cannot be trusted: start at a listed point. So many of them were tried already, newest first.
+    rebuild: Option<usize>,
+    collector: Collector,
     /// Shared by all servers of the program: bounds memory.
     turns: Option<Arc<Semaphore>>,
     status: watch::Sender<Status>,
@@ -91,12 +100,14 @@ pub struct Applier {
 impl Applier {
     pub fn new(vault: Vault, server: ServerId, env: Env, options: Options) -> Self {
         let patience = Patience { env: env.clone(), tries: 4 };
+        let no_policy = watch::Sender::new(None).subscribe();
         Self {
             seeds: Seeds { vault, server, patience },
             env,
+            collector: Collector::new(options.collect_interval, no_policy, options.planted),
             options,
             loaded: None,
-            rebuild: false,
+            rebuild: None,
             turns: None,
             status: watch::Sender::new(Status::default()),
         }
@@ -106,6 +117,13 @@ impl Applier {
     #[must_use]
     pub fn with_turns(self, turns: Arc<Semaphore>) -> Self {
         Self { turns: Some(turns), ..self }
+    }
+
+    /// Follows the server's policy; without one nothing is deleted.
+    #[must_use]
+    pub fn with_policy(self, policy: watch::Receiver<Option<RetentionPolicy>>) -> Self {
+        let collector = Collector::new(self.options.collect_interval, policy, self.options.planted);
+        Self { collector, ..self }
     }
 
     pub fn status(&self) -> watch::Receiver<Status> {
@@ -149,7 +167,9 @@ impl Applier {
         };
         if let Err(error) = &result {
             self.loaded = None;
-            self.rebuild |= error.needs_rebuild();
+            if error.needs_rebuild() {
+                self.rebuild = Some(self.rebuild.map_or(0, |tried| tried + 1));
+            }
         }
         self.status.send_if_modified(|status| {
             let changed = superseded || status.error != text;
@@ -165,7 +185,11 @@ impl Applier {
             Some(loaded) => loaded,
             None => self.load().await?,
         };
-        let rule = PointRule::new(self.options.point_interval, loaded.points.points.last());
+        self.retain(&mut loaded).await?;
+        let interval =
+            self.collector.policy().map(|policy| Duration::from_secs(policy.point_interval_seconds));
+        let interval = interval.unwrap_or(self.options.point_interval);
+        let rule = PointRule::new(interval, loaded.points.points.last());
         let mut batch = Batch::new();
         self.collect(&mut loaded.reader, &mut batch, &rule).await?;
         if batch.is_empty() {
@@ -181,75 +205,6 @@ impl Applier {
         let step = self.apply(&mut loaded, &mut batch, &rule).await?;
         self.loaded = Some(loaded);
         Ok(step)
-    }
-
-    /// Position and points as the vault has them, checked against the seed disks.
-    async fn load(&mut self) -> Result<Loaded, ApplyError> {
-        let Seeds { vault, server, .. } = &self.seeds;
-        let store = &*vault.store;
-        let position = catalogue::read::<Position>(store, server).await?;
-        let points = catalogue::read::<Points>(store, server).await?;
-        let (position, position_etag) =
-            position.map_or((None, None), |(position, etag)| (Some(position), Some(etag)));
-        let (points, points_etag) = match points {
-            Some((points, etag)) => (points, Some(etag)),
-            None => (Points { format: FORMAT, server: server.to_string(), points: Vec::new() }, None),
-        };
-        let (points, points_etag) = match self.rebuild {
-            true => self.drop_lost(points, points_etag).await?,
-            false => (points, points_etag),
-        };
-        let position = position.filter(|_| !self.rebuild);
-        let reader = match &position {
-            Some(position) => {
-                self.check_seeds(position).await?;
-                LogReader::resume(vault, server, &self.env, position.log.clone())?
-            }
-            None => LogReader::from_start(vault, server, &self.env),
-        };
-        let loaded = Loaded { position, position_etag, points, points_etag, reader, sums: BTreeMap::new() };
-        self.status.send_modify(|status| loaded.tell(status));
-        Ok(loaded)
-    }
-
-    /// After the store lost something: takes points off the list whose snapshots are not there any more.
-    async fn drop_lost(
-        &self,
-        mut points: Points,
-        etag: Option<ETag>,
-    ) -> Result<(Points, Option<ETag>), ApplyError> {
-        let before = points.points.len();
-        let mut kept = Vec::new();
-        for point in points.points {
-            if point::stands(&self.seeds, &point).await? {
-                kept.push(point);
-            }
-        }
-        points.points = kept;
-        if points.points.len() == before {
-            return Ok((points, etag));
-        }
-        let Seeds { vault, server, .. } = &self.seeds;
-        tracing::warn!(%server, lost = before - points.points.len(), "recovery points lost their snapshots in the store");
-        let name = || layout::catalogue(server, "points.json");
-        let written = catalogue::write(&*vault.store, server, &points, etag.as_ref()).await;
-        Ok((points, Some(replaced(written, name)?)))
-    }
-
-    /// Seed disks may be ahead of the position (a batch that was begun), never behind it.
-    async fn check_seeds(&self, position: &Position) -> Result<(), ApplyError> {
-        let disks = &position.log.disks;
-        for seed in position.seeds.values().filter(|seed| disks.iter().any(|disk| disk.id == seed.disk_id)) {
-            let name = self.seeds.name(&seed.disk_id);
-            let Some(sequence) = self.seeds.sequence(seed).await? else {
-                return Err(ApplyError::SeedLost { name });
-            };
-            if seeds::is_behind(sequence, &position.log) {
-                return Err(ApplyError::SeedBehind { name });
-            }
-            self.seeds.check_sums(seed, &position.log, &*self.env.entropy).await?;
-        }
-        Ok(())
     }
 
     async fn collect(
@@ -382,7 +337,7 @@ impl Applier {
         let written = catalogue::write(&*vault.store, server, &position, loaded.position_etag.as_ref()).await;
         loaded.position_etag = Some(replaced(written, name)?);
         loaded.position = Some(position);
-        self.rebuild = false;
+        self.rebuild = None;
         Ok(())
     }
 }

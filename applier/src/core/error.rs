@@ -1,7 +1,11 @@
 //! What can keep a server's log from being applied.
 
 use lifeboat_replication::{
-    catalogue::CatalogueError, ids::DiskSlot, journal::JournalError, log::ReadError, store::StoreError,
+    catalogue::CatalogueError,
+    ids::{DiskSlot, RecordId, ServerId},
+    journal::JournalError,
+    log::ReadError,
+    store::StoreError,
 };
 
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +36,11 @@ pub enum ApplyError {
         "seed disk {name} is {found} bytes long and should be {wanted}: delete it, it is made again from the log"
     )]
     SeedLength { name: String, found: u64, wanted: u64 },
+    #[error(
+        "the seed disks of server {server} lost what the journal, which begins after record {collected}, cannot give back: \
+         restore them from the store's soft-delete or versions, or remove the ProtectedServer and protect it anew"
+    )]
+    Collected { server: ServerId, collected: RecordId },
     #[error("seed disk {name} does not come to rest for a snapshot: look for a second applier and stop it")]
     Restless { name: String },
     #[error(

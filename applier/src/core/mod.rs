@@ -6,6 +6,7 @@ mod coalesce;
 mod error;
 mod plan;
 mod point;
+pub mod retention;
 mod seeds;
 mod sums;
 pub mod vhd;
@@ -23,11 +24,13 @@ use lifeboat_replication::planted::Planted;
 /// How a server's log is applied.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Time between recovery points (snapshots).
+    /// Time between recovery points (snapshots) of a server whose policy the vault does not name.
     pub point_interval: Duration,
     /// Pause before the log is looked at again when everything is applied.
     pub poll_interval: Duration,
     pub limits: Limits,
+    /// Time between two looks at what can be deleted.
+    pub collect_interval: Duration,
     /// Set by the simulation only.
     pub planted: Option<Planted>,
 }
@@ -39,6 +42,7 @@ impl Default for Options {
             point_interval: Duration::from_secs(300),
             poll_interval: Duration::from_secs(2),
             limits: Limits::default(),
+            collect_interval: Duration::from_secs(300),
             planted: None,
         }
     }
@@ -55,8 +59,12 @@ pub struct Status {
     /// Instant of the last exact record that stands on the seed disks; 0: none.
     pub applied_t0_micros: i64,
     pub points: Vec<lifeboat_replication::wire::v1::Point>,
+    /// Every instant from here on can be recovered; 0: no part of the journal was deleted yet.
+    pub journal_begins_micros: i64,
     /// Why nothing goes on, with the remedy; empty: all is well.
     pub error: String,
+    /// Why what retention has given up is not deleted, with the remedy; empty: all is well.
+    pub collect_error: String,
     /// Since this applier was started.
     pub figures: Figures,
 }
@@ -77,4 +85,9 @@ pub struct Figures {
     pub sum_calls: u64,
     /// Batches given up because another applier was ahead.
     pub superseded_batches: u64,
+    pub deleted_segments: u64,
+    pub deleted_segment_bytes: u64,
+    pub deleted_snapshots: u64,
+    /// Blobs that only a pin kept at the last look.
+    pub pinned_blobs: u64,
 }

@@ -49,6 +49,16 @@ pub(super) async fn stands(seeds: &Seeds, point: &Point) -> Result<bool, ApplyEr
     Ok(true)
 }
 
+/// Do all seed disks of the point hold its record?
+pub(super) async fn is_reached(seeds: &Seeds, point: &Point) -> Result<bool, ApplyError> {
+    for disk in &point.disks {
+        if seeds.sequence_of(&disk.disk_id).await?.is_none_or(|sequence| sequence < point.sequence()) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// The seed disks after the log has named `disks`.
 ///
 /// # Errors

@@ -66,7 +66,11 @@ impl Seeds {
 
     /// The blob's sequence number; `None`: there is no such blob.
     pub(super) async fn sequence(&self, seed: &Seed) -> Result<Option<u64>, StoreError> {
-        let name = self.name(&seed.disk_id);
+        self.sequence_of(&seed.disk_id).await
+    }
+
+    pub(super) async fn sequence_of(&self, disk_id: &str) -> Result<Option<u64>, StoreError> {
+        let name = self.name(disk_id);
         match sure(&self.patience, || self.vault.store.properties(&name, None)).await {
             Ok(properties) => Ok(Some(properties.sequence_number)),
             Err(error) if error.is(Refusal::NotFound) => Ok(None),

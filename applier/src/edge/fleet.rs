@@ -11,7 +11,7 @@ use lifeboat_replication::{
     env::Env,
     errors::chain,
     ids::ServerId,
-    vault::{Vault, VaultError},
+    vault::{RetentionPolicy, Vault, VaultError},
     wire::v1,
 };
 use tokio::{
@@ -19,7 +19,7 @@ use tokio::{
     task::{AbortHandle, JoinSet},
 };
 
-use super::stored;
+use super::stored::{self, Stored};
 use crate::core::{Applier, Options, Status};
 
 /// The vault is asked for new servers this often.
@@ -48,9 +48,19 @@ struct Entry {
     /// namespace/name.
     name: String,
     status: watch::Receiver<Status>,
-    stored_bytes: u64,
+    stored: Stored,
+    /// How long what is kept, as the vault says.
+    policy: watch::Sender<Option<RetentionPolicy>>,
     task: AbortHandle,
     measuring: AbortHandle,
+}
+
+/// What the vault says of a server.
+#[derive(Debug, Default)]
+struct Wanted {
+    /// namespace/name.
+    name: String,
+    retention: Option<RetentionPolicy>,
 }
 
 /// A server as metrics and reports show it.
@@ -59,7 +69,7 @@ pub struct Shown {
     pub id: ServerId,
     pub name: String,
     pub status: Status,
-    pub stored_bytes: u64,
+    pub stored: Stored,
 }
 
 impl Board {
@@ -69,7 +79,7 @@ impl Board {
             id: id.clone(),
             name: entry.name.clone(),
             status: entry.status.borrow().clone(),
-            stored_bytes: entry.stored_bytes,
+            stored: entry.stored,
         });
         shown.collect()
     }
@@ -91,14 +101,16 @@ impl Board {
 
     pub fn report(&self, name: &str, env: &Env) -> v1::ApplierReport {
         let servers =
-            self.servers().into_iter().map(|Shown { id, name: _, status, stored_bytes }| v1::AppliedServer {
+            self.servers().into_iter().map(|Shown { id, name: _, status, stored }| v1::AppliedServer {
                 server_id: id.to_string(),
                 epoch: status.epoch,
                 applied_number: status.applied_number,
                 log_number: status.log_number,
                 points: status.points,
                 error: status.error,
-                stored_bytes,
+                stored_bytes: stored.total(),
+                journal_begins_micros: status.journal_begins_micros,
+                retention_error: status.collect_error,
             });
         v1::ApplierReport {
             name: name.to_owned(),
@@ -112,9 +124,9 @@ impl Board {
         self.lock().vault_error = error;
     }
 
-    fn set_stored(&self, server: &ServerId, bytes: u64) {
+    fn set_stored(&self, server: &ServerId, stored: Stored) {
         if let Some(entry) = self.lock().servers.get_mut(server) {
-            entry.stored_bytes = bytes;
+            entry.stored = stored;
         }
     }
 
@@ -130,9 +142,12 @@ pub async fn run(vault: Vault, env: Env, options: Options, board: Board) {
     loop {
         match vault.servers().await {
             Ok(named) => {
-                let mut wanted: BTreeMap<ServerId, String> = named
+                let mut wanted: BTreeMap<ServerId, Wanted> = named
                     .into_iter()
-                    .map(|server| (server.id, format!("{}/{}", server.namespace, server.name)))
+                    .map(|server| {
+                        let name = format!("{}/{}", server.namespace, server.name);
+                        (server.id, Wanted { name, retention: server.retention })
+                    })
                     .collect();
                 for asked in board.lock().asked_for.clone() {
                     wanted.entry(asked).or_default();
@@ -180,7 +195,7 @@ fn settle(
     board: &Board,
     turns: &Arc<Semaphore>,
     tasks: &mut JoinSet<()>,
-    wanted: BTreeMap<ServerId, String>,
+    wanted: BTreeMap<ServerId, Wanted>,
 ) {
     let mut inner = board.lock();
     inner.vault_error.clear();
@@ -194,24 +209,27 @@ fn settle(
         }
         keep
     });
-    for (id, name) in wanted {
+    for (id, Wanted { name, retention }) in wanted {
         if let Some(entry) = inner.servers.get_mut(&id) {
             entry.name = name;
+            entry.policy.send_if_modified(|policy| std::mem::replace(policy, retention) != retention);
             continue;
         }
         tracing::info!(server = %id, name, "applying");
+        let policy = watch::Sender::new(retention);
         let applier = Applier::new(vault.clone(), id.clone(), env.clone(), options.clone())
-            .with_turns(Arc::clone(turns));
+            .with_turns(Arc::clone(turns))
+            .with_policy(policy.subscribe());
         let status = applier.status();
         let task = tasks.spawn(applier.run());
         let (measured, measuring_board) = (id.clone(), board.clone());
         let measuring_vault = vault.clone();
         let measuring = tasks.spawn(async move {
-            stored::measure(&measuring_vault, &measured, |bytes| {
-                measuring_board.set_stored(&measured, bytes)
+            stored::measure(&measuring_vault, &measured, |stored| {
+                measuring_board.set_stored(&measured, stored)
             })
             .await;
         });
-        inner.servers.insert(id, Entry { name, status, stored_bytes: 0, task, measuring });
+        inner.servers.insert(id, Entry { name, status, stored: Stored::default(), policy, task, measuring });
     }
 }

@@ -61,7 +61,7 @@ async fn metrics(State(board): State<Board>) -> Response {
 type Figure = (&'static str, &'static str, fn(&Shown) -> u64);
 
 /// Each figure of a server, its help and where it comes from.
-const FIGURES: [Figure; 13] = [
+const FIGURES: [Figure; 23] = [
     ("applied_record", "Last record that stands on the seed disks", |shown| shown.status.applied_number),
     ("log_record", "Last record seen in the log", |shown| shown.status.log_number),
     ("applied_point_seconds", "Instant of the last exact record on the seed disks (Unix time)", |shown| {
@@ -69,8 +69,28 @@ const FIGURES: [Figure; 13] = [
     }),
     ("points", "Recovery points that stand in snapshots", |shown| shown.status.points.len() as u64),
     ("stored_bytes", "Bytes of the server in the vault, without what only snapshots hold", |shown| {
-        shown.stored_bytes
+        shown.stored.total()
     }),
+    ("journal_bytes", "Bytes of segments in cache storage", |shown| shown.stored.journal),
+    ("log_bytes", "Bytes of the commit log", |shown| shown.stored.log),
+    ("seed_disk_bytes", "Bytes of seed disks that hold something", |shown| shown.stored.seed_disks),
+    ("journal_begins_seconds", "From here on every consistent round can be recovered (Unix time)", |shown| {
+        u64::try_from(shown.status.journal_begins_micros / 1_000_000).unwrap_or(0)
+    }),
+    ("deleted_segments", "Segments deleted since the start", |shown| shown.status.figures.deleted_segments),
+    ("deleted_segment_bytes", "Bytes of segments deleted since the start", |shown| {
+        shown.status.figures.deleted_segment_bytes
+    }),
+    ("deleted_snapshots", "Snapshots deleted since the start", |shown| {
+        shown.status.figures.deleted_snapshots
+    }),
+    ("pinned_blobs", "Blobs that only a pin keeps from being deleted", |shown| {
+        shown.status.figures.pinned_blobs
+    }),
+    ("retention_failing", "1: what retention has given up is not deleted", |shown| {
+        u64::from(!shown.status.collect_error.is_empty())
+    }),
+    ("snapshots", "Snapshots cut since the start", |shown| shown.status.figures.snapshots),
     ("failing", "1: applying cannot go on", |shown| u64::from(!shown.status.error.is_empty())),
     ("batches", "Batches applied since the start", |shown| shown.status.figures.batches),
     ("records", "Records applied since the start", |shown| shown.status.figures.records),

@@ -12,20 +12,40 @@ use lifeboat_replication::{
 /// Listing costs an operation for 5000 names, so it is not done often.
 const INTERVAL: Duration = Duration::from_secs(60);
 
+/// Bytes of one server.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stored {
+    /// Segments.
+    pub journal: u64,
+    /// The commit log, with the segments that small records carry in themselves.
+    pub log: u64,
+    /// Seed disks and their checksums.
+    pub seed_disks: u64,
+}
+
+impl Stored {
+    pub fn total(&self) -> u64 {
+        self.journal + self.log + self.seed_disks
+    }
+}
+
 /// Measures again and again.
-pub(super) async fn measure(vault: &Vault, server: &ServerId, tell: impl Fn(u64)) {
+pub(super) async fn measure(vault: &Vault, server: &ServerId, tell: impl Fn(Stored)) {
     loop {
-        match stored_bytes(vault, server).await {
-            Ok(bytes) => tell(bytes),
+        match stored(vault, server).await {
+            Ok(stored) => tell(stored),
             Err(error) => tracing::debug!(%server, %error, "what is stored cannot be measured now"),
         }
         tokio::time::sleep(INTERVAL).await;
     }
 }
 
-async fn stored_bytes(vault: &Vault, server: &ServerId) -> Result<u64> {
-    let own = listed(&*vault.store, &layout::server_prefix(server)).await?;
-    Ok(own + listed(&*vault.cache, &layout::journal_prefix(server)).await?)
+async fn stored(vault: &Vault, server: &ServerId) -> Result<Stored> {
+    let store = &*vault.store;
+    let seed_disks = listed(store, &layout::disks_prefix(server)).await?;
+    let log = listed(store, &layout::log_prefix(server)).await?;
+    let journal = listed(&*vault.cache, &layout::journal_prefix(server)).await?;
+    Ok(Stored { journal, log, seed_disks })
 }
 
 async fn listed(store: &dyn BlobStore, prefix: &str) -> Result<u64> {

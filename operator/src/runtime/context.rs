@@ -8,7 +8,10 @@ use lifeboat_replication::env::Env;
 use super::{error::Backoffs, events::Events, metrics::Metrics, settings::Settings};
 use crate::{
     control::Fleet,
-    controllers::{protected_server::Budget, vaults::Vaults},
+    controllers::{
+        protected_server::{Budget, Written},
+        vaults::Vaults,
+    },
 };
 
 #[derive(Clone)]
@@ -23,6 +26,8 @@ pub struct Context {
     /// Streams to process servers and appliers, and what they have told.
     pub fleet: Fleet,
     pub vaults: Vaults,
+    /// How long data is kept, as the vaults say.
+    pub kept: Written,
     /// Of writes of figures.
     pub budget: Budget,
     /// A run takes hold of its servers while nobody else looks.

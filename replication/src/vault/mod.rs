@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 pub use self::{
     bundle::KeyBundle,
     config::VaultConfig,
-    server::{DiskDescription, ServerDescription},
+    server::{DiskDescription, RetentionPolicy, ServerDescription},
 };
 use crate::{
     env::Env,

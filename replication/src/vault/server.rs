@@ -27,6 +27,21 @@ pub struct ServerDescription {
     /// As last seen, for people; the log is what counts.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<DiskDescription>,
+    /// How long what is kept; the operator writes it, the applier obeys it. Absent: nothing is deleted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retention: Option<RetentionPolicy>,
+}
+
+/// What the ReplicationPolicy says about recovery points.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RetentionPolicy {
+    /// Time between two recovery points.
+    pub point_interval_seconds: u64,
+    /// Age at which recovery points are dropped; 0: only the newest stays.
+    pub retention_seconds: u64,
+    /// Any point in time that is not older can be recovered.
+    pub journal_seconds: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,6 +81,7 @@ impl Vault {
                 name: name.to_owned(),
                 created_at_micros: env.wall.now().0,
                 disks: Vec::new(),
+                retention: None,
             };
             match self.write_server(&new, None).await {
                 Ok(_) => return Ok(new),

@@ -5,12 +5,17 @@
 //!    in order, without a gap; their segments are there and verify.
 //! 3. Every listed point's snapshots are bit for bit the disk at its record, and so is what the block index reads.
 //! 4. Nothing is acknowledged that the log does not hold; a closed log takes nothing but its own run's release.
-//! 5. When faults stop it comes to rest (asked by the world).
+//! 5. Nothing is deleted that a listed point, the journal's promise, an unapplied record or a pin needs.
+//! 6. When faults stop it comes to rest (asked by the world).
 
+mod kept;
 mod points;
 mod rest;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use futures::FutureExt as _;
 use lifeboat_agent::memory::{Address, Machine, Tag, tag};
@@ -27,6 +32,7 @@ use lifeboat_replication::{
     wire::v1::{self, RecordKind, log_record::Body},
 };
 
+pub use self::kept::Held;
 use crate::reached::Reached;
 
 const BLOCK: usize = BLOCK_BYTES as usize;
@@ -49,11 +55,19 @@ pub struct Oracle {
     /// Epoch in which the newest `Closed` stands.
     closed_in: Option<Epoch>,
     compared: BTreeSet<(u32, u64)>,
+    kept: kept::Kept,
     pub reached: Reached,
 }
 
 impl Oracle {
-    pub fn new(vault: Vault, model: ModelStore, server: ServerId, env: Env, machine: Machine) -> Self {
+    pub fn new(
+        vault: Vault,
+        model: ModelStore,
+        server: ServerId,
+        env: Env,
+        machine: Machine,
+        journal: Duration,
+    ) -> Self {
         let reader = LogReader::from_start(&vault, &server, &env);
         Self {
             vault,
@@ -68,6 +82,7 @@ impl Oracle {
             last_part: None,
             closed_in: None,
             compared: BTreeSet::new(),
+            kept: kept::Kept::new(journal),
             reached: Reached::default(),
         }
     }
@@ -120,6 +135,7 @@ impl Oracle {
         let patience = Patience { env: self.env.clone(), tries: 1 };
         let sources = journal::sources(data).map_err(|error| chain(&error))?;
         for source in sources {
+            self.kept.names(&source);
             let read = source.read(&self.vault, &patience).now_or_never().ok_or("a segment's read waits")?;
             let extents = read.map_err(|error| format!("record {}: {}", data.number, chain(&error)))?;
             for extent in extents {

@@ -11,9 +11,12 @@ use lifeboat_replication::{
     catalogue::{self, Points},
     errors::chain,
     ids::DiskSlot,
+    recoverable,
     store::{BlobStore as _, SnapshotId},
     vault::layout,
 };
+
+use tokio::task::unconstrained;
 
 use super::{BLOCK, Image, Oracle};
 
@@ -25,6 +28,7 @@ impl Oracle {
         else {
             return Ok(());
         };
+        self.journal_keeps_its_promise(&points)?;
         for point in points.points {
             if !self.compared.insert((point.epoch, point.number)) {
                 continue;
@@ -49,18 +53,23 @@ impl Oracle {
 
     /// What the block index reads for a point, chosen by `pick`, is the disk at its record.
     pub fn index_agrees(&mut self, pick: u64) -> Result<(), String> {
-        let Some((number, image)) = self.images.iter().nth(pick as usize % self.images.len().max(1)) else {
-            return Ok(());
-        };
-        let selector = PointSelector::Number(*number);
+        let promised = recoverable::points(&self.vault, &self.server, &self.env).now_or_never();
+        let promised = promised.ok_or("the list of points waits")?.map_err(|error| chain(&error))?;
+        let Some(point) = promised.get(pick as usize % promised.len().max(1)) else { return Ok(()) };
+        let number = point.id.number.0;
+        let image =
+            self.images.get(&number).ok_or_else(|| format!("offered point {number} is no exact record"))?;
+        let selector = PointSelector::Number(number);
         let options = IndexOptions::default();
         let open = BlockIndex::open(&self.vault, &self.server, &self.env, selector, &options);
-        let index = open.now_or_never().ok_or("the block index waits")?;
+        // A long journal takes more steps than tokio grants a task at a time.
+        let index = unconstrained(open).now_or_never().ok_or("the block index waits")?;
         let index = index.map_err(|error| format!("point {number} cannot be opened: {}", chain(&error)))?;
         for disk in index.disks() {
             let slot = self.machine_slot(disk.slot)?;
             let blocks = (disk.size_bytes / BLOCK_BYTES) as u32;
-            let read = index.read(disk.slot, 0, blocks).now_or_never().ok_or("the block index waits")?;
+            let read = unconstrained(index.read(disk.slot, 0, blocks)).now_or_never();
+            let read = read.ok_or("the block index waits")?;
             let content =
                 read.map_err(|error| format!("point {number} cannot be read: {}", chain(&error)))?;
             compare(image, slot, &content, disk.size_bytes, &format!("block index at record {number}"))?;

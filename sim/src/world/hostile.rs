@@ -33,6 +33,7 @@ impl World {
             failover: None,
             heal: vec![None; self.load.process_servers],
         };
+        let reader = self.start_reader();
         let mut value = 1;
         let began = Instant::now();
         let mut next_write = began;
@@ -48,6 +49,7 @@ impl World {
             self.revive(&mut site);
             self.strike(&mut site, value);
         }
+        reader.abort();
         self.rest(site).await;
     }
 

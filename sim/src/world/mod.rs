@@ -4,7 +4,7 @@ mod hostile;
 mod programs;
 mod rest;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use lifeboat_agent::memory::Machine;
 use lifeboat_process_server::core::Assigned;
@@ -20,6 +20,7 @@ use crate::{
     load::{Load, Simpler},
     net::{Net, Outcome},
     oracle::Oracle,
+    retention::Retain,
     rng::Rng,
     store::NodeStore,
 };
@@ -73,6 +74,7 @@ pub(crate) struct World {
     net: Arc<Net>,
     rng: Rng,
     load: Load,
+    retain: Retain,
     planted: Option<Planted>,
     machine: Machine,
     agent_clock: NodeClock,
@@ -114,12 +116,16 @@ impl World {
             keys: keys.clone(),
             id: "vault".to_owned(),
         };
-        net.watched_by(Oracle::new(vault, model.clone(), server.clone(), oracle_env, machine.clone()));
+        let retain = Retain::draw(&rng.named("retention"), load.point_interval_ms);
+        let journal = Duration::from_secs(retain.policy.journal_seconds);
+        let oracle = Oracle::new(vault, model.clone(), server.clone(), oracle_env, machine.clone(), journal);
+        net.watched_by(oracle);
         let assignments = (0..load.process_servers).map(|_| watch::Sender::new(None)).collect();
         Self {
             net,
             rng: rng.named("world"),
             load,
+            retain,
             planted: schedule.planted,
             machine,
             agent_clock,

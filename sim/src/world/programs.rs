@@ -14,13 +14,13 @@ use lifeboat_process_server::core::{
 };
 use lifeboat_replication::log::{LogOptions, LogWriter, Order};
 use tokio::{
-    sync::{Semaphore, mpsc},
+    sync::{Semaphore, mpsc, watch},
     task::JoinHandle,
     time::sleep,
 };
 
 use super::{APPLIERS, World};
-use crate::{program::Program, wire::SimDial};
+use crate::{program::Program, retention::Reader, wire::SimDial};
 
 /// A failover lasts at most so long before it is taken back, in milliseconds.
 const LONGEST_FAILOVER_MS: u64 = 70_000;
@@ -96,13 +96,32 @@ impl World {
         let options = ApplierOptions {
             point_interval: Duration::from_millis(self.load.point_interval_ms),
             poll_interval: Duration::from_secs(1),
+            collect_interval: self.retain.collect_interval,
             planted: self.planted,
             ..Default::default()
         };
         let node = self.load.process_servers + applier;
         let clock = self.clocks.get(node).unwrap_or(&self.agent_clock);
-        let applier = Applier::new(self.vault(node), self.server.clone(), self.env(clock), options);
-        Program::up(tokio::spawn(applier.run()))
+        let (policy, followed) = watch::channel(Some(self.retain.policy));
+        let applier = Applier::new(self.vault(node), self.server.clone(), self.env(clock), options)
+            .with_policy(followed);
+        Program::up(tokio::spawn(async move {
+            applier.run().await;
+            drop(policy);
+        }))
+    }
+
+    /// Opens points for a while, under pins.
+    pub(super) fn start_reader(&self) -> JoinHandle<()> {
+        let reader = Reader {
+            vault: self.vault(self.load.process_servers + APPLIERS),
+            server: self.server.clone(),
+            env: self.env(&self.agent_clock),
+            net: self.net.clone(),
+            rng: self.rng.fork(),
+            held_for: self.retain.held_for,
+        };
+        tokio::spawn(reader.run())
     }
 
     /// A failover closes the log and takes that back after a while: as an operator that keeps trying.

@@ -223,9 +223,7 @@ async fn apply_all(
 ) -> Result<(), Failure> {
     let namespace = appliance.namespace().unwrap_or_default();
     let secrets_hash = vaults::fingerprint(validated, found);
-    let point_interval_seconds = plan::point_interval_seconds(&fetched.servers, &fetched.policies);
-    let inputs =
-        Inputs { images: &context.settings.images, secrets_hash: &secrets_hash, point_interval_seconds };
+    let inputs = Inputs { images: &context.settings.images, secrets_hash: &secrets_hash };
     let built = build(appliance, validated, &inputs);
     apply(&context.api::<ConfigMap>(&namespace), &built.configuration).await?;
     for service in &built.services {

@@ -127,23 +127,12 @@ pub fn assignments(
     all
 }
 
-/// The shortest time between recovery points that any of the servers' policies asks for.
-pub fn point_interval_seconds(
-    servers: &[ProtectedServer],
-    policies: &BTreeMap<String, ReplicationPolicy>,
-) -> u64 {
-    let asked = servers
-        .iter()
-        .filter_map(|server| policies.get(&server.spec.policy_ref.name))
-        .map(|policy| policy.spec.recovery_points.interval.as_secs());
-    asked.min().unwrap_or_else(|| ReplicationPolicySpec::default().recovery_points.interval.as_secs())
-}
-
 fn settings(server: &ProtectedServer, policy: &ReplicationPolicySpec) -> v1::Settings {
     let ReplicationPolicySpec {
         round_interval,
         rpo_threshold,
         recovery_points: _,
+        journal_retention: _,
         compression: _,
         max_freezes_per_hour,
         freeze_timeout,

@@ -1,4 +1,5 @@
-//! Points that a server can be recovered to, read from its commit log: the vault's word, not the cluster's.
+//! Points that a server can be recovered to, as log and catalogue have them: the vault's word, not the cluster's.
+//! What retention has deleted is not among them.
 
 use kube::ResourceExt as _;
 use lifeboat_crds::{
@@ -6,11 +7,10 @@ use lifeboat_crds::{
     run::{Consistency, ResolvedPoint},
 };
 use lifeboat_replication::{
-    catalogue::is_point,
+    catalogue::PointConsistency,
     errors::chain,
     ids::ServerId,
-    log::{LogReader, ReadError},
-    wire::v1::{self, log_record::Body},
+    recoverable::{self, Recoverable},
 };
 
 use crate::{control::ApplianceKey, controllers::vaults, runtime::Context};
@@ -32,38 +32,25 @@ pub(super) async fn of(
         .and_then(|applied| applied.points.iter().map(|point| point.t0_micros).max());
     let processed = processed.and_then(|micros| Time::from_microsecond(micros).ok());
     let points = match (vaults::of(&namespace, appliance, context).await, id.parse::<ServerId>()) {
-        (Ok(vault), Ok(id)) => {
-            read(LogReader::from_start(&vault, &id, &context.env)).await.map_err(|error| chain(&error))
-        }
+        (Ok(vault), Ok(id)) => recoverable::points(&vault, &id, &context.env)
+            .await
+            .map(|points| points.into_iter().filter_map(resolved).collect())
+            .map_err(|error| chain(&error)),
         (Err(failure), _) => Err(failure.message),
         (_, Err(invalid)) => Err(invalid.to_string()),
     };
     (points, processed)
 }
 
-/// Only what a point is made of is kept of each record.
-async fn read(mut log: LogReader) -> Result<Vec<ResolvedPoint>, ReadError> {
-    let mut points = Vec::new();
-    while let Some(entry) = log.next().await? {
-        if let Body::Data(record) = entry.body
-            && is_point(&record)
-            && let Ok(time) = Time::from_microsecond(record.t0_micros)
-        {
-            let consistency = consistency(&record);
-            points.push(ResolvedPoint {
-                time,
-                epoch: u64::from(entry.epoch.0),
-                record: record.number,
-                consistency,
-            });
-        }
-    }
-    Ok(points)
-}
-
-fn consistency(record: &v1::Data) -> Consistency {
-    match record.consistency() {
-        v1::Consistency::FilesystemConsistent => Consistency::FilesystemConsistent,
-        v1::Consistency::CrashConsistent | v1::Consistency::Unspecified => Consistency::CrashConsistent,
-    }
+fn resolved(point: Recoverable) -> Option<ResolvedPoint> {
+    let consistency = match point.consistency {
+        PointConsistency::FilesystemConsistent => Consistency::FilesystemConsistent,
+        PointConsistency::CrashConsistent => Consistency::CrashConsistent,
+    };
+    Some(ResolvedPoint {
+        time: Time::from_microsecond(point.t0.0).ok()?,
+        epoch: u64::from(point.id.epoch.0),
+        record: point.id.number.0,
+        consistency,
+    })
 }

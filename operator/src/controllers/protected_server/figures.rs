@@ -96,10 +96,13 @@ pub(super) fn recovery_points(
         .chain(times.iter().copied())
         .max()
         .unwrap_or(0);
+    let oldest = times.iter().copied().min().and_then(time);
     RecoveryPointsStatus {
         count: u32::try_from(applied.points.len()).unwrap_or(u32::MAX),
-        oldest: times.iter().copied().min().and_then(time),
+        oldest,
         latest: time(newest),
+        // As long as nothing was deleted, the journal reaches back to the first point.
+        journal_begins: time(applied.journal_begins_micros).or(oldest),
     }
 }
 
@@ -122,6 +125,7 @@ pub fn is_significant(before: Option<&ProtectedServerStatus>, after: &ProtectedS
             count: u32::from(points.count > 0),
             oldest: None,
             latest: None,
+            journal_begins: None,
         });
         if let Some(agent) = status.agent.as_mut() {
             agent.last_seen = None;

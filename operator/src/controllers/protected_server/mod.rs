@@ -7,6 +7,7 @@ mod budget;
 mod enrolment;
 pub mod figures;
 mod placement;
+mod retention;
 pub mod status;
 #[cfg(test)]
 mod status_tests;
@@ -28,8 +29,9 @@ use lifeboat_crds::{
     names::enrollment_secret,
     server::{FailoverState, ServerPhase},
 };
+use lifeboat_replication::ids::ServerId;
 
-pub use self::budget::Budget;
+pub use self::{budget::Budget, retention::Written};
 use self::{
     enrolment::Endpoint,
     placement::{Place, count, place},
@@ -124,7 +126,16 @@ async fn pass(server: &ProtectedServer, context: &Context, findings: &mut Findin
         findings.enrolment = Some(make_token(server, &appliance, findings, context).await?);
     }
     findings.process_server = Some(find_place(server, &appliance, &key, context).await?);
-    Ok(())
+    keep(findings, &key, context).await
+}
+
+/// Tells the vault how long to keep things.
+async fn keep(findings: &Findings, key: &ApplianceKey, context: &Context) -> Result<(), Failure> {
+    let id = findings.id.as_deref().and_then(|id| id.parse::<ServerId>().ok());
+    let (Some(id), Some(policy)) = (id, &findings.policy) else { return Ok(()) };
+    // A vault that is not open is told of by the appliance; the last word stands in it.
+    let Ok(vault) = vaults::of(&key.namespace, &key.name, context).await else { return Ok(()) };
+    context.kept.settle(&vault, &id, policy).await.map_err(|error| vaults::failure(&error))
 }
 
 fn missing(kind: &str, name: &str) -> Failure {

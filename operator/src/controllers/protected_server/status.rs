@@ -347,6 +347,17 @@ fn issues(facts: &Facts<'_>, now: Time) -> Vec<Issue> {
             ));
         }
     }
+    if let Some(applied) =
+        facts.findings.applied.as_ref().filter(|applied| !applied.retention_error.is_empty())
+    {
+        all.push((
+            Reason::RetentionStopped.as_str().into(),
+            Severity::Warning,
+            applied.retention_error.clone(),
+            "do as the message says; until then nothing of this server is deleted and what it stores grows"
+                .into(),
+        ));
+    }
     if facts.enrolled
         && facts.server.spec.replication == Replication::Enabled
         && facts.findings.figures.is_some()

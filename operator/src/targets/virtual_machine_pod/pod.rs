@@ -85,7 +85,7 @@ pub(super) fn build(
             // A machine that has stopped is not started again behind the run's back.
             restart_policy: Some("Never".to_owned()),
             termination_grace_period_seconds: Some(i64::from(super::STOP_SECONDS)),
-            init_containers: Some(vec![disk_server(server, images)]),
+            init_containers: Some(vec![disk_server(name, server, images)]),
             containers: vec![qemu(machine, memory_mib, images)],
             volumes: Some(volumes),
             ..PodSpec::default()
@@ -99,13 +99,16 @@ fn scratch(name: &str) -> Volume {
 }
 
 /// A restartable init container: QEMU starts when its sockets are there, and it stays as long as QEMU does.
-fn disk_server(server: &ResolvedServer, images: &Images) -> Container {
+fn disk_server(machine: &str, server: &ResolvedServer, images: &Images) -> Container {
     let arguments = [
         "serve",
         "--server",
         &server.id,
         "--point",
         &server.recovery_point.record.to_string(),
+        // The same after a restart of the container, so that it finds what it has pinned.
+        "--run",
+        machine,
         "--socket-dir",
         SOCKETS,
         "--overlay-dir",

@@ -20,15 +20,11 @@ use crate::controllers::{
 pub(super) const VAULT: &str = "vault.json";
 pub(super) const APPLIER: &str = "applier.json";
 
-pub(super) fn build(
-    appliance: &ReplicationAppliance,
-    validated: &Validated,
-    point_interval_seconds: u64,
-) -> ConfigMap {
+pub(super) fn build(appliance: &ReplicationAppliance, validated: &Validated) -> ConfigMap {
     let name = appliance.name_any();
     let mut data = BTreeMap::from([
         (VAULT.to_owned(), vault(appliance, validated)),
-        (APPLIER.to_owned(), applier(&name, point_interval_seconds)),
+        (APPLIER.to_owned(), applier(&name)),
     ]);
     for index in 0..validated.replicas {
         let pod = names::process_server(&name, index);
@@ -76,13 +72,12 @@ fn process_server(pod: &str, validated: &Validated) -> Value {
     })
 }
 
-fn applier(appliance: &str, point_interval_seconds: u64) -> Value {
+fn applier(appliance: &str) -> Value {
     json!({
         "name": names::applier_pod(appliance),
         "controlListen": format!("0.0.0.0:{CONTROL_PORT}"),
         "metricsListen": format!("0.0.0.0:{METRICS_PORT}"),
         "tlsDir": TLS_DIR,
         "vaultConfig": format!("{CONFIGURATION_DIR}/{VAULT}"),
-        "pointIntervalSeconds": point_interval_seconds,
     })
 }

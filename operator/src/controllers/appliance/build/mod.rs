@@ -22,8 +22,6 @@ pub struct Inputs<'a> {
     pub images: &'a Images,
     /// Changes when the credentials or the data keys do: pods start again with them.
     pub secrets_hash: &'a str,
-    /// The shortest that a policy of the appliance's servers asks for.
-    pub point_interval_seconds: u64,
 }
 
 /// Everything but Secrets, in the order in which it is applied.
@@ -36,7 +34,7 @@ pub struct Built {
 }
 
 pub fn build(appliance: &ReplicationAppliance, validated: &Validated, inputs: &Inputs<'_>) -> Built {
-    let configuration = configuration::build(appliance, validated, inputs.point_interval_seconds);
+    let configuration = configuration::build(appliance, validated);
     Built {
         process_servers: process_servers::build(appliance, validated, inputs, &configuration),
         applier: applier::build(appliance, validated, inputs, &configuration),

@@ -15,7 +15,7 @@ fn images() -> Images {
 }
 
 fn built(appliance: &ReplicationAppliance) -> Built {
-    let inputs = Inputs { images: &images(), secrets_hash: "abc", point_interval_seconds: 300 };
+    let inputs = Inputs { images: &images(), secrets_hash: "abc" };
     build(appliance, &validate(appliance).unwrap(), &inputs)
 }
 
@@ -94,7 +94,7 @@ fn node_ports_follow_each_other() {
 #[test]
 fn scaling_does_not_restart_the_pods_that_are_there_and_new_credentials_do() {
     let template = |appliance: &ReplicationAppliance, secrets_hash: &str| {
-        let inputs = Inputs { images: &images(), secrets_hash, point_interval_seconds: 300 };
+        let inputs = Inputs { images: &images(), secrets_hash };
         build(appliance, &validate(appliance).unwrap(), &inputs).process_servers.spec.unwrap().template
     };
     let mut more = testing::appliance();

@@ -1,0 +1,151 @@
+//! One server's retention, step by step: plan, take off the catalogue, look at the pins, delete.
+
+use std::time::Duration;
+
+use lifeboat_replication::{
+    catalogue::{self, Point, Points},
+    ids::RecordId,
+    pins::{self, Pin, PinError},
+    planted::Planted,
+    store::{ETag, Refusal, StoreError},
+    vault::{RetentionPolicy, layout},
+};
+use tokio::{sync::watch, time::Instant};
+
+use super::{PinWatch, Swept, ages::Keep, plan::plan, sweep};
+use crate::core::{
+    ApplyError,
+    point::{is_reached, stands},
+    seeds::{Seeds, sure},
+};
+
+/// What keeps something from being deleted. Applying goes on.
+#[derive(Debug, thiserror::Error)]
+pub enum CollectError {
+    /// What the catalogue says now is not known: it has to be read again.
+    #[error(transparent)]
+    Catalogue(ApplyError),
+    #[error("a pin keeps everything from being deleted")]
+    Pins(#[from] PinError),
+    #[error(
+        "nothing is deleted: the snapshots of record {point}, on which the journal is to begin, are not in the store any more; \
+         restore them from its soft-delete"
+    )]
+    BaseLost { point: RecordId },
+    #[error("what retention has given up cannot be deleted")]
+    Store(#[from] StoreError),
+}
+
+#[derive(Debug)]
+pub(in crate::core) struct Collector {
+    interval: Duration,
+    policy: watch::Receiver<Option<RetentionPolicy>>,
+    planted: Option<Planted>,
+    watch: PinWatch,
+    next: Option<Instant>,
+}
+
+impl Collector {
+    pub(in crate::core) fn new(
+        interval: Duration,
+        policy: watch::Receiver<Option<RetentionPolicy>>,
+        planted: Option<Planted>,
+    ) -> Self {
+        Self { interval, policy, planted, watch: PinWatch::default(), next: None }
+    }
+
+    pub(in crate::core) fn policy(&self) -> Option<RetentionPolicy> {
+        *self.policy.borrow()
+    }
+
+    /// The policy, when it is time; without one nothing is ever deleted.
+    pub(in crate::core) fn due(&self) -> Option<Keep> {
+        let policy = self.policy().filter(|_| self.next.is_none_or(|next| next <= Instant::now()))?;
+        Some(Keep {
+            retention: Duration::from_secs(policy.retention_seconds),
+            journal: Duration::from_secs(policy.journal_seconds),
+        })
+    }
+
+    /// `points` is replaced when it was written.
+    pub(in crate::core) async fn run(
+        &mut self,
+        seeds: &Seeds,
+        keep: Keep,
+        applied: RecordId,
+        points: &mut (Points, Option<ETag>),
+        swept: &mut Swept,
+    ) -> Result<(), CollectError> {
+        self.next = Some(Instant::now() + self.interval);
+        self.is_current(seeds, points.1.as_ref()).await?;
+        let pins = self.pins(seeds).await?;
+        let mut planned = plan(&points.0, applied, &pins, keep);
+        if self.planted == Some(Planted::JournalBeginsAtNewest) {
+            planned.collected = planned.points.last().map(Point::id).filter(|newest| *newest <= applied);
+        }
+        if planned.collected != points.0.collected {
+            self.stands(seeds, &planned).await?;
+        }
+        if self.planted == Some(Planted::DeleteBeforeDelisting) {
+            sweep(seeds, &planned, &pins, swept).await?;
+        }
+        let pins = if planned == points.0 {
+            pins
+        } else {
+            let Seeds { vault, server, .. } = seeds;
+            let written = catalogue::write(&*vault.store, server, &planned, points.1.as_ref()).await;
+            let etag = written.map_err(|error| CollectError::Catalogue(unsettled(error, seeds)))?;
+            *points = (planned, Some(etag));
+            self.pins(seeds).await?
+        };
+        let done = sweep(seeds, &points.0, &pins, swept).await;
+        if swept.unfinished {
+            self.next = None;
+        }
+        Ok(done?)
+    }
+
+    /// An applier that had nothing to apply for long may have an old list.
+    async fn is_current(&self, seeds: &Seeds, etag: Option<&ETag>) -> Result<(), CollectError> {
+        let name = layout::catalogue(&seeds.server, "points.json");
+        let found = match sure(&seeds.patience, || seeds.vault.store.properties(&name, None)).await {
+            Err(error) if error.is(Refusal::NotFound) => None,
+            found => Some(found?.etag),
+        };
+        match found.as_ref() == etag {
+            true => Ok(()),
+            false => Err(CollectError::Catalogue(ApplyError::Superseded { name })),
+        }
+    }
+
+    /// The pins that count; those that are over are taken away.
+    async fn pins(&mut self, seeds: &Seeds) -> Result<Vec<Pin>, CollectError> {
+        if self.planted == Some(Planted::CollectIgnoresPins) {
+            return Ok(Vec::new());
+        }
+        let Seeds { vault, server, .. } = seeds;
+        let (live, over) = self.watch.judge(pins::all(&*vault.store, server).await?, Instant::now());
+        for run in over {
+            tracing::info!(%server, run, "the pin of a reader that is gone is taken away");
+            pins::remove(&*vault.store, server, &run).await?;
+        }
+        Ok(live)
+    }
+
+    /// What the journal is to begin with is really there, and the seed disks have not fallen behind it.
+    async fn stands(&self, seeds: &Seeds, planned: &Points) -> Result<(), CollectError> {
+        let Some(point) = planned.points.iter().find(|point| planned.is_base(point)) else { return Ok(()) };
+        let stands = stands(seeds, point).await.map_err(CollectError::Catalogue)?
+            && is_reached(seeds, point).await.map_err(CollectError::Catalogue)?;
+        if stands { Ok(()) } else { Err(CollectError::BaseLost { point: point.id() }) }
+    }
+}
+
+fn unsettled(error: StoreError, seeds: &Seeds) -> ApplyError {
+    match error {
+        error if error.is(Refusal::Condition) || error.is(Refusal::AlreadyExists) => {
+            ApplyError::Superseded { name: layout::catalogue(&seeds.server, "points.json") }
+        }
+        error => error.into(),
+    }
+}

@@ -1,0 +1,161 @@
+//! What retention may not touch: the oracle's own view, asked at every delete that the store takes.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use futures::FutureExt as _;
+use lifeboat_applier::core::retention::ages::{Aging, ages};
+use lifeboat_replication::{
+    catalogue::{self, Point, Points, Position},
+    env::Micros,
+    errors::chain,
+    ids::RecordId,
+    journal::Source,
+    store::{BlobStore as _, SnapshotId},
+    vault::layout,
+};
+use tokio::time::Instant;
+
+use super::{Oracle, points::compare};
+
+/// What a reader relies on: its pin was renewed in time.
+#[derive(Debug, Clone)]
+pub struct Held {
+    pub until: Instant,
+    pub base: Option<Point>,
+    /// First and last record.
+    pub records: Option<(u64, u64)>,
+}
+
+pub(super) struct Kept {
+    journal: Duration,
+    /// Segments that committed records name, with the record's number.
+    named: BTreeMap<String, u64>,
+    /// Every point that was ever listed.
+    ever_listed: BTreeMap<RecordId, Micros>,
+    held: BTreeMap<String, Held>,
+}
+
+impl Kept {
+    pub(super) fn new(journal: Duration) -> Self {
+        Self { journal, named: BTreeMap::new(), ever_listed: BTreeMap::new(), held: BTreeMap::new() }
+    }
+
+    pub(super) fn names(&mut self, source: &Source) {
+        if source.inline.is_none() {
+            self.named.insert(source.name.clone(), source.record);
+        }
+    }
+
+    fn live(&self) -> impl Iterator<Item = (&String, &Held)> {
+        self.held.iter().filter(|(_, held)| held.until >= Instant::now())
+    }
+}
+
+impl Oracle {
+    /// A reader's pin stands, or was renewed.
+    pub fn holds(&mut self, run: &str, held: Held) {
+        self.kept.held.insert(run.to_owned(), held);
+    }
+
+    /// A reader lets go, or is gone. True: something that it read was kept by its pin alone.
+    pub fn lets_go(&mut self, run: &str) -> bool {
+        let (Some(held), Ok(listed)) = (self.kept.held.remove(run), self.listed()) else { return false };
+        let only_pinned =
+            held.base.as_ref().is_some_and(|base| held.records.is_some() && !listed.is_base(base));
+        self.reached.points_held_by_pins += u64::from(only_pinned);
+        only_pinned
+    }
+
+    fn listed(&self) -> Result<Points, String> {
+        let read = catalogue::read::<Points>(&self.model, &self.server).now_or_never();
+        let read = read.ok_or("the catalogue's read waits")?.map_err(|error| chain(&error))?;
+        Ok(read.map_or_else(|| Points::none(&self.server), |(points, _)| points))
+    }
+
+    /// The store has taken a delete of this blob or of one of its snapshots.
+    pub fn deleted(&mut self, name: &str) -> Result<(), String> {
+        if name.starts_with(&layout::journal_prefix(&self.server)) {
+            self.reached.segments_deleted += 1;
+            return self.segment_may_go(name);
+        }
+        if name.starts_with(&layout::disks_prefix(&self.server)) {
+            self.reached.snapshots_deleted += 1;
+            return self.snapshots_stand();
+        }
+        Ok(())
+    }
+
+    fn segment_may_go(&self, name: &str) -> Result<(), String> {
+        // One that no record names, yet or ever, is nobody's loss.
+        let Some(record) = self.kept.named.get(name).copied() else { return Ok(()) };
+        let epoch = self.epochs.get(&record).copied().unwrap_or_default();
+        let id = RecordId { epoch, number: lifeboat_replication::ids::RecordNumber(record) };
+        if self.listed()?.collected.is_none_or(|collected| id > collected) {
+            return Err(format!("a segment of record {record} was deleted, which the journal promises"));
+        }
+        let position = catalogue::read::<Position>(&self.model, &self.server).now_or_never();
+        let position = position.ok_or("the catalogue's read waits")?.map_err(|error| chain(&error))?;
+        if position.is_none_or(|(position, _)| position.log.last_number.0 < record) {
+            return Err(format!("a segment of record {record} was deleted, which is not applied"));
+        }
+        let needs = |held: &Held| held.records.is_some_and(|(from, to)| (from..=to).contains(&record));
+        match self.kept.live().find(|(_, held)| needs(held)) {
+            Some((run, _)) => {
+                Err(format!("a segment of record {record} was deleted, which {run} has pinned"))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Snapshots of every listed and every pinned point are there.
+    fn snapshots_stand(&self) -> Result<(), String> {
+        let listed = self.listed()?;
+        let pinned = self.kept.live().filter_map(|(_, held)| held.base.as_ref());
+        for point in listed.points.iter().chain(pinned) {
+            for disk in &point.disks {
+                let name = layout::seed_disk(&self.server, &disk.disk_id);
+                let snapshot = SnapshotId(disk.snapshot.clone());
+                let found = self.model.properties(&name, Some(&snapshot)).now_or_never();
+                if found.ok_or("a snapshot's properties wait")?.is_err() {
+                    return Err(format!("a snapshot of point {} was deleted", point.number));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The journal begins no later than the oldest instant that the policy promises needs, and where it begins is
+    /// listed.
+    pub(super) fn journal_keeps_its_promise(&mut self, listed: &Points) -> Result<(), String> {
+        self.kept.ever_listed.extend(listed.points.iter().map(|point| (point.id(), point.t0())));
+        let Some(collected) = listed.collected else { return Ok(()) };
+        if !listed.points.iter().any(|point| point.id() == collected) {
+            return Err(format!("the journal begins at record {collected}, which is not listed"));
+        }
+        let all: Vec<Aging> =
+            self.kept.ever_listed.iter().map(|(id, t0)| Aging { id: *id, t0: *t0 }).collect();
+        let journal = i64::try_from(self.kept.journal.as_micros()).unwrap_or(i64::MAX);
+        let needed =
+            all.iter().zip(ages(&all)).rev().find(|(_, age)| *age >= journal).map(|(point, _)| point.id);
+        match needed {
+            Some(needed) if collected <= needed => Ok(()),
+            needed => Err(format!(
+                "the journal begins at record {collected}, although its oldest instant needs record {needed:?}"
+            )),
+        }
+    }
+
+    /// What a reader has read of a disk at a record.
+    pub fn was_read(
+        &mut self,
+        record: u64,
+        slot: lifeboat_replication::ids::DiskSlot,
+        content: &[u8],
+        size: u64,
+    ) -> Result<(), String> {
+        let slot = self.machine_slot(slot)?;
+        let image =
+            self.images.get(&record).ok_or_else(|| format!("pinned point {record} is no exact record"))?;
+        compare(image, slot, content, size, &format!("pinned point {record}"))
+    }
+}
