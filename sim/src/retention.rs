@@ -3,6 +3,8 @@
 
 use std::{sync::Arc, time::Duration};
 
+use async_trait::async_trait;
+use lifeboat_process_server::core::sealing::{SealError, SealJob, Sealed, Sealer, seal_now};
 use lifeboat_recovery::{
     BlockIndex, IndexError, IndexOptions, hold::Hold, scan::Found, select::PointSelector,
 };
@@ -24,6 +26,8 @@ pub struct Retain {
     pub policy: RetentionPolicy,
     pub collect_interval: Duration,
     pub held_for: Duration,
+    /// Larger records go to cache storage: the simulation's are all small.
+    pub inline_bytes: usize,
 }
 
 impl Retain {
@@ -39,7 +43,25 @@ impl Retain {
             policy: RetentionPolicy { point_interval_seconds, retention_seconds, journal_seconds },
             collect_interval: Duration::from_secs(2 + rng.below(8)),
             held_for: Duration::from_secs(20 + rng.below(40)),
+            inline_bytes: rng.pick([0, 300, 64 << 10]),
         }
+    }
+}
+
+/// Seals in place, and decides which records carry their segment.
+#[derive(Debug)]
+pub struct SimSealer {
+    pub inline_bytes: usize,
+}
+
+#[async_trait]
+impl Sealer for SimSealer {
+    async fn seal(&self, job: SealJob) -> Result<Sealed, SealError> {
+        seal_now(&job)
+    }
+
+    fn inline_bytes(&self) -> usize {
+        self.inline_bytes
     }
 }
 

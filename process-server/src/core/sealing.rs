@@ -57,6 +57,11 @@ pub enum SealError {
 #[async_trait]
 pub trait Sealer: fmt::Debug + Send + Sync + 'static {
     async fn seal(&self, job: SealJob) -> Result<Sealed, SealError>;
+
+    /// A record whose only segment is at most this large carries it.
+    fn inline_bytes(&self) -> usize {
+        INLINE_BYTES
+    }
 }
 
 /// Seals in place.
@@ -165,7 +170,7 @@ impl Sealing {
             let Sealed { content, sha256 } = sealer.seal(job).await?;
             drop(memory);
             let segment = v1::SegmentRef { name, length: content.len() as u64, sha256: sha256.to_vec() };
-            if only && content.len() <= INLINE_BYTES {
+            if only && content.len() <= sealer.inline_bytes() {
                 return Ok(Piece { number, stored: Some(Stored::Inline { segment, content }), end });
             }
             room.shrink(segment.length);

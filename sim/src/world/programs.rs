@@ -9,7 +9,6 @@ use lifeboat_agent::{
 use lifeboat_applier::core::{Applier, Options as ApplierOptions};
 use lifeboat_process_server::core::{
     Ingest, MemoryBudget, Shared,
-    sealing::InlineSealer,
     spool::{MemSpool, SpoolSpace},
 };
 use lifeboat_replication::log::{LogOptions, LogWriter, Order};
@@ -20,7 +19,11 @@ use tokio::{
 };
 
 use super::{APPLIERS, World};
-use crate::{program::Program, retention::Reader, wire::SimDial};
+use crate::{
+    program::Program,
+    retention::{Reader, SimSealer},
+    wire::SimDial,
+};
 
 /// A failover lasts at most so long before it is taken back, in milliseconds.
 const LONGEST_FAILOVER_MS: u64 = 70_000;
@@ -43,7 +46,7 @@ impl World {
             spool: Arc::new(MemSpool::default()),
             space: SpoolSpace::new(64 << 20),
             memory: MemoryBudget::new(32 << 20),
-            sealer: Arc::new(InlineSealer),
+            sealer: Arc::new(SimSealer { inline_bytes: self.retain.inline_bytes }),
             uploads: Arc::new(Semaphore::new(4)),
             log_options: self.log_options(),
         };
