@@ -67,6 +67,7 @@ struct State {
     held: BlockSet,
     to_copy: BlockSet,
     copy_reason: Option<String>,
+    copies_ordered: u64,
     lost: Option<String>,
     mark: Option<v1::DurableMark>,
     flips: BTreeMap<Micros, Flip>,
@@ -119,6 +120,7 @@ impl Machine {
             held: BlockSet::default(),
             to_copy: BlockSet::default(),
             copy_reason: None,
+            copies_ordered: 0,
             lost: None,
             mark: None,
             flips: BTreeMap::new(),
@@ -210,6 +212,11 @@ impl Machine {
         clean
     }
 
+    /// How often everything was ordered to be copied again.
+    pub fn copies_ordered(&self) -> u64 {
+        self.state().copies_ordered
+    }
+
     /// The first clean block whose content `wrong` says so of, with that content.
     pub fn find_clean(&self, wrong: impl Fn(Address, Tag) -> bool) -> Option<(Address, Tag)> {
         let state = &*self.state();
@@ -295,6 +302,7 @@ impl DirtyMap for MemoryMap {
         let state = &mut *self.0.state();
         state.to_copy = state.everything();
         state.copy_reason = Some(reason.to_owned());
+        state.copies_ordered += 1;
         state.lost = None;
         Ok(())
     }

@@ -40,4 +40,19 @@ planted! {
     JournalBeginsAtNewest,
     /// Retention deletes before the catalogue says so.
     DeleteBeforeDelisting,
+    /// A takeover does not follow `Rotate`: it goes on from an epoch's first part.
+    RotateNotFollowed,
+    /// Two sessions of an epoch give their segments the same names.
+    SegmentNameReused,
+    /// Page writes carry no condition on the sequence number.
+    PagesWithoutTag,
+    /// A copy batch is applied after the newer rounds of the same batch.
+    CopyAppliedLast,
+    /// The position is written before the pages.
+    PositionBeforePages,
+    // Chosen after reading the finished code: what a reviewer would fear.
+    /// An append without an answer counts as done.
+    UnknownIsDone,
+    /// A round counts as exact although a block of it was written again before it was read.
+    DisturbedIsExact,
 }

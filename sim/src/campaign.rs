@@ -151,8 +151,13 @@ fn planted(schedule: &Schedule) -> String {
 pub fn found(planted: Planted, within: u64) -> bool {
     match sweep(1, within, None, Some(planted)).bad {
         Some((seed, why)) => {
-            println!("sim: {} found by seed {seed}: {why}", planted.name());
-            true
+            // The fault itself must be what was found.
+            let without = Schedule::of(seed).run().bad;
+            match &without {
+                None => println!("sim: {} found by seed {seed}: {why}", planted.name()),
+                Some(why) => report(&Schedule::of(seed), why),
+            }
+            without.is_none()
         }
         None => {
             println!(

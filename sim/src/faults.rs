@@ -47,18 +47,40 @@ classes! {
     Slow = 100,
     /// The store answers with an error that says nothing (429, 500, 503).
     StoreBusy = 60,
+    /// The body of a download ends early.
+    BodyCut = 40,
     // Of a message between agent and process server.
     /// The connection breaks at it.
     Broken = 20,
     Stalled = 40,
+    // Of a segment's way into the spool.
+    /// The volume is full.
+    SpoolFull = 60,
+    /// Less is there afterwards than was written.
+    SpoolTorn = 60,
+    // Of a process server's start.
+    /// It finds an empty spool.
+    SpoolLost = 600,
     // Of a tick of the world.
     ProcessServerCrash = 12,
     AgentCrash = 8,
     ApplierCrash = 12,
-    /// A process server is cut off from the store, the agent, or both.
-    Cut = 12,
-    /// The server is assigned to another process server.
+    /// A program stands still for longer than a lease lasts.
+    Pause = 8,
+    /// A node is cut off from the store, a process server from the agent, one way or both.
+    Cut = 16,
+    /// The server is assigned to another process server, and perhaps to a third one before that is done.
     Handover = 8,
+    /// For a while two process servers believe that the server is theirs.
+    TwoTakers = 6,
+    /// Somebody breaks the lease of the log.
+    BrokenLease = 8,
+    /// The round interval changes, or replication is paused for a while.
+    PolicyChange = 8,
+    /// There is a new data key, and every program restarts with it.
+    KeyRotated = 3,
+    /// The store is restored from a copy of an earlier moment.
+    StoreRestored = 4,
     /// The server reboots: marks are gone.
     Reboot = 2,
     /// A node's date jumps by hours, either way.
@@ -106,6 +128,11 @@ impl Dice {
             die.struck.fetch_add(1, Ordering::Relaxed);
         }
         strikes
+    }
+
+    /// Can it strike in this schedule?
+    pub fn may(&self, class: Class) -> bool {
+        self.classes.get(class as usize).is_some_and(|die| die.per_mille > 0)
     }
 
     /// How it strikes: 0 to `bound` - 1.

@@ -30,6 +30,8 @@ pub mod retention;
 pub mod rng;
 pub mod seeds;
 mod shrink;
+mod spool;
 pub mod store;
+pub mod trace;
 pub mod wire;
 pub mod world;

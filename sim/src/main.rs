@@ -7,7 +7,7 @@ use lifeboat_replication::planted::Planted;
 use lifeboat_sim::{
     campaign::{found, many, report},
     faults::Class,
-    seeds,
+    seeds, trace,
     world::Schedule,
 };
 
@@ -41,7 +41,13 @@ enum Command {
         off: Vec<Class>,
     },
     /// Prints the hash of each schedule's trace.
-    Digests { first: u64, schedules: u64 },
+    Digests {
+        first: u64,
+        schedules: u64,
+        /// Have everything logged meanwhile, to nowhere.
+        #[arg(long)]
+        logging: bool,
+    },
     /// Runs with each planted fault until it is found.
     Planted {
         /// Only this one.
@@ -85,6 +91,7 @@ fn main() -> ExitCode {
             many(first.unwrap_or_else(seeds::of_this_commit), schedules, time)
         }
         Command::Replay { seed, planted, off } => {
+            trace::print();
             let schedule = Schedule { planted, off, trace: true, ..Schedule::of(seed) };
             let outcome = schedule.run();
             println!("digest {:016x}, {} steps, {:?}", outcome.digest, outcome.steps, outcome.reached);
@@ -93,7 +100,10 @@ fn main() -> ExitCode {
             }
             outcome.bad.is_none()
         }
-        Command::Digests { first, schedules } => {
+        Command::Digests { first, schedules, logging } => {
+            if logging {
+                trace::discard();
+            }
             for seed in first..first.saturating_add(schedules) {
                 println!("{seed} {:016x}", Schedule::of(seed).run().digest);
             }

@@ -5,7 +5,7 @@ use std::{
     fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -17,6 +17,7 @@ use crate::{
     oracle::Oracle,
     reached::Reached,
     rng::{Rng, fnv},
+    trace,
 };
 
 /// What a request meets on its way.
@@ -67,8 +68,12 @@ pub struct Net {
     pub dice: Dice,
     /// Nodes that do not reach the store.
     pub store_cuts: Nodes,
-    /// Process servers that do not reach the agent, nor it them.
-    pub agent_cuts: Nodes,
+    /// Nobody reaches the store.
+    pub(crate) outage: AtomicBool,
+    /// Process servers that hear nothing from the agent.
+    pub up_cuts: Nodes,
+    /// Process servers from which the agent hears nothing.
+    pub down_cuts: Nodes,
     assigned: AtomicUsize,
     listeners: Mutex<Vec<Option<mpsc::Sender<Accepted>>>>,
     oracle: Mutex<Option<Oracle>>,
@@ -104,12 +109,16 @@ pub struct Outcome {
 
 impl Net {
     pub(crate) fn new(rng: Rng, dice: Dice, process_servers: usize, trace: bool) -> Arc<Self> {
+        let began = Instant::now();
+        trace::begins(began);
         Arc::new(Self {
-            began: Instant::now(),
+            began,
             rng,
             dice,
             store_cuts: Nodes::default(),
-            agent_cuts: Nodes::default(),
+            outage: AtomicBool::new(false),
+            up_cuts: Nodes::default(),
+            down_cuts: Nodes::default(),
             assigned: AtomicUsize::new(0),
             listeners: Mutex::new(vec![None; process_servers]),
             oracle: Mutex::new(None),
@@ -119,6 +128,10 @@ impl Net {
             steps: AtomicU64::new(0),
             trace,
         })
+    }
+
+    pub fn store_cut(&self, node: usize) -> bool {
+        self.store_cuts.has(node) || self.outage.load(Ordering::Relaxed)
     }
 
     pub(crate) fn watched_by(&self, oracle: Oracle) {
@@ -226,6 +239,7 @@ impl Net {
             "append" | "seal" | "create append" if name.contains("/log/") => self.ask(Oracle::log_changed),
             "put" if name.ends_with("points.json") => self.ask(Oracle::points_changed),
             "delete" => self.ask(|oracle| oracle.deleted(name)),
+            "put" if name.starts_with("journal/") => self.count(|reached| reached.segments_uploaded += 1),
             _ => {}
         }
     }

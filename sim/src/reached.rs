@@ -45,4 +45,20 @@ counters! {
     snapshots_deleted,
     /// Readers that ended with something that only their pin kept.
     points_held_by_pins,
+    /// Segments that went to cache storage.
+    segments_uploaded,
+    /// Handovers while one was under way.
+    double_handovers,
+    /// Programs that crashed between two awaits, not at a tick of the world.
+    crashes_at_an_await,
+    /// A process server of the old side found the log closed.
+    kept_out_by_closed,
+    /// A process server found another one's lease on the log.
+    kept_out_by_lease,
+    /// A writer was told that it is fenced.
+    fenced_writers,
+    /// An applier gave a batch up because another one was ahead.
+    superseded_batches,
+    /// The store lost records, and the agent copied everything again.
+    losses_noticed,
 }

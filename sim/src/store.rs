@@ -17,7 +17,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::net::Net;
+use crate::{faults::Class, net::Net};
 
 /// As in production, so that a call is given up well before a lease ends.
 const CALL_TIMEOUT: Duration = lifeboat_replication::store::CALL_TIMEOUT;
@@ -49,7 +49,7 @@ impl NodeStore {
             sleep(Duration::from_millis(fate.back_ms)).await;
             return Err(unknown("503 server busy"));
         }
-        if !fate.lost && !self.net.store_cuts.has(self.node) {
+        if !fate.lost && !self.net.store_cut(self.node) {
             let (me, name, request) = (self.clone(), name.to_owned(), request.clone());
             if let Some(delay) = fate.again_ms {
                 let (me, name, request) = (me.clone(), name.clone(), request.clone());
@@ -66,13 +66,16 @@ impl NodeStore {
                 if result.is_err() {
                     me.net.count(|reached| reached.refused_requests += 1);
                 }
-                if fate.answered && !me.net.store_cuts.has(me.node) {
+                if fate.answered && !me.net.store_cut(me.node) {
                     sleep(Duration::from_millis(fate.back_ms)).await;
                     let _ = answer.send(result);
                 }
             });
         }
         match timeout(CALL_TIMEOUT, answered).await {
+            Ok(Ok(_)) if operation == "get" && self.net.dice.roll(Class::BodyCut) => {
+                Err(unknown("the body ended early"))
+            }
             Ok(Ok(result)) => result,
             // The connection broke, or nothing came: the caller cannot tell.
             Ok(Err(_)) => {

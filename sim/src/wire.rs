@@ -15,7 +15,7 @@ use lifeboat_replication::wire::{
 };
 use tokio::{sync::mpsc, time::sleep};
 
-use crate::net::{Hop, Net};
+use crate::net::{Hop, Net, Nodes};
 
 /// Dials whichever process server the operator has assigned the server to.
 #[derive(Debug, Clone)]
@@ -31,8 +31,11 @@ impl Dial for SimDial {
         let to = self.net.assigned();
         let unreachable =
             || DialError::Unreachable { address: format!("ps-{to}"), message: "cut".to_owned() };
-        let listener =
-            self.net.listener(to).filter(|_| !self.net.agent_cuts.has(to)).ok_or_else(unreachable)?;
+        let listener = self
+            .net
+            .listener(to)
+            .filter(|_| !self.net.up_cuts.has(to) && !self.net.down_cuts.has(to))
+            .ok_or_else(unreachable)?;
         let (agent_up, mut from_agent) = mpsc::channel::<v1::Up>(CONNECTION_DEPTH);
         let (to_server, server_up) = mpsc::channel(CONNECTION_DEPTH);
         let (server_down, mut from_server) = mpsc::channel::<v1::Down>(CONNECTION_DEPTH);
@@ -46,7 +49,7 @@ impl Dial for SimDial {
                 if matches!(message.message, Some(up::Message::End(_))) {
                     net.saw_end();
                 }
-                if hop(&net, to, &gone).await || to_server.send(message).await.is_err() {
+                if hop(&net, &net.up_cuts, to, &gone).await || to_server.send(message).await.is_err() {
                     break;
                 }
             }
@@ -58,7 +61,7 @@ impl Dial for SimDial {
                 if let Some(down::Message::Durable(durable)) = &message.message {
                     net.saw_durable(durable);
                 }
-                if hop(&net, to, &broken).await || to_agent.send(message).await.is_err() {
+                if hop(&net, &net.down_cuts, to, &broken).await || to_agent.send(message).await.is_err() {
                     break;
                 }
             }
@@ -69,11 +72,11 @@ impl Dial for SimDial {
 }
 
 /// One message on its way; true: the connection is gone.
-async fn hop(net: &Net, to: usize, broken: &AtomicBool) -> bool {
+async fn hop(net: &Net, cuts: &Nodes, to: usize, broken: &AtomicBool) -> bool {
     let Hop { delay_ms, breaks } = net.hop();
     sleep(Duration::from_millis(delay_ms)).await;
     let mut waited = 0;
-    while net.agent_cuts.has(to) && !broken.load(Ordering::Relaxed) {
+    while cuts.has(to) && !broken.load(Ordering::Relaxed) {
         sleep(Duration::from_millis(500)).await;
         waited += 1;
         // Keep-alive notices a cut after a while.

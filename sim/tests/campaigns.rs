@@ -56,15 +56,16 @@ fn every_planted_fault_is_found() {
 fn a_schedule_runs_the_same_in_every_process() {
     let _alone = alone();
     let first = seeds::of_this_commit().to_string();
-    let digests = || {
+    let digests = |logging: &[&str]| {
         let output = Command::new(env!("CARGO_BIN_EXE_sim"))
             .args(["digests", &first, &TWICE.to_string()])
+            .args(logging)
             .output()
             .unwrap();
         assert!(output.status.success());
         String::from_utf8(output.stdout).unwrap()
     };
-    let (one, two) = (digests(), digests());
+    let (one, two) = (digests(&[]), digests(&["--logging"]));
     assert_eq!(one.lines().count() as u64, TWICE);
     assert_eq!(one, two);
 }

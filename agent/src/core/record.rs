@@ -18,6 +18,7 @@ use lifeboat_replication::{
     env::Micros,
     errors::chain,
     ids::RecordNumber,
+    planted::Planted,
     wire::v1,
 };
 use tokio::time::Instant;
@@ -168,6 +169,7 @@ impl Session<'_> {
         if let Job::Round(round) = &mut record.job
             && round.may_be_exact
             && !round.disturbed
+            && self.options.planted != Some(Planted::DisturbedIsExact)
         {
             round.disturbed = !self.parts.map.issued_now(&content.blocks)?.is_empty();
         }

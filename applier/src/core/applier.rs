@@ -22,6 +22,7 @@ use lifeboat_replication::{
     errors::chain,
     ids::{RecordNumber, ServerId},
     log::{LogReader, LogState, Patience},
+    planted::Planted,
     recoverable::journal_begins,
     store::{ETag, Refusal, StoreError},
     sums::SumKeys,
@@ -102,7 +103,7 @@ impl Applier {
         let patience = Patience { env: env.clone(), tries: 4 };
         let no_policy = watch::Sender::new(None).subscribe();
         Self {
-            seeds: Seeds { vault, server, patience },
+            seeds: Seeds { vault, server, patience, planted: options.planted },
             env,
             collector: Collector::new(options.collect_interval, no_policy, options.planted),
             options,
@@ -240,6 +241,9 @@ impl Applier {
             let sequence = self.fence(loaded, batch, rule, &mut seeds).await?;
             for (_, seed) in seeds.iter().filter(|(slot, _)| !loaded.has_seed(**slot)) {
                 self.seeds.write_footer(seed, sequence).await?;
+            }
+            if let (Some(Planted::PositionBeforePages), Some(log)) = (self.options.planted, &batch.end) {
+                self.advance(loaded, log.clone(), seeds.clone()).await?;
             }
             for (slot, seed) in &seeds {
                 if !loaded.sums.contains_key(slot) {

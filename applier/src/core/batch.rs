@@ -12,6 +12,7 @@ use lifeboat_replication::{
     catalogue::Seed,
     ids::DiskSlot,
     journal::{self, JournalError, Source},
+    planted::Planted,
     segment::ExtentData,
     sums::SumKeys,
     wire::v1,
@@ -54,7 +55,13 @@ pub(super) async fn write(
     let mut sums: BTreeMap<DiskSlot, Pending> =
         keys.iter().map(|(slot, keys)| (DiskSlot(*slot), Pending::new(keys.clone()))).collect();
     let mut window = Window::default();
-    let sources = newest_first(records)?;
+    let mut sources = newest_first(records)?;
+    if seeds.planted == Some(Planted::CopyAppliedLast) {
+        let copy = |record: &v1::Data| record.kind() == v1::RecordKind::Copy;
+        let copies: Vec<_> =
+            records.iter().filter(|record| copy(record)).map(|record| record.number).collect();
+        sources.sort_by_key(|source| !copies.contains(&source.record));
+    }
     let fetch = |source: Source| async move {
         let extents = source.read(&seeds.vault, &seeds.patience).await;
         extents.map(|extents| (source.record, source.fetched_bytes(), extents))

@@ -10,6 +10,7 @@ use lifeboat_replication::{
     catalogue::Seed,
     ids::{ServerId, sequence_number},
     log::{LogDisk, LogState, Patience},
+    planted::Planted,
     store::{ETag, Refusal, SnapshotId, StoreError},
     vault::{Vault, layout},
 };
@@ -22,6 +23,7 @@ pub(super) struct Seeds {
     pub vault: Vault,
     pub server: ServerId,
     pub patience: Patience,
+    pub planted: Option<Planted>,
 }
 
 /// Repeats a call without an answer.
@@ -115,6 +117,7 @@ impl Seeds {
         sequence: u64,
     ) -> Result<(), ApplyError> {
         let name = self.name(&seed.disk_id);
+        let sequence = self.tag(sequence);
         let store = &self.vault.store;
         let written =
             sure(&self.patience, || store.write_pages(&name, offset, content.clone(), None, sequence)).await;
@@ -129,10 +132,16 @@ impl Seeds {
         sequence: u64,
     ) -> Result<(), ApplyError> {
         let name = self.name(&seed.disk_id);
+        let sequence = self.tag(sequence);
         let range = offset..offset + length;
         let store = &self.vault.store;
         let cleared = sure(&self.patience, || store.clear_pages(&name, range.clone(), None, sequence)).await;
         fenced(cleared, name).map(drop)
+    }
+
+    /// The highest sequence number at which a write of this batch may land.
+    fn tag(&self, sequence: u64) -> u64 {
+        if self.planted == Some(Planted::PagesWithoutTag) { u64::MAX } else { sequence }
     }
 
     /// A snapshot of the seed disk at exactly `sequence`.

@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use lifeboat_replication::{
     errors::chain,
     ids::{RecordNumber, ServerId},
+    planted::Planted,
     wire::{Accepted, PROTOCOL_VERSION, v1},
 };
 use tokio::{
@@ -199,7 +200,10 @@ impl Session {
         let sealing = Sealing {
             server: server.clone(),
             epoch: begun.epoch,
-            writer: format!("{:016x}", shared.env.entropy.next_u64()),
+            writer: match shared.log_options.planted {
+                Some(Planted::SegmentNameReused) => "0000000000000000".to_owned(),
+                _ => format!("{:016x}", shared.env.entropy.next_u64()),
+            },
             keys: Arc::clone(&shared.vault.keys),
             sealer: Arc::clone(&shared.sealer),
             spool: Arc::clone(&shared.spool),

@@ -119,7 +119,7 @@ impl Taker<'_> {
         if let Some(seen) = self.look(&parts).await? {
             self.allowed(&seen)?;
         }
-        let unfenced = match self.options.planted == Some(Planted::LogReadBeforeFence) {
+        let unfenced = match self.plants(Planted::LogReadBeforeFence) {
             true => self.look(&parts).await?,
             false => None,
         };
@@ -136,7 +136,7 @@ impl Taker<'_> {
         let Some(closed) = &state.closed_run else { return Ok(()) };
         match &self.order {
             Order::Failover { run } | Order::Release { run } if run == closed => Ok(()),
-            _ if self.options.planted == Some(Planted::TakeoverIgnoresClosed) => Ok(()),
+            _ if self.plants(Planted::TakeoverIgnoresClosed) => Ok(()),
             _ => Err(TakeOverError::Closed { server: self.server.clone(), run: closed.clone() }),
         }
     }
@@ -144,7 +144,7 @@ impl Taker<'_> {
     /// State at the end of the log as far as it can be seen without fencing anybody.
     async fn look(&self, parts: &[PartName]) -> Result<Option<LogState>, TakeOverError> {
         for epoch in epochs(parts) {
-            let mut part = self.newest_alive(parts, epoch).await?;
+            let Some(mut part) = self.newest_alive(parts, epoch).await? else { continue };
             loop {
                 let properties = part::properties(self.vault, self.server, part, &self.patience).await?;
                 let held = properties.lease != LeaseState::Free && !properties.sealed;
@@ -161,6 +161,10 @@ impl Taker<'_> {
             }
         }
         Ok(None)
+    }
+
+    fn plants(&self, planted: Planted) -> bool {
+        self.options.planted == Some(planted)
     }
 
     /// Nobody else is fenced.
@@ -184,7 +188,7 @@ impl Taker<'_> {
     /// Seals everything that an older writer could still write to, and reads the state that the log ends with.
     async fn fence(&self, parts: &[PartName]) -> Result<Fence, TakeOverError> {
         for epoch in epochs(parts) {
-            let mut part = self.newest_alive(parts, epoch).await?;
+            let Some(mut part) = self.newest_alive(parts, epoch).await? else { continue };
             loop {
                 if !self.seal(part).await? {
                     return Ok(Fence::Lost);
@@ -192,7 +196,8 @@ impl Taker<'_> {
                 match self.read(part).await? {
                     // Its maker died, or was fenced just now, before the header: the epoch before is the base.
                     None => break,
-                    Some(state) => match state.next_part {
+                    Some(state) => match state.next_part.filter(|_| !self.plants(Planted::RotateNotFollowed))
+                    {
                         Some(next) => part = PartName { epoch, part: next },
                         None => return Ok(Fence::Done(Some(state))),
                     },
@@ -202,9 +207,15 @@ impl Taker<'_> {
         Ok(Fence::Done(None))
     }
 
-    /// The newest part of an epoch that its base's last frame names, so that not every part has to be read.
-    async fn newest_alive(&self, parts: &[PartName], epoch: Epoch) -> Result<PartName, TakeOverError> {
+    /// The newest part of an epoch that its base's last frame names, so that not every part has to be read. `None`: the
+    /// epoch has no first part, since the store went back in time while its writer began another one: it is dead.
+    async fn newest_alive(
+        &self,
+        parts: &[PartName],
+        epoch: Epoch,
+    ) -> Result<Option<PartName>, TakeOverError> {
         let later = parts.iter().rev().filter(|name| name.epoch == epoch && name.part > 0);
+        let later = later.filter(|_| !self.plants(Planted::RotateNotFollowed));
         for name in later {
             let bytes = part::read_all(self.vault, self.server, *name, &self.patience).await?;
             let Ok(Some(first)) = RawFrame::split(&bytes) else { continue };
@@ -212,16 +223,20 @@ impl Taker<'_> {
                 continue;
             };
             let Some(Ok(base)) = start.base_part.as_deref().map(str::parse::<PartName>) else { continue };
-            let at = part::read(self.vault, self.server, base, start.base_offset, &self.patience).await?;
-            let at = at.unwrap_or_default();
+            let at = match part::read(self.vault, self.server, base, start.base_offset, &self.patience).await
+            {
+                Err(error) if error.is(Refusal::NotFound) => continue,
+                at => at?.unwrap_or_default(),
+            };
             if let Ok(Some(frame)) = RawFrame::split(&at)
                 && frame.decode_unverified() == Ok(Body::Rotate(v1::Rotate { part: name.part }))
                 && frame.chain() == start.base_chain
             {
-                return Ok(*name);
+                return Ok(Some(*name));
             }
         }
-        Ok(PartName { epoch, part: 0 })
+        let first = PartName { epoch, part: 0 };
+        Ok(parts.contains(&first).then_some(first))
     }
 
     /// Takes the part's lease and seals it; `false`: another taker was faster.

@@ -218,15 +218,15 @@ impl LogWriter {
                         self.vault.store.append(&blob, content.clone(), &self.lease, position).await;
                     self.note(&outcome);
                     tried += 1;
-                    if self.options.planted == Some(Planted::RetryAtNewEnd)
-                        && matches!(outcome, Err(StoreError::Unknown { .. }))
-                    {
-                        if let Ok(now) = self.vault.store.properties(&blob, None).await {
-                            position = now.length;
+                    match (self.options.planted, &outcome) {
+                        (Some(Planted::RetryAtNewEnd), Err(StoreError::Unknown { .. })) => {
+                            if let Ok(now) = self.vault.store.properties(&blob, None).await {
+                                position = now.length;
+                            }
+                            Next::SendAgain
                         }
-                        Next::SendAgain
-                    } else {
-                        decide::after_append(&outcome)
+                        (Some(Planted::UnknownIsDone), Err(StoreError::Unknown { .. })) => Next::Committed,
+                        _ => decide::after_append(&outcome),
                     }
                 }
                 Next::ReadTail => match self.tail(position, content.len(), &patience).await {

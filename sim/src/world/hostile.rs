@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use lifeboat_replication::ids::DiskSlot;
+use lifeboat_replication::{ids::DiskSlot, store::model::ModelStore};
 use tokio::{
     task::JoinHandle,
     time::{Instant, sleep},
 };
 
 use super::{APPLIERS, World};
-use crate::{faults::Class, program::Program};
+use crate::program::Program;
 
 /// Everything that runs.
 pub(super) struct Site {
@@ -17,8 +17,22 @@ pub(super) struct Site {
     pub(super) appliers: Vec<Program>,
     pub(super) agent: Program,
     pub(super) failover: Option<JoinHandle<()>>,
-    /// When the cuts of a process server end.
-    heal: Vec<Option<Instant>>,
+    /// The newest failover's run.
+    pub(super) run: String,
+    /// Takes back what a restored store says of a run that is over.
+    pub(super) release: Option<JoinHandle<()>>,
+    /// When the cuts of a node end.
+    pub(super) heal: Vec<Option<Instant>>,
+    /// The operator's next assignment, and when it comes.
+    pub(super) assign_at: Option<(Instant, usize)>,
+    /// When replication goes on.
+    pub(super) resume_at: Option<Instant>,
+    /// Copies of the store and of cache storage, to be restored.
+    pub(super) backups: Vec<(ModelStore, ModelStore)>,
+    pub(super) backup_at: Instant,
+    pub(super) restored: bool,
+    /// When the store is back, as an older copy.
+    pub(super) restore_at: Option<Instant>,
 }
 
 impl World {
@@ -31,14 +45,22 @@ impl World {
             appliers: (0..APPLIERS).map(|node| self.start_applier(node)).collect(),
             agent: self.start_agent(),
             failover: None,
-            heal: vec![None; self.load.process_servers],
+            run: String::new(),
+            release: None,
+            heal: vec![None; self.clocks.len()],
+            assign_at: None,
+            resume_at: None,
+            backups: Vec::new(),
+            backup_at: Instant::now(),
+            restored: false,
+            restore_at: None,
         };
         let reader = self.start_reader();
         let mut value = 1;
         let began = Instant::now();
         let mut next_write = began;
         let lasts = Duration::from_millis(self.load.hostile_ms);
-        while began.elapsed() < lasts && !self.net.failed() {
+        while (began.elapsed() < lasts || site.restore_at.is_some()) && !self.net.failed() {
             sleep(Duration::from_millis(20 + self.rng.below(260))).await;
             while next_write <= Instant::now() {
                 self.write(value);
@@ -74,63 +96,6 @@ impl World {
         });
     }
 
-    /// What happens in this tick.
-    fn strike(&self, site: &mut Site, tick: u64) {
-        let dice = &self.net.dice;
-        let nodes = self.load.process_servers as u64;
-        let node = |class: Class| dice.below(class, nodes) as usize;
-        if dice.roll(Class::ProcessServerCrash) {
-            let node = node(Class::ProcessServerCrash);
-            self.crash("process server", site.process_servers.get_mut(node), node);
-            self.net.listen(node, None);
-        }
-        if dice.roll(Class::ApplierCrash) {
-            let node = dice.below(Class::ApplierCrash, APPLIERS as u64) as usize;
-            self.crash("applier", site.appliers.get_mut(node), node);
-        }
-        if dice.roll(Class::AgentCrash) {
-            self.crash("agent", Some(&mut site.agent), 0);
-        }
-        if dice.roll(Class::Reboot) {
-            self.crash("agent", Some(&mut site.agent), 0);
-            self.machine.reboot();
-            self.net.mark("reboot", format_args!(""));
-        }
-        if dice.roll(Class::Cut) {
-            let node = node(Class::Cut);
-            let which = 1 + dice.below(Class::Cut, 3);
-            self.net.mark("cut", format_args!("{node} {which}"));
-            if which & 1 == 1 {
-                self.net.store_cuts.add(node);
-            }
-            if which & 2 == 2 {
-                self.net.agent_cuts.add(node);
-            }
-            if let Some(heal) = site.heal.get_mut(node) {
-                *heal = Some(Instant::now() + Duration::from_millis(500 + dice.below(Class::Cut, 50_000)));
-            }
-        }
-        if dice.roll(Class::Handover) {
-            self.assign(node(Class::Handover));
-        }
-        if dice.roll(Class::ClockJump) {
-            let hours = dice.below(Class::ClockJump, 7) as i64 - 3;
-            let node = dice.below(Class::ClockJump, 2 * self.clocks.len() as u64) as usize;
-            self.clocks.get(node).unwrap_or(&self.agent_clock).jump(hours * 3_600_000_000);
-            self.net.mark("clock jump", format_args!("{hours}"));
-        }
-        if site.failover.as_ref().is_none_or(JoinHandle::is_finished) && dice.roll(Class::Failover) {
-            site.failover = Some(self.start_failover(tick));
-        }
-    }
-
-    fn crash(&self, what: &str, program: Option<&mut Program>, number: usize) {
-        let down = Duration::from_millis(50 + self.rng.below(12_000));
-        if program.is_some_and(|program| program.crash(down)) {
-            self.net.mark("crash", format_args!("{what} {number}"));
-        }
-    }
-
     /// Starts again what was down long enough, and mends what was cut long enough.
     pub(super) fn revive(&self, site: &mut Site) {
         self.revive_all(&mut site.process_servers, |node| self.start_process_server(node));
@@ -140,7 +105,8 @@ impl World {
             if heal.is_some_and(|at| at <= Instant::now()) {
                 *heal = None;
                 self.net.store_cuts.remove(node);
-                self.net.agent_cuts.remove(node);
+                self.net.up_cuts.remove(node);
+                self.net.down_cuts.remove(node);
             }
         }
     }

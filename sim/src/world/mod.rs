@@ -3,11 +3,12 @@
 mod hostile;
 mod programs;
 mod rest;
+mod strikes;
 
-use std::{sync::Arc, time::Duration};
+use std::{cell::Cell, sync::Arc, time::Duration};
 
 use lifeboat_agent::memory::Machine;
-use lifeboat_process_server::core::Assigned;
+use lifeboat_process_server::core::{Assigned, spool::MemSpool};
 use lifeboat_replication::{
     env::Env, ids::ServerId, keys::DataKeys, planted::Planted, store::model::ModelStore, vault::Vault,
     wire::v1,
@@ -22,6 +23,7 @@ use crate::{
     oracle::Oracle,
     retention::Retain,
     rng::Rng,
+    spool::SimSpool,
     store::NodeStore,
 };
 
@@ -81,10 +83,21 @@ pub(crate) struct World {
     /// Of the process servers, then of the appliers.
     clocks: Vec<NodeClock>,
     server: ServerId,
-    keys: Arc<DataKeys>,
+    /// The first data key, then both after a rotation.
+    keys: [Arc<DataKeys>; 2],
+    keys_rotated: Cell<bool>,
     model: ModelStore,
     cache: ModelStore,
+    spools: Vec<Arc<SimSpool>>,
     assignments: Vec<watch::Sender<Option<Assigned>>>,
+    policy: Cell<Policy>,
+}
+
+/// What the operator can change at any time.
+#[derive(Debug, Clone, Copy)]
+struct Policy {
+    round_interval_ms: u64,
+    paused: bool,
 }
 
 impl World {
@@ -104,7 +117,8 @@ impl World {
         let clocks = (0..nodes).map(|node| clock(&node.to_string())).collect();
         let machine = Machine::new(Arc::new(agent_clock.clone()), &load.disk_blocks, 4000);
         let oracle_env = env(&agent_clock, rng.named("oracle"));
-        let keys = Arc::new(DataKeys::generate(&*oracle_env.entropy));
+        let first_key = DataKeys::generate(&*oracle_env.entropy);
+        let keys = [Arc::new(first_key.clone()), Arc::new(first_key.rotated(&*oracle_env.entropy))];
         let mut id = [0; 16];
         oracle_env.entropy.fill(&mut id);
         let server = ServerId::from_random(id);
@@ -113,7 +127,7 @@ impl World {
         let vault = Vault {
             store: Arc::new(model.clone()),
             cache: Arc::new(cache.clone()),
-            keys: keys.clone(),
+            keys: keys[1].clone(),
             id: "vault".to_owned(),
         };
         let retain = Retain::draw(&rng.named("retention"), load.point_interval_ms);
@@ -121,6 +135,9 @@ impl World {
         let oracle = Oracle::new(vault, model.clone(), server.clone(), oracle_env, machine.clone(), journal);
         net.watched_by(oracle);
         let assignments = (0..load.process_servers).map(|_| watch::Sender::new(None)).collect();
+        let spool = |_| Arc::new(SimSpool { volume: MemSpool::default(), net: net.clone() });
+        let spools = (0..load.process_servers).map(spool).collect();
+        let policy = Cell::new(Policy { round_interval_ms: load.round_interval_ms, paused: false });
         Self {
             net,
             rng: rng.named("world"),
@@ -132,9 +149,12 @@ impl World {
             clocks,
             server,
             keys,
+            keys_rotated: Cell::new(false),
             model,
             cache,
+            spools,
             assignments,
+            policy,
         }
     }
 
@@ -148,14 +168,15 @@ impl World {
         Vault {
             store: Arc::new(store(&self.model)),
             cache: Arc::new(store(&self.cache)),
-            keys: self.keys.clone(),
+            keys: self.keys[usize::from(self.keys_rotated.get())].clone(),
             id: "vault".to_owned(),
         }
     }
 
     fn assigned(&self) -> Assigned {
         let settings = v1::Settings {
-            round_interval_micros: self.load.round_interval_ms * 1000,
+            round_interval_micros: self.policy.get().round_interval_ms * 1000,
+            paused: self.policy.get().paused,
             rpo_threshold_micros: 900_000_000,
             freeze_timeout_micros: 5_000_000,
             ..Default::default()
@@ -163,11 +184,34 @@ impl World {
         Assigned { display_name: "sim/server".to_owned(), settings, compression_level: 1 }
     }
 
+    /// The operator gives the server to `node`, and takes it from the others.
     fn assign(&self, node: usize) {
         self.net.mark("assign", format_args!("{node}"));
         self.net.assign(node);
         for (other, assignment) in self.assignments.iter().enumerate() {
             assignment.send_replace((other == node).then(|| self.assigned()));
+        }
+    }
+
+    /// The operator gives the server to `node`, and the others do not hear of it.
+    fn assign_also(&self, node: usize) {
+        self.net.mark("assign also", format_args!("{node}"));
+        self.net.assign(node);
+        if let Some(assignment) = self.assignments.get(node) {
+            assignment.send_replace(Some(self.assigned()));
+        }
+    }
+
+    fn set_policy(&self, policy: Policy) {
+        self.net.mark("policy", format_args!("{policy:?}"));
+        self.policy.set(policy);
+        for assignment in &self.assignments {
+            assignment.send_if_modified(|assigned| {
+                if assigned.is_some() {
+                    *assigned = Some(self.assigned());
+                }
+                assigned.is_some()
+            });
         }
     }
 

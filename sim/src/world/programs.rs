@@ -2,14 +2,16 @@
 
 use std::{sync::Arc, time::Duration};
 
+use futures::FutureExt as _;
 use lifeboat_agent::{
     core::{Limits, Options as AgentOptions, Parts, Replicator},
     edge::NoFreezer,
 };
-use lifeboat_applier::core::{Applier, Options as ApplierOptions};
+use lifeboat_applier::core::{Applier, Options as ApplierOptions, Status as ApplierStatus};
 use lifeboat_process_server::core::{
     Ingest, MemoryBudget, Shared,
-    spool::{MemSpool, SpoolSpace},
+    spool::{Spool as _, SpoolSpace},
+    status::Status,
 };
 use lifeboat_replication::log::{LogOptions, LogWriter, Order};
 use tokio::{
@@ -20,8 +22,11 @@ use tokio::{
 
 use super::{APPLIERS, World};
 use crate::{
+    faults::Class,
+    net::Net,
     program::Program,
     retention::{Reader, SimSealer},
+    rng::Rng,
     wire::SimDial,
 };
 
@@ -36,14 +41,19 @@ impl World {
     /// A process server: serves whenever the server is assigned to it.
     pub(super) fn start_process_server(&self, node: usize) -> Program {
         let (Some(clock), Some(assignment)) = (self.clocks.get(node), self.assignments.get(node)) else {
-            return Program::up(tokio::spawn(async {}));
+            return Program::start(async {});
         };
+        let Some(spool) = self.spools.get(node).cloned() else { return Program::start(async {}) };
+        if self.net.dice.roll(Class::SpoolLost) {
+            // Without an await in it: a volume in memory.
+            let _ = spool.volume.clear(self.server.as_str()).now_or_never();
+        }
         let shared = Shared {
             vault: self.vault(node),
             env: self.env(clock),
             name: format!("ps-{node}"),
             writer: format!("ps-{node}"),
-            spool: Arc::new(MemSpool::default()),
+            spool,
             space: SpoolSpace::new(64 << 20),
             memory: MemoryBudget::new(32 << 20),
             sealer: Arc::new(SimSealer { inline_bytes: self.retain.inline_bytes }),
@@ -51,7 +61,7 @@ impl World {
             log_options: self.log_options(),
         };
         let (net, server, mut assigned) = (self.net.clone(), self.server.clone(), assignment.subscribe());
-        Program::up(tokio::spawn(async move {
+        Program::start(async move {
             loop {
                 if assigned.wait_for(Option::is_some).await.is_err() {
                     return;
@@ -59,11 +69,12 @@ impl World {
                 let (listener, connections) = mpsc::channel(4);
                 net.listen(node, Some(listener));
                 let ingest = Ingest::new(shared.clone(), server.clone(), assigned.clone());
+                tokio::spawn(watch_ingest(net.clone(), ingest.status()));
                 let ended = ingest.run(connections).await;
                 net.mark("ingest ended", format_args!("{node} {ended:?}"));
                 net.listen(node, None);
             }
-        }))
+        })
     }
 
     pub(super) fn start_agent(&self) -> Program {
@@ -89,10 +100,10 @@ impl World {
             ..Default::default()
         };
         let net = self.net.clone();
-        Program::up(tokio::spawn(async move {
+        Program::start(async move {
             let error = Replicator::new(parts, options).run().await;
             net.fail(format!("the agent ended: {error}"));
-        }))
+        })
     }
 
     pub(super) fn start_applier(&self, applier: usize) -> Program {
@@ -108,10 +119,11 @@ impl World {
         let (policy, followed) = watch::channel(Some(self.retain.policy));
         let applier = Applier::new(self.vault(node), self.server.clone(), self.env(clock), options)
             .with_policy(followed);
-        Program::up(tokio::spawn(async move {
+        tokio::spawn(watch_applier(self.net.clone(), applier.status()));
+        Program::start(async move {
             applier.run().await;
             drop(policy);
-        }))
+        })
     }
 
     /// Opens points for a while, under pins.
@@ -127,17 +139,27 @@ impl World {
         tokio::spawn(reader.run())
     }
 
-    /// A failover closes the log and takes that back after a while: as an operator that keeps trying.
-    pub(super) fn start_failover(&self, run: u64) -> JoinHandle<()> {
+    /// A failover closes the log and takes that back after a while.
+    pub(super) fn start_failover(&self, run: &str) -> JoinHandle<()> {
+        let (run, rng) = (run.to_owned(), self.rng.fork());
+        self.start_orders(vec![Order::Failover { run: run.clone() }, Order::Release { run }], rng)
+    }
+
+    /// A person takes back a closed log whose run is over: the store brought it back from an older copy.
+    pub(super) fn start_release(&self, run: String) -> JoinHandle<()> {
+        self.start_orders(vec![Order::Release { run }], self.rng.fork())
+    }
+
+    /// As an operator that keeps trying.
+    fn start_orders(&self, orders: Vec<Order>, rng: Rng) -> JoinHandle<()> {
         let vault = self.vault(self.load.process_servers + APPLIERS);
         let (server, env, options) = (self.server.clone(), self.env(&self.agent_clock), self.log_options());
-        let (net, rng) = (self.net.clone(), self.rng.fork());
+        let net = self.net.clone();
         tokio::spawn(async move {
-            let run = format!("run-{run}");
-            let keep = Duration::from_millis(rng.below(LONGEST_FAILOVER_MS));
-            for order in [Order::Failover { run: run.clone() }, Order::Release { run: run.clone() }] {
-                loop {
-                    let taken = LogWriter::take_over(
+            for order in orders {
+                let mut taken = Err(());
+                while taken.is_err() {
+                    let attempt = LogWriter::take_over(
                         &vault,
                         &server,
                         "failover",
@@ -145,22 +167,45 @@ impl World {
                         order.clone(),
                         options.clone(),
                     );
-                    match taken.await {
-                        Ok(writer) => {
-                            net.mark("failover", format_args!("{order:?} in epoch {}", writer.state().epoch));
-                            if rng.below(2) == 0 {
-                                writer.release().await;
-                            }
-                            break;
-                        }
-                        Err(error) => {
-                            net.mark("failover", format_args!("{order:?}: {error}"));
-                            sleep(Duration::from_secs(2)).await;
-                        }
+                    taken = attempt.await.map_err(|error| {
+                        net.mark("failover", format_args!("{order:?}: {error}"));
+                    });
+                    if taken.is_err() {
+                        sleep(Duration::from_secs(2)).await;
                     }
                 }
-                sleep(keep).await;
+                let Ok(writer) = taken else { return };
+                net.mark("failover", format_args!("{order:?} in epoch {}", writer.state().epoch));
+                if rng.below(2) == 0 {
+                    writer.release().await;
+                }
+                if matches!(order, Order::Failover { .. }) {
+                    sleep(Duration::from_millis(rng.below(LONGEST_FAILOVER_MS))).await;
+                }
             }
         })
+    }
+}
+
+/// What a process server reports is counted; ends with it.
+async fn watch_ingest(net: Arc<Net>, mut status: watch::Receiver<Status>) {
+    while status.changed().await.is_ok() {
+        let error = status.borrow_and_update().report.error.clone();
+        let says = |text: &str| u64::from(error.contains(text));
+        net.count(|reached| {
+            reached.kept_out_by_closed += says("is closed by failover run");
+            reached.kept_out_by_lease += says("another process server holds the log");
+            reached.fenced_writers += says("another writer has taken over");
+        });
+    }
+}
+
+/// What an applier reports is counted; ends with it.
+async fn watch_applier(net: Arc<Net>, mut status: watch::Receiver<ApplierStatus>) {
+    let mut superseded = 0;
+    while status.changed().await.is_ok() {
+        let batches = status.borrow_and_update().figures.superseded_batches;
+        net.count(|reached| reached.superseded_batches += batches.saturating_sub(superseded));
+        superseded = batches;
     }
 }

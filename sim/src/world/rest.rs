@@ -7,7 +7,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::{World, hostile::Site};
+use super::{Policy, World, hostile::Site};
 use crate::oracle::Oracle;
 
 /// Within this time it must have come to rest: lease terms, the longest pauses of every program.
@@ -20,7 +20,10 @@ impl World {
     pub(super) async fn rest(&self, mut site: Site) {
         self.net.dice.stop();
         self.net.store_cuts.clear();
-        self.net.agent_cuts.clear();
+        self.net.up_cuts.clear();
+        self.net.down_cuts.clear();
+        self.set_policy(Policy { paused: false, ..self.policy.get() });
+        self.assign(self.net.assigned());
         self.net.mark("faults stop", format_args!(""));
         let began = Instant::now();
         while !self.net.failed() {
@@ -44,8 +47,13 @@ impl World {
         if clean < blocks {
             return Err(format!("{clean} of {blocks} blocks are clean"));
         }
-        if !site.failover.as_ref().is_none_or(JoinHandle::is_finished) {
+        let orders = site.failover.iter().chain(&site.release);
+        if !orders.into_iter().all(JoinHandle::is_finished) {
             return Err("the failover is not over".to_owned());
+        }
+        let spool = self.spools.get(self.net.assigned()).map_or(0, |spool| spool.volume.bytes());
+        if spool > 0 {
+            return Err(format!("{spool} bytes are left in the spool"));
         }
         self.net.ask(|oracle| Ok(oracle.at_rest().err())).map_or(Ok(()), Err)
     }

@@ -88,6 +88,20 @@ impl ModelStore {
         Self { state: Arc::new(Mutex::new(state)), list_page: self.list_page }
     }
 
+    /// Becomes what `backup` is, as after a restore: nobody holds a lease, and no ETag that anybody has is valid.
+    pub fn restore(&self, backup: &Self) {
+        let mut restored = backup.lock().clone();
+        let mut state = self.lock();
+        (restored.etag, restored.snapshot) = (state.etag, state.snapshot);
+        let State { blobs, etag, .. } = &mut restored;
+        for blob in blobs.values_mut() {
+            *etag += 1;
+            blob.version.etag = *etag;
+            blob.lease = Default::default();
+        }
+        *state = restored;
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

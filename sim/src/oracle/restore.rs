@@ -1,0 +1,49 @@
+//! A store that went back in time: what was acknowledged and is lost must be found out and copied again.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use lifeboat_replication::log::LogReader;
+
+use super::{Image, Oracle};
+
+impl Oracle {
+    /// The store was restored from an older copy: what it holds now is the truth. Until the agent has been told to copy
+    /// everything again, blocks of lost records may count as clean.
+    pub fn went_back(&mut self) -> Result<(), String> {
+        let before = self.last_number();
+        self.reader = LogReader::from_start(&self.vault, &self.server, &self.env);
+        self.replay = Image::new();
+        self.images = BTreeMap::new();
+        // What was acknowledged before may still be on the wire.
+        self.lost_epochs.append(&mut self.epochs);
+        self.last_part = None;
+        self.closed_in = None;
+        self.compared = BTreeSet::new();
+        let ordered = self.machine.copies_ordered();
+        self.lost = Some(ordered);
+        // What was counted is not counted again.
+        let reached = self.reached;
+        let read = self.log_changed();
+        self.reached = reached;
+        if self.last_number() == before {
+            self.lost = None;
+        }
+        read
+    }
+
+    /// The run that the log is closed by.
+    pub fn closed_run(&self) -> Option<String> {
+        self.reader.state().and_then(|state| state.closed_run.clone())
+    }
+
+    /// True while the agent has not been told of records that the store lost.
+    pub(super) fn loss_unknown(&mut self) -> bool {
+        let Some(ordered) = self.lost else { return false };
+        if self.machine.copies_ordered() == ordered {
+            return true;
+        }
+        self.lost = None;
+        self.reached.losses_noticed += 1;
+        false
+    }
+}
