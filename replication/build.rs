@@ -7,6 +7,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     tonic_prost_build::configure()
         .bytes(".lifeboat.v1.Chunk.data")
         .bytes(".lifeboat.v1.Sums.sums")
+        .codec_path("crate::wire::LimitedCodec")
         .compile_fds(descriptors)?;
     Ok(())
 }

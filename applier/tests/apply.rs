@@ -44,7 +44,7 @@ async fn catch_up(applier: &mut Applier) {
 }
 
 async fn points(source: &Source) -> Points {
-    let found = catalogue::read::<Points>(&source.store, &source.server).await.unwrap();
+    let found = catalogue::read::<Points>(&source.vault, &source.server).await.unwrap();
     found.map_or_else(|| Points::none(&source.server), |(points, _)| points)
 }
 

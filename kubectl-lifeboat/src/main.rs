@@ -10,6 +10,7 @@ mod failover;
 mod recovery_key;
 mod status;
 mod text;
+mod vault;
 
 use std::process::ExitCode;
 
@@ -47,13 +48,19 @@ enum Command {
     /// Recovery keys, which open the vault when the cluster is gone.
     #[command(subcommand)]
     RecoveryKey(recovery_key::RecoveryKey),
+    /// What a vault holds and whether it is whole; needs no cluster.
+    #[command(subcommand)]
+    Vault(vault::Vault),
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let done = match runtime {
-        Ok(runtime) => runtime.block_on(run(arguments)),
+        Ok(runtime) => match arguments.command {
+            Command::Vault(command) => return runtime.block_on(command.run()),
+            _ => runtime.block_on(run(arguments)),
+        },
         Err(source) => Err(PluginError::Io { what: "start", source }),
     };
     match done {
@@ -76,6 +83,6 @@ async fn run(arguments: Arguments) -> Result<(), PluginError> {
         Command::Status(command) => command.run(&cluster).await,
         Command::Failover(command) => command.run(&cluster).await,
         Command::Approve(command) => command.run(&cluster).await,
-        Command::RecoveryKey(_) => Ok(()),
+        Command::RecoveryKey(_) | Command::Vault(_) => Ok(()),
     }
 }

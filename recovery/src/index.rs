@@ -19,6 +19,7 @@ use bytes::{Bytes, BytesMut};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use lifeboat_replication::{
     blocks::BLOCK_BYTES,
+    catalogue::Point,
     env::Env,
     ids::{DiskSlot, ServerId},
     journal::{self, JournalError, Source},
@@ -27,12 +28,14 @@ use lifeboat_replication::{
     store::{Refusal, SnapshotId, StoreError},
     vault::{Vault, layout},
 };
+use roaring::RoaringBitmap;
 use tokio::sync::Semaphore;
 
 use self::map::{Builder, DiskMap, Place, Run};
 use crate::{
+    book::content::insert,
     cache::{Cache, CacheFigures},
-    scan::{self, Found, ScanError},
+    scan::{self, Found, Reach, ScanError},
     select::PointSelector,
 };
 
@@ -133,6 +136,24 @@ impl BlockIndex {
         Self::of(vault, server, env, point, options).await
     }
 
+    /// Opens a point as the journal gives it after `base` (`None`: after nothing), whatever nearer base there is.
+    ///
+    /// # Errors
+    /// As [`BlockIndex::open`].
+    pub async fn replay(
+        vault: &Vault,
+        server: &ServerId,
+        env: &Env,
+        number: u64,
+        base: Option<&Point>,
+        options: &IndexOptions,
+    ) -> Result<Arc<Self>, IndexError> {
+        let selector = PointSelector::Number(number);
+        let base = base.map(|base| (base, Reach::Journal));
+        let point = scan::from_base(vault, server, env, selector, base).await?;
+        Self::of(vault, server, env, point, options).await
+    }
+
     /// Opens a point that was found before: whoever keeps it open for long pins it first ([`crate::hold::Hold`]).
     ///
     /// # Errors
@@ -183,6 +204,23 @@ impl BlockIndex {
 
     pub fn disks(&self) -> impl Iterator<Item = &LogDisk> {
         self.disks.values().map(|disk| &disk.disk)
+    }
+
+    /// Blocks of a disk that may hold something else than zeros: what the journal has written, and pages of the base.
+    ///
+    /// # Errors
+    /// When the base cannot be read.
+    pub async fn used_blocks(&self, slot: DiskSlot) -> Result<RoaringBitmap, IndexError> {
+        let disk = self.disks.get(&slot).ok_or(IndexError::NoDisk(slot))?;
+        let mut blocks = RoaringBitmap::new();
+        for (first, count) in disk.map.all() {
+            blocks.insert_range(first..first.saturating_add(count));
+        }
+        if let Some((name, snapshot)) = &disk.base {
+            let ranges = self.patience.sure(|| self.vault.store.page_ranges(name, Some(snapshot))).await?;
+            ranges.iter().for_each(|range| insert(&mut blocks, range));
+        }
+        Ok(blocks)
     }
 
     /// Runs of blocks that come from the journal.

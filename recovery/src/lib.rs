@@ -7,8 +7,10 @@
 //! ```
 //! All that is ever written to the vault is a pin ([`hold`]): what a recovered machine changes stays in a local file.
 
+pub mod book;
 pub mod cache;
 pub mod device;
+pub mod exit;
 pub mod hold;
 pub mod http;
 pub mod index;

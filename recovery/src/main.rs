@@ -1,7 +1,6 @@
 //! lifeboat-recovery: see `lib.rs` for what it is made of.
 //!
-//! Exit codes: 0 done; 1 something else; 2 wrong arguments; 3 there is no such point; 4 the vault cannot be reached
-//! (worth trying again); 5 the vault is damaged, or the keys are not its keys.
+//! Exit codes: see `exit.rs`.
 
 use std::{
     net::SocketAddr,
@@ -13,7 +12,7 @@ use std::{
 
 use clap::{Args, Parser, Subcommand};
 use lifeboat_recovery::{
-    BlockIndex, Hold, IndexError, IndexOptions, PointSelector, ScanError,
+    BlockIndex, Hold, IndexOptions, PointSelector, exit,
     hold::HELD_FOR,
     http, list, scan,
     serve::{self, Server},
@@ -22,11 +21,7 @@ use lifeboat_replication::{
     env::Env,
     errors::chain,
     ids::ServerId,
-    journal::JournalError,
-    log::ReadError,
-    pins::PinError,
-    store::StoreError,
-    vault::{self, Vault, VaultError, config::VaultConfig},
+    vault::{Vault, config::VaultConfig},
 };
 use tokio::{
     net::TcpListener,
@@ -118,7 +113,7 @@ fn main() -> ExitCode {
         Err(error) => {
             tracing::error!(error = chain(&*error), "stopped");
             eprintln!("lifeboat-recovery: {}", chain(&*error));
-            ExitCode::from(exit_code(&*error))
+            ExitCode::from(exit::code(&*error))
         }
     }
 }
@@ -196,10 +191,7 @@ async fn run(command: Command) -> Result<(), Error> {
 }
 
 async fn open(config: &Path) -> Result<Vault, Error> {
-    let config = VaultConfig::read(config)?;
-    let (store, cache) = config.connect()?;
-    let keys = Arc::new(config.keys()?);
-    Ok(vault::open(store, cache, keys).await?)
+    Ok(VaultConfig::read(config)?.open().await?)
 }
 
 /// Until SIGTERM or SIGINT; meanwhile the figures are kept in a file.
@@ -233,69 +225,5 @@ fn write_stats(stats: &serve::Stats, dir: &Path) {
         .and_then(|()| std::fs::rename(&partial, dir.join("stats.json")));
     if let Err(error) = written {
         tracing::warn!(%error, "stats.json cannot be written");
-    }
-}
-
-fn exit_code(error: &(dyn std::error::Error + 'static)) -> u8 {
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        if let Some(code) = code_of(error) {
-            return code;
-        }
-        cause = error.source();
-    }
-    1
-}
-
-/// `None`: the cause says more.
-fn code_of(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
-    const NO_POINT: u8 = 3;
-    const UNREACHABLE: u8 = 4;
-    const DAMAGED: u8 = 5;
-    if let Some(error) = error.downcast_ref::<IndexError>() {
-        return match error {
-            IndexError::Scan(error) => code_of(error),
-            IndexError::Journal(error) => code_of(error),
-            IndexError::Store(error) => code_of(error),
-            IndexError::Missing { .. } | IndexError::Short { .. } => Some(DAMAGED),
-            IndexError::NoDisk(_) => None,
-        };
-    }
-    if let Some(error) = error.downcast_ref::<ScanError>() {
-        return match error {
-            ScanError::NoLog { .. }
-            | ScanError::NoPoint { .. }
-            | ScanError::NotAPoint { .. }
-            | ScanError::NoRecord { .. }
-            | ScanError::TooOld { .. }
-            | ScanError::Collected { .. }
-            | ScanError::Restless => Some(NO_POINT),
-            ScanError::Log(ReadError::Store(error))
-            | ScanError::Pins(PinError::Store(error))
-            | ScanError::Store(error) => code_of(error),
-            ScanError::Pins(PinError::Name { .. }) => None,
-            ScanError::Log(_) | ScanError::Catalogue(_) | ScanError::Pins(_) => Some(DAMAGED),
-        };
-    }
-    if let Some(error) = error.downcast_ref::<JournalError>() {
-        return match error {
-            JournalError::Store(error) => code_of(error),
-            _ => Some(DAMAGED),
-        };
-    }
-    if let Some(error) = error.downcast_ref::<VaultError>() {
-        return match error {
-            VaultError::Unreachable(_) => Some(UNREACHABLE),
-            VaultError::WrongKey { .. }
-            | VaultError::MissingKey { .. }
-            | VaultError::Damaged { .. }
-            | VaultError::Format { .. } => Some(DAMAGED),
-            VaultError::Store(error) => code_of(error),
-            _ => None,
-        };
-    }
-    match error.downcast_ref::<StoreError>() {
-        Some(StoreError::Unknown { .. }) => Some(UNREACHABLE),
-        _ => None,
     }
 }

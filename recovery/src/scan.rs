@@ -8,7 +8,7 @@
 //! any more, unless a pin holds the records after it.
 
 use lifeboat_replication::{
-    catalogue::{self, CatalogueError, Point, PointConsistency, Points, is_point},
+    catalogue::{self, CatalogueError, Point, PointConsistency, Points, Position, is_point},
     env::{Env, Micros},
     ids::{Epoch, RecordId, ServerId},
     log::{LogDisk, LogReader, ReadError},
@@ -54,6 +54,18 @@ pub enum ScanError {
     Restless,
     #[error(transparent)]
     Pins(#[from] PinError),
+    #[error(
+        "the vault of server {server} is damaged: {listed} was there, but the newest point that can be read is record \
+         {found} of {found_t0}; see `kubectl lifeboat vault verify {server}`, and to take the older one, ask for it by its number"
+    )]
+    Older {
+        server: ServerId,
+        listed: String,
+        found: u64,
+        found_t0: String,
+        #[source]
+        source: Option<Box<ScanError>>,
+    },
     #[error(transparent)]
     Log(#[from] ReadError),
     #[error(transparent)]
@@ -76,6 +88,8 @@ pub struct Found {
     pub records: Vec<v1::Data>,
     /// Only a pin holds the records after the base.
     pub under_pin: bool,
+    /// The last record that was read to find it.
+    pub log_end: u64,
 }
 
 /// Finds the point that `selector` wants.
@@ -88,12 +102,21 @@ pub async fn find(
     env: &Env,
     selector: PointSelector,
 ) -> Result<Found, ScanError> {
-    let listed = listed(vault, server).await?;
+    // Before the log, so that it cannot be ahead of it for another reason than damage.
+    let position = position(vault, server).await?;
+    let (listed, mut failed) = match listed(vault, server).await {
+        Ok(listed) => (listed, None),
+        // The log is the truth: without the list everything is only slower.
+        Err(ScanError::Catalogue(error)) => {
+            tracing::warn!(error = %lifeboat_replication::errors::chain(&error), "the listed points cannot be used, reading the log from its beginning");
+            (Points::none(server), Some((None, ScanError::Catalogue(error))))
+        }
+        Err(error) => return Err(error),
+    };
     let pins = match listed.collected {
         Some(_) => pins::all(&*vault.store, server).await?.into_iter().map(|standing| standing.pin).collect(),
         None => Vec::new(),
     };
-    let mut failed = None;
     for base in listed.points.iter().rev().filter(|point| selector.may_start_at(point)) {
         let reach = Reach::of(base, &listed, &pins);
         // A younger base that failed would have given a younger point: an older one must not stand in for it.
@@ -107,31 +130,75 @@ pub async fn find(
         match usable.await {
             Err(error) if error.is_about_the_base() => {
                 tracing::warn!(point = base.number, error = %lifeboat_replication::errors::chain(&error), "this snapshot cannot be the base, trying an older one");
-                failed.get_or_insert(error);
+                failed.get_or_insert((Some(base), error));
             }
             Err(ScanError::NoRecord { .. } | ScanError::TooOld { .. } | ScanError::NoPoint { .. })
                 if reach != Reach::Journal =>
             {
                 break;
             }
-            result => return result,
+            result => return not_older(server, selector, result?, failed, position.as_ref()),
         }
     }
     if let Some(collected) = listed.collected {
         let begins = journal_begins(&listed).map(|point| time_text(point.t0()));
         let gone = ScanError::Collected { server: server.clone(), selector, collected, begins };
-        return Err(failed.unwrap_or(gone));
+        return Err(failed.map_or(gone, |(_, error)| error));
     }
     match (from_base(vault, server, env, selector, None).await, failed) {
         // What was wrong with the newest base says more than what is wrong at the beginning.
-        (Err(ScanError::Log(_)), Some(first)) => Err(first),
-        (result, _) => result,
+        (Err(ScanError::Log(_)), Some((_, first))) => Err(first),
+        (result, failed) => not_older(server, selector, result?, failed, position.as_ref()),
+    }
+}
+
+/// Nobody who asks for the newest point gets an older one without being told.
+fn not_older(
+    server: &ServerId,
+    selector: PointSelector,
+    found: Found,
+    failed: Option<(Option<&Point>, ScanError)>,
+    position: Option<&Position>,
+) -> Result<Found, ScanError> {
+    if matches!(selector, PointSelector::Number(_)) {
+        return Ok(found);
+    }
+    let older = |listed: String, source: Option<ScanError>| ScanError::Older {
+        server: server.clone(),
+        listed,
+        found: found.number,
+        found_t0: time_text(found.t0),
+        source: source.map(Box::new),
+    };
+    match failed {
+        Some((Some(base), error)) if base.number > found.number => {
+            let listed = format!("a point at record {} of {}", base.number, time_text(base.t0()));
+            return Err(older(listed, Some(error)));
+        }
+        _ => {}
+    }
+    let applied = position.map(|position| &position.log).filter(|_| selector == PointSelector::Latest);
+    match applied {
+        // A point may be older than the last record; the log that was read may not.
+        Some(applied) if applied.last_number.0 > found.log_end => {
+            Err(older(format!("record {} of the log", applied.last_number), None))
+        }
+        _ => Ok(found),
+    }
+}
+
+/// How far the applier came; a document that cannot be read says nothing.
+async fn position(vault: &Vault, server: &ServerId) -> Result<Option<Position>, ScanError> {
+    match catalogue::read::<Position>(vault, server).await {
+        Ok(found) => Ok(found.map(|(position, _)| position)),
+        Err(CatalogueError::Store(error)) => Err(error.into()),
+        Err(_) => Ok(None),
     }
 }
 
 /// How far one can read on from a listed snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Reach {
+pub(crate) enum Reach {
     /// To the end of the log.
     Journal,
     /// To this record, which a pin holds.
@@ -163,7 +230,7 @@ impl Reach {
 /// # Errors
 /// When the catalogue cannot be read.
 pub async fn listed(vault: &Vault, server: &ServerId) -> Result<Points, ScanError> {
-    let points = catalogue::read::<Points>(&*vault.store, server).await?;
+    let points = catalogue::read::<Points>(vault, server).await?;
     Ok(points.map_or_else(|| Points::none(server), |(points, _)| points))
 }
 
@@ -229,7 +296,7 @@ async fn check_snapshots(vault: &Vault, server: &ServerId, point: &Point) -> Res
     Ok(())
 }
 
-async fn from_base(
+pub(crate) async fn from_base(
     vault: &Vault,
     server: &ServerId,
     env: &Env,
@@ -251,6 +318,7 @@ async fn from_base(
         base: Some(point.clone()),
         records: Vec::new(),
         under_pin: false,
+        log_end: point.number,
     });
     let mut after = Vec::new();
     let mut seen = Seen::default();
@@ -258,7 +326,10 @@ async fn from_base(
     let mut done = reach == Reach::Itself
         || matches!((selector, base), (PointSelector::Number(number), Some(point)) if point.number == number);
     while !done {
-        let Some(entry) = reader.next().await? else { break };
+        let Some(entry) = reader.next().await? else {
+            reader.check_end().await?;
+            break;
+        };
         let Body::Data(record) = entry.body else { continue };
         seen.note(&record);
         if reach.ends_before(record.number) {
@@ -289,9 +360,13 @@ async fn from_base(
                 base: base.cloned(),
                 records,
                 under_pin: reach != Reach::Journal,
+                log_end: record.number,
             });
         }
         done = fit == Fit::Found;
+    }
+    if let Some(found) = &mut found {
+        found.log_end = found.log_end.max(seen.last);
     }
     let right = |found: &Found| !matches!(selector, PointSelector::Number(number) if found.number != number);
     found.filter(right).ok_or_else(|| seen.why_nothing(server, selector, reader.state().is_some()))

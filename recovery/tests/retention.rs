@@ -79,7 +79,7 @@ async fn snapshots(source: &Source) -> usize {
 }
 
 async fn listed(source: &Source) -> Points {
-    catalogue::read::<Points>(&source.store, &source.server).await.unwrap().unwrap().0
+    catalogue::read::<Points>(&source.vault, &source.server).await.unwrap().unwrap().0
 }
 
 async fn open(source: &Source, selector: PointSelector) -> Result<Arc<BlockIndex>, IndexError> {

@@ -26,4 +26,5 @@ pub mod segment;
 pub mod store;
 pub mod sums;
 pub mod vault;
+pub mod vhd;
 pub mod wire;

@@ -21,7 +21,7 @@
 
 pub mod decide;
 pub mod frame;
-mod part;
+pub mod part;
 mod reader;
 mod retry;
 pub mod state;

@@ -44,7 +44,7 @@ pub async fn points(
     server: &ServerId,
     env: &Env,
 ) -> Result<Vec<Recoverable>, RecoverableError> {
-    let listed = catalogue::read::<Points>(&*vault.store, server).await?;
+    let listed = catalogue::read::<Points>(vault, server).await?;
     let listed = listed.map_or_else(|| Points::none(server), |(points, _)| points);
     let mut all = BTreeMap::new();
     for point in &listed.points {

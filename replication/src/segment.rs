@@ -37,6 +37,9 @@ const BLOCK: usize = BLOCK_BYTES as usize;
 /// Plain text of a segment, at most: bounds what a reader allocates for foreign bytes.
 pub const MAX_PLAIN_BYTES: usize = 32 << 20;
 
+/// A sealed segment, at most: what does not compress grows a little, and header and tag come to it.
+pub const MAX_SEALED_BYTES: u64 = MAX_PLAIN_BYTES as u64 + (1 << 20);
+
 /// Blocks of a disk and their content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExtentData {

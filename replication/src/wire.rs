@@ -3,8 +3,13 @@
 //! Agent and process server see a connection as an ordered pair of bounded message channels that can break at
 //! any message: in production over gRPC with mutual TLS, in the simulation in memory.
 
+mod limited;
+
 use async_trait::async_trait;
 use tokio::sync::mpsc;
+
+pub use self::limited::LimitedCodec;
+use crate::blocks::BLOCK_BYTES;
 
 /// Generated from `proto/lifeboat/v1`.
 #[allow(clippy::all, clippy::disallowed_types, unreachable_pub, missing_docs)]
@@ -17,6 +22,9 @@ pub const PROTOCOL_VERSION: u32 = 1;
 
 /// Data bytes in a [`v1::Chunk`], at most: one uploaded segment is made of one or a few chunks.
 pub const MAX_CHUNK_BYTES: usize = 4 << 20;
+
+/// Extents of a chunk, at most: one for each block of its data, and zero runs between and around them; 384 KiB in memory.
+pub const MAX_CHUNK_EXTENTS: usize = 16 * MAX_CHUNK_BYTES / BLOCK_BYTES as usize;
 
 /// Largest gRPC message on the data port: a full chunk and its extents.
 pub const MAX_MESSAGE_BYTES: usize = MAX_CHUNK_BYTES + (1 << 20);

@@ -322,7 +322,7 @@ impl Applier {
         points.points.push(point);
         let Seeds { vault, server, .. } = &self.seeds;
         let name = || layout::catalogue(server, "points.json");
-        let written = catalogue::write(&*vault.store, server, &points, loaded.points_etag.as_ref()).await;
+        let written = catalogue::write(vault, server, &points, loaded.points_etag.as_ref()).await;
         loaded.points_etag = Some(replaced(written, name)?);
         loaded.points = points;
         Ok(())
@@ -338,7 +338,7 @@ impl Applier {
         let Seeds { vault, server, .. } = &self.seeds;
         let position = Position { format: FORMAT, server: server.to_string(), log, seeds };
         let name = || layout::catalogue(server, "position.json");
-        let written = catalogue::write(&*vault.store, server, &position, loaded.position_etag.as_ref()).await;
+        let written = catalogue::write(vault, server, &position, loaded.position_etag.as_ref()).await;
         loaded.position_etag = Some(replaced(written, name)?);
         loaded.position = Some(position);
         self.rebuild = None;

@@ -9,7 +9,6 @@ mod point;
 pub mod retention;
 mod seeds;
 mod sums;
-pub mod vhd;
 
 pub use self::{
     applier::{Applier, Step},

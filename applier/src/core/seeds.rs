@@ -13,9 +13,10 @@ use lifeboat_replication::{
     planted::Planted,
     store::{ETag, Refusal, SnapshotId, StoreError},
     vault::{Vault, layout},
+    vhd,
 };
 
-use super::{ApplyError, vhd};
+use super::ApplyError;
 
 /// The store, patiently: for calls that may be done twice.
 #[derive(Debug, Clone)]

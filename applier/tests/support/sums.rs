@@ -16,7 +16,7 @@ pub async fn known_blocks(source: &Source, slot: u32) -> usize {
     let Some(header) = Header::from_page(&page) else { return 0 };
     let secret = header.secret(&source.vault.keys, &source.server, &disk_id(slot)).unwrap();
     let keys = SumKeys::new(&secret);
-    let position = catalogue::read::<Position>(&source.store, &source.server).await.unwrap();
+    let position = catalogue::read::<Position>(&source.vault, &source.server).await.unwrap();
     let position = position.map_or(0, |(position, _)| position.log.last_number.0);
     let states = || source.history.range(position..).map(|(_, images)| &images[&slot]);
     let blocks = source.images[&slot].len() / 4096;

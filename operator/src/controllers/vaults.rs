@@ -209,6 +209,9 @@ pub fn failure(error: &VaultError) -> Failure {
         VaultError::Store(_) | VaultError::Missing => Failure::transient(Reason::VaultUnreachable, message),
         VaultError::Format { .. }
         | VaultError::Damaged { .. }
+        | VaultError::TooLarge { .. }
+        | VaultError::NotAnIdentity
+        | VaultError::BundleDamaged
         | VaultError::BundleIdentity { .. }
         | VaultError::BundleEncryption(_) => Failure::stalled(Reason::VaultDamaged, message),
     }

@@ -8,15 +8,13 @@ use lifeboat_replication::{
     blocks::{BLOCK_BYTES, BlockRun},
     ids::{DiskSlot, RecordNumber},
     segment::ExtentData,
-    wire::{MAX_CHUNK_BYTES, v1},
+    wire::{MAX_CHUNK_BYTES, MAX_CHUNK_EXTENTS, v1},
 };
 
 /// A batch is closed once it holds this much: with chunks of at most 4 MiB segments have 2 to 6 MiB of plain text.
 const BATCH_BYTES: usize = 2 << 20;
 /// What an extent takes in a segment's table.
 const EXTENT_BYTES: usize = 16;
-/// Extents of a chunk: one for each block of its data, and zero runs between and around them; 256 KiB in memory.
-const MAX_CHUNK_EXTENTS: usize = 16 * MAX_CHUNK_BYTES / BLOCK_BYTES as usize;
 /// Segments of a record: their names and checksums have to fit into one append of 4 MiB.
 const MAX_RECORD_SEGMENTS: u32 = 16_384;
 /// The agent broke the protocol, or its data arrived damaged.
@@ -156,7 +154,8 @@ impl Assembler {
                 at = end;
                 Some(content)
             };
-            self.changed_bytes += bytes;
+            // Zero runs cost an agent nothing: it may send more of them than there is disk.
+            self.changed_bytes = self.changed_bytes.saturating_add(bytes);
             self.extents.push(ExtentData {
                 run: BlockRun { disk: DiskSlot(disk_slot), first, blocks },
                 data: content,
@@ -256,6 +255,20 @@ mod tests {
         );
         assert!(matches!(assembler().chunk(chunk(5, 1, 1, 1)), Err(Violation::Sequence { .. })));
         assert!(matches!(assembler().end(end(5, 1)), Err(Violation::Chunks { .. })));
+    }
+
+    /// Sums that overflow stop a program that checks for it, and with it the sessions of others.
+    #[test]
+    fn zero_runs_without_end_do_not_overflow_the_sums() {
+        let disk = v1::Disk { slot: 1, id: "a".into(), size_bytes: 8 << 40, path: String::new() };
+        let mut assembler = Assembler::new(&[disk], RecordNumber(0));
+        let all = v1::Extent { disk_slot: 1, first_block: 0, blocks: (8_u64 << 40 >> 12) as u32, zero: true };
+        for sequence in 0..160 {
+            let extents = vec![all; MAX_CHUNK_EXTENTS];
+            assembler.chunk(v1::Chunk { number: 1, sequence, extents, ..Default::default() }).unwrap();
+        }
+        let batch = assembler.end(end(1, 160)).unwrap();
+        assert_eq!(batch.end.unwrap().changed_bytes, u64::MAX);
     }
 
     #[test]

@@ -108,7 +108,7 @@ impl Offer {
         tip: LogState,
     ) -> Result<Self, Unusable> {
         let look = async {
-            let position = catalogue::read::<Position>(&*vault.store, server).await?;
+            let position = catalogue::read::<Position>(vault, server).await?;
             let (position, _) = position.ok_or(Unusable::NoPosition)?;
             let mut offer = Self {
                 vault: vault.clone(),

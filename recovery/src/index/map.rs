@@ -76,6 +76,11 @@ impl DiskMap {
         self.runs.len()
     }
 
+    /// First block and number of blocks of each run.
+    pub(super) fn all(&self) -> impl Iterator<Item = (u32, u32)> + '_ {
+        self.runs.iter().map(|run| (run.first, run.blocks))
+    }
+
     /// What the blocks `first..first + blocks` are made of, in order, without a gap.
     pub(super) fn pieces(&self, first: u32, blocks: u32) -> Vec<Run> {
         let end = first + blocks;

@@ -43,11 +43,20 @@ impl FromStr for PartName {
 const READ_BYTES: u64 = 4 << 20;
 
 /// All parts there are, dead ones too, in order.
-pub(super) async fn list(
+pub async fn list(
     vault: &Vault,
     server: &ServerId,
     patience: &Patience,
 ) -> Result<Vec<PartName>, StoreError> {
+    Ok(lengths(vault, server, patience).await?.into_iter().map(|(name, _)| name).collect())
+}
+
+/// All parts and how long they are.
+pub async fn lengths(
+    vault: &Vault,
+    server: &ServerId,
+    patience: &Patience,
+) -> Result<Vec<(PartName, u64)>, StoreError> {
     let prefix = layout::log_prefix(server);
     let mut parts = Vec::new();
     let mut after = None;
@@ -56,8 +65,8 @@ pub(super) async fn list(
         parts.extend(
             page.blobs
                 .iter()
-                .filter_map(|blob| layout::parse_log_part(server, &blob.name))
-                .map(|(epoch, part)| PartName { epoch, part }),
+                .filter_map(|blob| Some((layout::parse_log_part(server, &blob.name)?, blob.length)))
+                .map(|((epoch, part), length)| (PartName { epoch, part }, length)),
         );
         after = page.next;
         if after.is_none() {
@@ -66,7 +75,7 @@ pub(super) async fn list(
     }
 }
 
-pub(super) async fn properties(
+pub async fn properties(
     vault: &Vault,
     server: &ServerId,
     part: PartName,
@@ -77,7 +86,7 @@ pub(super) async fn properties(
 }
 
 /// Up to 4 MiB from `offset`; empty when the part ends there; `None` when it ends before.
-pub(super) async fn read(
+pub async fn read(
     vault: &Vault,
     server: &ServerId,
     part: PartName,

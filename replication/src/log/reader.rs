@@ -131,6 +131,30 @@ impl LogReader {
         }
     }
 
+    /// Once [`LogReader::next`] has said that there is no more: is this where the log ends? A part is sealed before
+    /// another epoch is opened on it, so one that is not sealed although a later epoch has begun was cut off or put
+    /// back to an older version. Costs a listing, so whoever polls leaves it out.
+    ///
+    /// # Errors
+    /// When the log goes on somewhere that cannot be reached from here.
+    pub async fn check_end(&mut self) -> Result<(), ReadError> {
+        let Some((state, _)) = &self.at else { return Ok(()) };
+        let (name, offset) = (state.part_name(), state.offset);
+        let parts = part::list(&self.vault, &self.server, &self.patience).await?;
+        for later in parts.into_iter().filter(|part| part.epoch > name.epoch && part.part == 0) {
+            if part::properties(&self.vault, &self.server, later, &self.patience).await?.length == 0 {
+                continue;
+            }
+            // It may have been sealed and continued just now.
+            let properties = part::properties(&self.vault, &self.server, name, &self.patience).await?;
+            if properties.sealed || properties.length > offset {
+                return Ok(());
+            }
+            return Err(self.damaged(name, offset, Illegal::CutOff { later }));
+        }
+        Ok(())
+    }
+
     /// Looks for more: in this part, else in an epoch that continues it.
     async fn fetch(&mut self, name: PartName, offset: u64) -> Result<bool, ReadError> {
         let properties = match part::properties(&self.vault, &self.server, name, &self.patience).await {

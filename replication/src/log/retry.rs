@@ -23,6 +23,14 @@ impl Patience {
         Self { env, tries: 8 }
     }
 
+    /// Repeats a call until its answer is known. Only for calls that change nothing, or that may be done twice.
+    pub async fn sure<T, F>(&self, call: impl FnMut() -> F) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, StoreError>>,
+    {
+        sure(self, call).await
+    }
+
     pub async fn pause(&self, tried: u32) {
         let pause = FIRST_PAUSE.saturating_mul(1 << tried.min(10)).min(LONGEST_PAUSE);
         let jitter = self.env.entropy.next_u64() % (u64::try_from(pause.as_micros()).unwrap_or(1).max(1));

@@ -89,6 +89,10 @@ pub enum Illegal {
     Closed { run: String },
     #[error("the part continues another place than the one before it ends at")]
     Base,
+    #[error(
+        "it ends here, unsealed, although part {later} continues it: it was cut off or put back to an older version"
+    )]
+    CutOff { later: PartName },
 }
 
 /// Where a part begins: what its header says.

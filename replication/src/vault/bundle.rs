@@ -16,6 +16,9 @@ use zeroize::Zeroizing;
 use super::{FORMAT, VaultDescription, VaultError};
 use crate::keys::{DataKeys, derive};
 
+/// Content of a bundle, at most: bounds what a reader allocates for foreign bytes. A data key takes 75 bytes.
+const MAX_BUNDLE_BYTES: u64 = 1 << 20;
+
 /// The secrets of a vault. Printing it shows none of them.
 #[derive(Clone)]
 pub struct KeyBundle {
@@ -68,17 +71,27 @@ impl KeyBundle {
         String::from_utf8(sealed).map_err(|error| VaultError::BundleEncryption(std::io::Error::other(error)))
     }
 
-    /// Opens the bundle of a vault with a private recovery key (`AGE-SECRET-KEY-1…`).
+    /// Opens the bundle of a vault with a private recovery key: the content of a key file, in which lines with `#` are
+    /// comments and each other line is a key (`AGE-SECRET-KEY-1…`).
     pub fn unseal(description: &VaultDescription, recovery_key: &str) -> Result<Self, VaultError> {
         let refused = || VaultError::BundleIdentity { recipients: description.recipients.clone() };
-        let identity: age::x25519::Identity = recovery_key.trim().parse().map_err(|_| refused())?;
+        let lines = recovery_key.lines().map(str::trim);
+        let keys = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
+        let identities: Result<Vec<age::x25519::Identity>, _> = keys.map(str::parse).collect();
+        let identities = identities.map_err(|_| VaultError::NotAnIdentity)?;
         let armored = age::armor::ArmoredReader::new(description.key_bundle.as_bytes());
         let mut content = Zeroizing::new(Vec::new());
         age::Decryptor::new(armored)
-            .and_then(|decryptor| decryptor.decrypt(std::iter::once(&identity as &dyn age::Identity)))
-            .map_err(|_| refused())?
+            .and_then(|decryptor| {
+                decryptor.decrypt(identities.iter().map(|identity| identity as &dyn age::Identity))
+            })
+            .map_err(|error| match error {
+                age::DecryptError::NoMatchingKeys => refused(),
+                _ => VaultError::BundleDamaged,
+            })?
+            .take(MAX_BUNDLE_BYTES)
             .read_to_end(&mut content)
-            .map_err(|_| refused())?;
+            .map_err(|_| VaultError::BundleDamaged)?;
         let name = "the key bundle";
         let content: Content = serde_json::from_slice(&content)
             .map_err(|source| VaultError::Damaged { name: name.to_owned(), source })?;
@@ -90,7 +103,7 @@ impl KeyBundle {
     }
 
     /// Changes with the content and shows nothing of it.
-    pub(super) fn digest(&self) -> String {
+    pub fn digest(&self) -> String {
         let content = ring::digest::digest(&ring::digest::SHA256, &self.to_json());
         let (_, key) = self.data_keys.current();
         hex::encode(derive(key, "key bundle digest", content.as_ref()))

@@ -1,5 +1,8 @@
 //! Where the vault is and which files hold its secrets: the JSON file that the operator mounts for process server,
 //! applier and recovery. The file itself holds no secret, and no secret comes by environment or argument.
+//!
+//! In a cluster the data keys come from `keysFile`. Without one, a recovery key does as well: it opens the key bundle
+//! in `vault.json`.
 
 use std::{
     fmt, io,
@@ -10,7 +13,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use super::{Vault, VaultError};
+use super::{KeyBundle, Vault, VaultError};
 use crate::{
     keys::{DataKeys, KeysError},
     store::{
@@ -41,7 +44,12 @@ pub struct VaultConfig {
     pub account: Option<String>,
     pub authentication: Authentication,
     /// `keys.json`.
-    pub keys_file: PathBuf,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keys_file: Option<PathBuf>,
+    /// A private recovery key, as `kubectl lifeboat recovery-key new` or `age-keygen` writes it. With `keysFile` it is
+    /// not needed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recovery_key_file: Option<PathBuf>,
 }
 
 /// A file with the secret; white space around it does not matter.
@@ -55,12 +63,16 @@ pub enum Authentication {
 
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    #[error("{what} {} cannot be read: check that the Secret or ConfigMap is mounted there", path.display())]
+    #[error("{what} {} cannot be read: check the path and its permissions; in a cluster, that the Secret or ConfigMap is mounted there", path.display())]
     Read { what: &'static str, path: PathBuf, source: io::Error },
     #[error("{} is not a vault configuration: the operator writes it, restore it by deleting its ConfigMap", path.display())]
     Syntax { path: PathBuf, source: serde_json::Error },
     #[error("the endpoint {endpoint:?} does not tell the account: set spec.vault.azure.account")]
     NoAccount { endpoint: String },
+    #[error(
+        "no keys are given: name the file with the data keys (keysFile) or the one with a private recovery key (recoveryKeyFile)"
+    )]
+    NoKeys,
     #[error(transparent)]
     Connect(#[from] ConnectError),
     #[error(transparent)]
@@ -87,14 +99,29 @@ impl VaultConfig {
         Ok((store, cache))
     }
 
+    /// From `keysFile`.
     pub fn keys(&self) -> Result<DataKeys, ConfigError> {
-        Ok(DataKeys::from_json(&read("the data keys", &self.keys_file)?)?)
+        let file = self.keys_file.as_ref().ok_or(ConfigError::NoKeys)?;
+        Ok(DataKeys::from_json(&read("the data keys", file)?)?)
     }
 
-    /// Connects, reads the keys and checks them against the vault.
+    /// What opens the key bundle: content of `recoveryKeyFile`, if one is named.
+    pub fn recovery_key(&self) -> Result<Option<Zeroizing<String>>, ConfigError> {
+        self.recovery_key_file.as_ref().map(|path| secret("the recovery key", path)).transpose()
+    }
+
+    /// Connects, gets the keys from their file or out of the key bundle, and checks them against the vault.
     pub async fn open(&self) -> Result<Vault, ConfigError> {
         let (store, cache) = self.connect()?;
-        Ok(super::open(store, cache, Arc::new(self.keys()?)).await?)
+        let keys = match (&self.keys_file, self.recovery_key()?) {
+            (None, Some(recovery_key)) => {
+                let found = super::read_description(&*store).await?;
+                let (description, _) = found.ok_or(VaultError::Missing)?;
+                KeyBundle::unseal(&description, &recovery_key)?.data_keys
+            }
+            _ => Arc::new(self.keys()?),
+        };
+        Ok(super::open(store, cache, keys).await?)
     }
 
     fn store(&self, endpoint: &str, container: &str) -> Result<Arc<dyn BlobStore>, ConfigError> {
@@ -157,7 +184,8 @@ mod tests {
             cache_container: "cache".to_owned(),
             account: None,
             authentication: Authentication::SasFile("/nowhere/sas".into()),
-            keys_file: "/nowhere/keys.json".into(),
+            keys_file: Some("/nowhere/keys.json".into()),
+            recovery_key_file: None,
         };
         for error in [config.connect().unwrap_err(), config.keys().unwrap_err()] {
             let shown = error.to_string();

@@ -5,6 +5,14 @@ use crate::ids::{Epoch, RecordNumber, ServerId};
 /// Format, vault id, wrapped key bundle, check values of the data keys.
 pub const VAULT_JSON: &str = "vault.json";
 
+/// Everything of all servers.
+pub const SERVERS_PREFIX: &str = "servers/";
+
+/// The server that a blob of the vault's container belongs to; `None`: to none.
+pub fn server_of(name: &str) -> Option<ServerId> {
+    name.strip_prefix(SERVERS_PREFIX)?.split_once('/')?.0.parse().ok()
+}
+
 /// Everything of one server in the vault's container.
 pub fn server_prefix(server: &ServerId) -> String {
     format!("servers/{server}/")

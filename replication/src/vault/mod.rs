@@ -98,9 +98,21 @@ pub enum VaultError {
     )]
     Damaged { name: String, source: serde_json::Error },
     #[error(
+        "{name} in the vault has {bytes} bytes, far more than it can have: restore it from the store's soft-delete or versions, or name another container"
+    )]
+    TooLarge { name: String, bytes: u64 },
+    #[error(
         "the key bundle cannot be opened with this recovery key: use the private half of one of {recipients:?}"
     )]
     BundleIdentity { recipients: Vec<String> },
+    #[error(
+        "the file with the recovery key holds no key: each line must be a comment (#) or a private key that starts with AGE-SECRET-KEY-1, as `kubectl lifeboat recovery-key new` writes it"
+    )]
+    NotAnIdentity,
+    #[error(
+        "the key bundle in vault.json is damaged: restore vault.json from the store's soft-delete or versions, or use the file with the data keys (keys.json) if you still have it"
+    )]
+    BundleDamaged,
     #[error(
         "the key bundle could not be encrypted to the recovery keys; try again, and report it if it stays"
     )]

@@ -118,6 +118,23 @@ impl Vault {
         }
     }
 
+    /// Every name's blob and the id that it gives, or why it cannot be read.
+    pub async fn names(&self) -> Result<Vec<(String, Result<ServerId, VaultError>)>, VaultError> {
+        let mut names = Vec::new();
+        let mut after = None;
+        loop {
+            let page = self.store.list(layout::NAMES_PREFIX, false, after.as_deref()).await?;
+            for blob in page.blobs {
+                let id = self.read_name(&blob.name).await.transpose();
+                names.extend(id.map(|name| (blob.name, name.map(|name| name.id))));
+            }
+            after = page.next;
+            if after.is_none() {
+                return Ok(names);
+            }
+        }
+    }
+
     pub async fn read_server(&self, id: &ServerId) -> Result<Option<(ServerDescription, ETag)>, VaultError> {
         let name = layout::server_json(id);
         let Some((found, etag)) = json::read::<ServerDescription>(&*self.store, &name).await? else {

@@ -67,7 +67,7 @@ impl Oracle {
     }
 
     fn listed(&self) -> Result<Points, String> {
-        let read = catalogue::read::<Points>(&self.model, &self.server).now_or_never();
+        let read = catalogue::read::<Points>(&self.past_faults(), &self.server).now_or_never();
         let read = read.ok_or("the catalogue's read waits")?.map_err(|error| chain(&error))?;
         Ok(read.map_or_else(|| Points::none(&self.server), |(points, _)| points))
     }
@@ -93,7 +93,7 @@ impl Oracle {
         if self.listed()?.collected.is_none_or(|collected| id > collected) {
             return Err(format!("a segment of record {record} was deleted, which the journal promises"));
         }
-        let position = catalogue::read::<Position>(&self.model, &self.server).now_or_never();
+        let position = catalogue::read::<Position>(&self.past_faults(), &self.server).now_or_never();
         let position = position.ok_or("the catalogue's read waits")?.map_err(|error| chain(&error))?;
         if position.is_none_or(|(position, _)| position.log.last_number.0 < record) {
             return Err(format!("a segment of record {record} was deleted, which is not applied"));

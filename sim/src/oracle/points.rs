@@ -1,5 +1,7 @@
 //! What can be recovered: the listed points' snapshots, and what the block index reads.
 
+use std::sync::Arc;
+
 use futures::FutureExt as _;
 use lifeboat_agent::memory::tag;
 use lifeboat_recovery::{
@@ -13,7 +15,7 @@ use lifeboat_replication::{
     ids::DiskSlot,
     recoverable,
     store::{BlobStore as _, SnapshotId},
-    vault::layout,
+    vault::{Vault, layout},
 };
 
 use tokio::task::unconstrained;
@@ -21,9 +23,14 @@ use tokio::task::unconstrained;
 use super::{BLOCK, Image, Oracle};
 
 impl Oracle {
+    /// The vault as it is, whatever faults a program meets.
+    pub(super) fn past_faults(&self) -> Vault {
+        Vault { store: Arc::new(self.model.clone()), ..self.vault.clone() }
+    }
+
     /// The catalogue's points are the disks at their records.
     pub fn points_changed(&mut self) -> Result<(), String> {
-        let read = catalogue::read::<Points>(&self.model, &self.server).now_or_never();
+        let read = catalogue::read::<Points>(&self.past_faults(), &self.server).now_or_never();
         let Some((points, _)) = read.ok_or("the catalogue's read waits")?.map_err(|error| chain(&error))?
         else {
             return Ok(());

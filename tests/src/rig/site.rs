@@ -250,7 +250,7 @@ impl Site {
     pub fn seed_disk(&self, number: u64) -> Vec<u8> {
         let server = &self.servers[0].id;
         let position: Position = self.wait(&format!("record {number} on the seed disk"), || {
-            let read = catalogue::read::<Position>(&*self.vault.store, server);
+            let read = catalogue::read::<Position>(&self.vault, server);
             let (position, _) = self.runtime.block_on(read).unwrap()?;
             (position.log.last_number.0 >= number).then_some(position)
         });

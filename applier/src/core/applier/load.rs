@@ -20,9 +20,8 @@ impl Applier {
     /// Position and points as the vault has them, checked against the seed disks.
     pub(super) async fn load(&mut self) -> Result<Loaded, ApplyError> {
         let Seeds { vault, server, .. } = &self.seeds;
-        let store = &*vault.store;
-        let position = catalogue::read::<Position>(store, server).await?;
-        let points = catalogue::read::<Points>(store, server).await?;
+        let position = catalogue::read::<Position>(vault, server).await?;
+        let points = catalogue::read::<Points>(vault, server).await?;
         let (position, position_etag) =
             position.map_or((None, None), |(position, etag)| (Some(position), Some(etag)));
         let (points, points_etag) = match points {
@@ -86,7 +85,7 @@ impl Applier {
         let Seeds { vault, server, .. } = &self.seeds;
         tracing::warn!(%server, lost = before - points.points.len(), "recovery points lost their snapshots in the store");
         let name = || layout::catalogue(server, "points.json");
-        let written = catalogue::write(&*vault.store, server, &points, etag.as_ref()).await;
+        let written = catalogue::write(vault, server, &points, etag.as_ref()).await;
         Ok((points, Some(replaced(written, name)?)))
     }
 

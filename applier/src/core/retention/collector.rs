@@ -93,7 +93,7 @@ impl Collector {
             pins
         } else {
             let Seeds { vault, server, .. } = seeds;
-            let written = catalogue::write(&*vault.store, server, &planned, points.1.as_ref()).await;
+            let written = catalogue::write(vault, server, &planned, points.1.as_ref()).await;
             let etag = written.map_err(|error| CollectError::Catalogue(unsettled(error, seeds)))?;
             *points = (planned, Some(etag));
             self.pins(seeds).await?
