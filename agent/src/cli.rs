@@ -33,6 +33,38 @@ pub enum Command {
     Disks(DiskArgs),
     /// Thaw frozen file systems when the agent does not (lifeboat-thaw.service).
     ThawWatchdog(SocketArg),
+    /// Let applications go on that the agent had prepared for a point when it ended (lifeboat-agent.service).
+    ReleaseHooks(HookArgs),
+    /// Hooks that prepare applications for application-consistent points.
+    Hooks(HooksArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct HooksArgs {
+    #[command(flatten)]
+    pub places: HookArgs,
+    #[command(subcommand)]
+    pub command: HooksCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum HooksCommand {
+    /// Install a hook that comes with the agent: postgresql or mariadb.
+    Enable { name: String },
+    /// Take a hook away that `enable` has installed and nobody has changed.
+    Disable { name: String },
+    /// Run every pre and post once, without a point, and say how long that took.
+    Check,
+}
+
+#[derive(Debug, Args)]
+pub struct HookArgs {
+    /// Directory with a directory for each hook, with the programs pre and post.
+    #[arg(long, global = true, default_value = kernel::hooks::HOOKS)]
+    pub hooks_dir: PathBuf,
+    /// Directory in memory for what is under way.
+    #[arg(long, global = true, default_value = kernel::hooks::STATE)]
+    pub hooks_state: PathBuf,
 }
 
 #[derive(Debug, Args)]
@@ -73,6 +105,8 @@ pub struct Run {
     pub pins: PinArg,
     #[command(flatten)]
     pub socket: SocketArg,
+    #[command(flatten)]
+    pub hooks: HookArgs,
 }
 
 #[derive(Debug, Args)]

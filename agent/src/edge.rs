@@ -15,6 +15,7 @@ use std::{io, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use lifeboat_replication::{
     blocks::{BlockRun, BlockSet},
     env::Micros,
@@ -112,6 +113,14 @@ pub enum FreezeError {
     TooSlow { limit: Duration },
 }
 
+/// What [`Freezer::freeze`] has done.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Frozen {
+    /// File systems that are mounted from the disks for writing and could not be frozen: with one of them the freeze
+    /// proves nothing about the whole.
+    pub left_out: Vec<String>,
+}
+
 /// What [`Freezer::thaw`] found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Thawed {
@@ -129,10 +138,74 @@ pub trait Freezer: Send {
     /// possible here (nothing mounted, no watchdog).
     async fn estimate(&mut self) -> Option<Duration>;
 
+    /// Starts writing back what is dirty in memory (syncfs), without freezing: a freeze after it is short. The answer
+    /// comes when it is done, and may be left.
+    fn write_back(&mut self) -> BoxFuture<'static, ()>;
+
     /// Writes back (syncfs), then freezes all, root last; on an error everything is thawed again.
-    async fn freeze(&mut self, limit: Duration) -> Result<(), FreezeError>;
+    async fn freeze(&mut self, limit: Duration) -> Result<Frozen, FreezeError>;
 
     async fn thaw(&mut self) -> Thawed;
+
+    /// What no freeze covers, for status: swap, and disks from which nothing is mounted.
+    fn not_freezable(&self) -> Vec<String> {
+        Vec::new()
+    }
+}
+
+/// What a hook of an application did not do.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("hook {hook}: {reason}")]
+pub struct HookError {
+    pub hook: String,
+    pub reason: String,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct HookLimits {
+    /// Of each script.
+    pub timeout: Duration,
+    /// From the first `pre` until everything is released by itself.
+    pub hold: Duration,
+}
+
+/// Prepares applications for a point, and lets them go on after it. Whatever was begun is released: at the latest when
+/// the limit has passed, or after the agent has ended.
+pub trait Hooks: Send {
+    /// Names of the hooks; an error says why one must not be run.
+    fn installed(&self) -> Result<Vec<String>, HookError>;
+
+    /// Runs every `pre`; stops at the first that fails. [`Hooks::release`] belongs to it also then.
+    fn hold(&mut self, limits: HookLimits) -> BoxFuture<'static, Result<(), HookError>>;
+
+    /// Runs every `post` whose `pre` was begun. An error: one of them failed, or the hold was over before this call, so
+    /// that nothing may be concluded from it.
+    fn release(&mut self) -> BoxFuture<'static, Result<(), HookError>>;
+
+    /// How long ago the last hold began, also by an earlier run of the agent; `None`: not since the machine started.
+    fn since_last(&self) -> Option<Duration>;
+}
+
+/// For machines (and simulations) without applications.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoHooks;
+
+impl Hooks for NoHooks {
+    fn installed(&self) -> Result<Vec<String>, HookError> {
+        Ok(Vec::new())
+    }
+
+    fn hold(&mut self, _limits: HookLimits) -> BoxFuture<'static, Result<(), HookError>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn release(&mut self) -> BoxFuture<'static, Result<(), HookError>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn since_last(&self) -> Option<Duration> {
+        None
+    }
 }
 
 /// For machines (and simulations) without anything to freeze.
@@ -145,7 +218,11 @@ impl Freezer for NoFreezer {
         None
     }
 
-    async fn freeze(&mut self, _limit: Duration) -> Result<(), FreezeError> {
+    fn write_back(&mut self) -> BoxFuture<'static, ()> {
+        Box::pin(std::future::ready(()))
+    }
+
+    async fn freeze(&mut self, _limit: Duration) -> Result<Frozen, FreezeError> {
         Err(FreezeError::NothingToFreeze { reason: "freezing is switched off".to_owned() })
     }
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    kernel,
+    hook_files, kernel,
     state::{StateDir, StateError},
 };
 
@@ -44,6 +44,8 @@ pub struct Places {
     pub units: PathBuf,
     pub pins: PathBuf,
     pub thaw_socket: PathBuf,
+    pub hooks: PathBuf,
+    pub hooks_state: PathBuf,
     pub binary: PathBuf,
     pub state: StateDir,
 }
@@ -92,6 +94,10 @@ pub fn uninstall(places: &Places) -> Vec<InstallError> {
 /// What is left once nothing runs any more.
 pub fn remove_after_stop(places: &Places) -> Vec<InstallError> {
     let mut failures = Vec::new();
+    // Hooks of the machine's own stay: they are not ours.
+    _ = kernel::hooks::release_left(&places.hooks, &places.hooks_state);
+    _ = fs::remove_dir_all(&places.hooks_state);
+    hook_files::remove_unchanged(&places.hooks);
     let pins = kernel::remove_pins(&places.pins);
     failures.extend(pins.map_err(|source| InstallError::Pins { path: places.pins.clone(), source }).err());
     failures.extend(places.state.remove().map_err(InstallError::State).err());
@@ -131,6 +137,8 @@ mod tests {
             units: root.join("units"),
             pins: root.join("pins"),
             thaw_socket: root.join("run/thaw.sock"),
+            hooks: root.join("hooks.d"),
+            hooks_state: root.join("run/hooks"),
             binary: root.join("bin/lifeboat-agent"),
             state: StateDir::new(root.join("state")),
         };
@@ -158,11 +166,12 @@ mod tests {
     fn nothing_is_left_and_removing_twice_is_fine() {
         let root = tempfile::tempdir().unwrap();
         let places = places(root.path());
+        hook_files::enable(&places.hooks, "postgresql").unwrap();
         for _ in 0..2 {
             let failures = remove_after_stop(&places);
             assert!(failures.is_empty(), "{failures:?}");
         }
-        for path in ["run", "bin/lifeboat-agent", "state"] {
+        for path in ["run", "bin/lifeboat-agent", "state", "hooks.d"] {
             assert!(!root.path().join(path).exists(), "{path}");
         }
     }

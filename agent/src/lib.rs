@@ -12,6 +12,7 @@ pub mod cli;
 pub mod core;
 pub mod edge;
 pub mod enrol;
+pub mod hook_files;
 pub mod install;
 pub mod kernel;
 pub mod machine;

@@ -11,8 +11,9 @@ use clap::Parser as _;
 use lifeboat_agent::{
     cli::{Cli, Command, DiskArgs, Enroll},
     enrol::{self, Invitation},
+    hook_files,
     install::{self, Places},
-    kernel::{Discovery, PINS, watchdog},
+    kernel::{Discovery, PINS, hooks, watchdog},
     machine, run,
     state::{Secret, StateDir},
 };
@@ -67,6 +68,10 @@ fn execute(state: StateDir, command: Command) -> Result<(), Box<dyn Error>> {
         }
         Command::Disks(arguments) => disks(arguments),
         Command::ThawWatchdog(arguments) => Ok(watchdog::run(&arguments.thaw_socket)?),
+        Command::ReleaseHooks(arguments) => {
+            Ok(hooks::release_left(&arguments.hooks_dir, &arguments.hooks_state)?)
+        }
+        Command::Hooks(arguments) => hook_files::run(&arguments.places, &arguments.command),
     }
 }
 
@@ -116,5 +121,13 @@ fn places(
     pins: PathBuf,
     thaw_socket: PathBuf,
 ) -> Result<Places, Box<dyn Error>> {
-    Ok(Places { units, pins, thaw_socket, binary: std::env::current_exe()?, state })
+    Ok(Places {
+        units,
+        pins,
+        thaw_socket,
+        hooks: PathBuf::from(hooks::HOOKS),
+        hooks_state: PathBuf::from(hooks::STATE),
+        binary: std::env::current_exe()?,
+        state,
+    })
 }

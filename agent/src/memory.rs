@@ -12,14 +12,18 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use lifeboat_replication::{
     blocks::{BLOCK_BYTES, BlockRun, BlockSet},
     env::{Micros, Wall},
     ids::DiskSlot,
     wire::v1,
 };
+use tokio::time::Instant;
 
-use crate::edge::{BlockSource, DirtyMap, TrackError};
+use crate::edge::{
+    BlockSource, DirtyMap, FreezeError, Freezer, Frozen, HookError, HookLimits, Hooks, Thawed, TrackError,
+};
 
 const BLOCK: usize = BLOCK_BYTES as usize;
 
@@ -44,6 +48,10 @@ pub struct Write {
 pub struct Flip {
     pub content: BTreeMap<Address, Tag>,
     pub in_flight: Vec<Write>,
+    /// Every file system stood frozen.
+    pub frozen: bool,
+    /// The applications were held.
+    pub held: bool,
 }
 
 impl Flip {
@@ -73,6 +81,19 @@ struct State {
     flips: BTreeMap<Micros, Flip>,
     keep_flips: usize,
     read_time: Duration,
+    freeze: Freeze,
+    /// Applications are held until then, unless they are released before.
+    applications_held: Option<Instant>,
+}
+
+/// The file systems and the watchdog, which outlive the agent.
+#[derive(Debug, Default)]
+struct Freeze {
+    /// Frozen until then, unless it is thawed before: the watchdog's limit.
+    until: Option<Instant>,
+    /// One was left out of the freeze.
+    left_out: bool,
+    count: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -126,6 +147,8 @@ impl Machine {
             flips: BTreeMap::new(),
             keep_flips,
             read_time: Duration::ZERO,
+            freeze: Freeze::default(),
+            applications_held: None,
         };
         state.to_copy = state.everything();
         let all: Vec<_> = state.everything().runs(1).map(|run| ((run.disk, run.first), 0)).collect();
@@ -193,6 +216,16 @@ impl Machine {
         self.state().content.insert(address, tag);
     }
 
+    /// Writers stand still: nothing may be issued. Over as soon as the limit has passed, whatever the agent does.
+    pub fn is_frozen(&self) -> bool {
+        self.state().is_frozen()
+    }
+
+    /// How often the file systems were frozen.
+    pub fn freezes(&self) -> u64 {
+        self.state().freeze.count
+    }
+
     pub fn content(&self) -> BTreeMap<Address, Tag> {
         self.state().content.clone()
     }
@@ -233,12 +266,30 @@ impl Machine {
         Box::new(MemoryMap(self.clone()))
     }
 
+    /// `trouble`: without, a freeze always succeeds.
+    pub fn freezer(&self, trouble: Option<Arc<dyn Trouble>>) -> Box<dyn Freezer> {
+        Box::new(MemoryFreezer { machine: self.clone(), since: None, trouble })
+    }
+
+    /// `trouble`: without, a hook always does what it should.
+    pub fn hooks(&self, trouble: Option<Arc<dyn Trouble>>) -> Box<dyn Hooks> {
+        Box::new(MemoryHooks { machine: self.clone(), trouble })
+    }
+
     pub fn source(&self) -> Arc<dyn BlockSource> {
         Arc::new(MemorySource(self.clone()))
     }
 }
 
 impl State {
+    fn is_frozen(&self) -> bool {
+        self.freeze.until.is_some_and(|until| Instant::now() < until)
+    }
+
+    fn is_held(&self) -> bool {
+        self.applications_held.is_some_and(|until| Instant::now() < until)
+    }
+
     fn everything(&self) -> BlockSet {
         let mut all = BlockSet::default();
         for disk in &self.disks {
@@ -259,7 +310,9 @@ impl DirtyMap for MemoryMap {
         // Two flips never have the same date, so that a date names one.
         let date = state.flips.last_key_value().map_or(now, |(last, _)| now.max(Micros(last.0 + 1)));
         let in_flight = state.writes.values().copied().collect();
-        state.flips.insert(date, Flip { content: state.content.clone(), in_flight });
+        let frozen = state.is_frozen() && !state.freeze.left_out;
+        let flip = Flip { content: state.content.clone(), in_flight, frozen, held: state.is_held() };
+        state.flips.insert(date, flip);
         while state.flips.len() > state.keep_flips.max(1) {
             state.flips.pop_first();
         }
@@ -339,6 +392,102 @@ impl DirtyMap for MemoryMap {
     fn tracking(&self) -> String {
         "memory".to_owned()
     }
+}
+
+/// Whether something goes wrong, and which of so many kinds.
+pub trait Trouble: Send + Sync {
+    fn strikes(&self, kinds: u64) -> Option<u64>;
+}
+
+/// Freezes whoever asks [`Machine::is_frozen`] before writing.
+struct MemoryFreezer {
+    machine: Machine,
+    since: Option<Instant>,
+    trouble: Option<Arc<dyn Trouble>>,
+}
+
+#[async_trait]
+impl Freezer for MemoryFreezer {
+    async fn estimate(&mut self) -> Option<Duration> {
+        Some(Duration::from_millis(100))
+    }
+
+    fn write_back(&mut self) -> BoxFuture<'static, ()> {
+        Box::pin(tokio::time::sleep(Duration::from_millis(200)))
+    }
+
+    async fn freeze(&mut self, limit: Duration) -> Result<Frozen, FreezeError> {
+        let trouble = self.trouble.as_ref().and_then(|trouble| trouble.strikes(3));
+        if trouble == Some(0) {
+            return Err(FreezeError::NothingToFreeze { reason: "today nothing will".to_owned() });
+        }
+        let left_out = trouble == Some(1);
+        // What is under way comes to its end before a file system stands still.
+        let under_way: Vec<u64> = self.machine.state().writes.keys().copied().collect();
+        if !left_out {
+            under_way.into_iter().for_each(|write| self.machine.complete(write));
+        }
+        let now = Instant::now();
+        self.since = Some(now);
+        self.machine.state().freeze =
+            Freeze { until: Some(now + limit), left_out, count: self.machine.freezes() + 1 };
+        let stall = if trouble == Some(2) { limit * 2 } else { Duration::from_millis(30) };
+        tokio::time::sleep(stall).await;
+        Ok(Frozen { left_out: if left_out { vec!["/boot/efi".to_owned()] } else { Vec::new() } })
+    }
+
+    async fn thaw(&mut self) -> Thawed {
+        let held_until_now = self.machine.is_frozen();
+        self.machine.state().freeze.until = None;
+        let longest = self.since.take().map_or(Duration::ZERO, |since| since.elapsed());
+        Thawed { longest, held_until_now }
+    }
+}
+
+/// One application, which says whether it was held.
+struct MemoryHooks {
+    machine: Machine,
+    trouble: Option<Arc<dyn Trouble>>,
+}
+
+impl Hooks for MemoryHooks {
+    fn installed(&self) -> Result<Vec<String>, HookError> {
+        Ok(vec!["memory".to_owned()])
+    }
+
+    fn hold(&mut self, limits: HookLimits) -> BoxFuture<'static, Result<(), HookError>> {
+        let trouble = self.trouble.as_ref().and_then(|trouble| trouble.strikes(3));
+        let machine = self.machine.clone();
+        Box::pin(async move {
+            tokio::time::sleep(Duration::from_millis(80)).await;
+            // It fails, lets go before the point, or is as it should be (slow, perhaps).
+            let hold = match trouble {
+                Some(0) => return Err(memory_hook("no")),
+                Some(1) => Duration::from_millis(10),
+                _ => limits.hold,
+            };
+            machine.state().applications_held = Some(Instant::now() + hold);
+            Ok(())
+        })
+    }
+
+    fn release(&mut self) -> BoxFuture<'static, Result<(), HookError>> {
+        let machine = self.machine.clone();
+        Box::pin(async move {
+            tokio::time::sleep(Duration::from_millis(80)).await;
+            let held = machine.state().is_held();
+            machine.state().applications_held = None;
+            if held { Ok(()) } else { Err(memory_hook("it was not held to the end")) }
+        })
+    }
+
+    fn since_last(&self) -> Option<Duration> {
+        None
+    }
+}
+
+fn memory_hook(reason: &str) -> HookError {
+    HookError { hook: "memory".to_owned(), reason: reason.to_owned() }
 }
 
 struct MemorySource(Machine);

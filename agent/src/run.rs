@@ -18,7 +18,7 @@ use crate::{
     cli::Run,
     core::{Options, Parts, Replicator},
     edge::TrackError,
-    kernel::{Discovery, DiskReader, KernelFreezer, Tracker, TrackerOptions},
+    kernel::{Discovery, DiskReader, KernelFreezer, KernelHooks, Tracker, TrackerOptions},
     machine,
     net::{dialler::Dialler, renewal},
     state::{StateDir, StateError},
@@ -40,6 +40,8 @@ pub enum RunError {
     Open(#[source] io::Error),
     #[error("the mounted file systems cannot be listed; is /proc mounted?")]
     Mounts(#[source] io::Error),
+    #[error("no thread for the hooks of applications could be started")]
+    Hooks(#[source] io::Error),
     #[error("signals cannot be received")]
     Signals(#[source] io::Error),
 }
@@ -71,6 +73,8 @@ pub async fn run(state: StateDir, arguments: Run) -> Result<(), RunError> {
     )?;
     let freezer = KernelFreezer::new(&found.disks, Path::new(SYSFS), &arguments.socket.thaw_socket)
         .map_err(RunError::Mounts)?;
+    let hooks = KernelHooks::new(&arguments.hooks.hooks_dir, &arguments.hooks.hooks_state)
+        .map_err(RunError::Hooks)?;
     let source = DiskReader::open(&found.disks).map_err(RunError::Open)?;
     let server = identity.server.clone();
     let (renewed, identity) = watch::channel(identity);
@@ -80,6 +84,7 @@ pub async fn run(state: StateDir, arguments: Run) -> Result<(), RunError> {
         map: Box::new(tracker),
         source: Arc::new(source),
         freezer: Box::new(freezer),
+        hooks: Box::new(hooks),
         env: env.clone(),
     };
     let options =

@@ -130,7 +130,10 @@ fn what_is_frozen_stands_still_until_it_is_thawed() {
         let mut freezer = stage.freezer();
         let runtime = runtime();
         assert!(runtime.block_on(freezer.estimate()).is_some());
-        runtime.block_on(freezer.freeze(Duration::from_secs(20))).unwrap();
+        runtime.block_on(freezer.write_back());
+        let frozen = runtime.block_on(freezer.freeze(Duration::from_secs(20))).unwrap();
+        assert_eq!(frozen.left_out, Vec::<String>::new());
+        assert_eq!(freezer.not_freezable(), Vec::<String>::new());
         assert!(!can_write(stage.mounted(), Duration::from_millis(300)), "{file_system} is not frozen");
         let thawed = runtime.block_on(freezer.thaw());
         assert!(thawed.held_until_now, "{thawed:?}");
@@ -198,4 +201,33 @@ fn a_disk_without_a_file_system_has_nothing_to_freeze() {
         KernelFreezer::new(&discover(&[&disk]), Path::new("/sys"), &folder.path().join("thaw.sock")).unwrap();
     let refused = runtime().block_on(freezer.freeze(Duration::from_secs(5))).unwrap_err();
     assert!(matches!(refused, FreezeError::NothingToFreeze { .. }), "{refused}");
+}
+
+/// A file system that only a container has mounted cannot be reached from here: the freeze proves nothing then.
+#[test]
+fn a_file_system_of_another_mount_namespace_is_named_as_left_out() {
+    let (stage, hidden) = (Stage::new("ext4"), Loop::new(64 << 20));
+    let device = hidden.name();
+    let made = Command::new("mkfs.ext4").args(["-q", device]).status().unwrap();
+    assert!(made.success());
+    let folder = stage.folder.path().join("hidden");
+    std::fs::create_dir(&folder).unwrap();
+    let script = format!("mount {device} {} && echo MOUNTED && exec sleep 60", folder.display());
+    let mut other = Process(
+        Command::new("unshare")
+            .args(["--mount", "--propagation", "private", "sh", "-c", &script])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap(),
+    );
+    other.wait_for("MOUNTED");
+    let _watchdog = Process::watchdog(stage.folder.path());
+    let disks = discover(&[&stage.disk, &hidden]);
+    let mut freezer =
+        KernelFreezer::new(&disks, Path::new("/sys"), &stage.folder.path().join("thaw.sock")).unwrap();
+    let runtime = runtime();
+    let frozen = runtime.block_on(freezer.freeze(Duration::from_secs(20))).unwrap();
+    assert!(runtime.block_on(freezer.thaw()).held_until_now);
+    assert_eq!(frozen.left_out.len(), 1);
+    assert!(frozen.left_out[0].contains("in the namespace of process"), "{frozen:?}");
 }

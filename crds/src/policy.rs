@@ -58,6 +58,7 @@ use crate::{Condition, Duration};
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[x_kube(validation = Rule::new("duration(self.rpoThreshold) >= duration(self.roundInterval)").message("rpoThreshold must not be shorter than roundInterval: no server could ever meet it"))]
+#[x_kube(validation = Rule::new("!has(self.appConsistent) || duration(self.appConsistent.interval) < duration(self.recoveryPoints.retention)").message("appConsistent.interval must be shorter than recoveryPoints.retention: its points would be gone before the next one"))]
 #[serde(rename_all = "camelCase")]
 pub struct ReplicationPolicySpec {
     /// Time between two rounds, from 1s to 5m.
@@ -87,6 +88,9 @@ pub struct ReplicationPolicySpec {
     #[serde(default = "freeze_timeout")]
     #[x_kube(validation = Rule::new("duration(self) >= duration('1s') && duration(self) <= duration('30s')").message("freezeTimeout is from 1s to 30s"))]
     pub freeze_timeout: Duration,
+    /// Application-consistent points by the clock; only those that are asked for when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub app_consistent: Option<AppConsistent>,
 }
 
 impl Default for ReplicationPolicySpec {
@@ -99,6 +103,7 @@ impl Default for ReplicationPolicySpec {
             compression: Compression::default(),
             max_freezes_per_hour: max_freezes_per_hour(),
             freeze_timeout: freeze_timeout(),
+            app_consistent: None,
         }
     }
 }
@@ -122,6 +127,32 @@ fn max_freezes_per_hour() -> u32 {
 
 fn freeze_timeout() -> Duration {
     Duration::from_secs(5)
+}
+
+/// Points for which the hooks on the server prepare its applications.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AppConsistent {
+    /// Time between two of them, from 1h to 12h.
+    #[serde(default = "app_interval")]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('1h') && duration(self) <= duration('12h')").message("appConsistent.interval is from 1h to 12h"))]
+    pub interval: Duration,
+    /// Longest freeze for one of them.
+    #[serde(default = "freeze_timeout")]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('1s') && duration(self) <= duration('30s')").message("appConsistent.freezeTimeout is from 1s to 30s"))]
+    pub freeze_timeout: Duration,
+    /// Longest time of one hook script.
+    #[serde(default = "hook_timeout")]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('1s') && duration(self) <= duration('5m')").message("appConsistent.hookTimeout is from 1s to 5m"))]
+    pub hook_timeout: Duration,
+}
+
+fn app_interval() -> Duration {
+    Duration::from_mins(4 * 60)
+}
+
+fn hook_timeout() -> Duration {
+    Duration::from_secs(30)
 }
 
 /// When recovery points are cut, and how long they are kept.

@@ -108,8 +108,12 @@ pub enum RecoveryPointKind {
     Latest,
     /// The newest snapshot of the seed disks: the shortest start, a little older.
     LatestProcessed,
-    /// The newest crash-consistent point.
+    /// The newest crash-consistent point. Every point is at least that.
     LatestCrashConsistent,
+    /// The newest point for which all file systems stood frozen.
+    LatestFilesystemConsistent,
+    /// The newest point for which the hooks of the applications had prepared them.
+    LatestAppConsistent,
     /// The newest point at or before `time`.
     At,
 }
@@ -372,9 +376,13 @@ pub struct ResolvedPoint {
 }
 
 /// What is proven of a point.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Consistency {
+    /// All disks at one instant, as after a power cut.
+    #[default]
     CrashConsistent,
+    /// And all file systems mounted from them stood frozen.
     FilesystemConsistent,
+    /// And the hooks of the applications had prepared them.
     AppConsistent,
 }

@@ -5,7 +5,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Condition, Time, appliance::Health, check::HealthCheck, refs::LocalRef};
+use crate::{Condition, Time, appliance::Health, check::HealthCheck, refs::LocalRef, run::Consistency};
 
 /// A machine under protection.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -45,6 +45,9 @@ pub struct ProtectedServerSpec {
     /// Paused stops replication at once, also for a connected agent; the data stays.
     #[serde(default)]
     pub replication: Replication,
+    /// A point to be taken now; a new id asks for another one. `kubectl lifeboat point` sets it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_point: Option<RequestPoint>,
     /// What it becomes in a failover.
     pub target: Target,
     /// How to hear that the recovered machine's service works. Without it a machine counts as up when it runs.
@@ -68,6 +71,62 @@ pub enum Replication {
     #[default]
     Enabled,
     Paused,
+}
+
+/// A point that is asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RequestPoint {
+    /// Names the request: as long as it stays the same, nothing more is asked for.
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"))]
+    pub id: String,
+    /// What the point should be. What cannot be reached is taken as what can be, and the status says why.
+    #[serde(default)]
+    pub consistency: Consistency,
+}
+
+/// What became of the point that was asked for last.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RequestedPoint {
+    /// Id of the request.
+    pub id: String,
+    /// What was asked for.
+    pub asked: Consistency,
+    pub requested_at: Time,
+    pub state: RequestState,
+    /// The instant of the point.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time: Option<Time>,
+    /// What was reached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub consistency: Option<Consistency>,
+    /// Epoch of the log that has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<u64>,
+    /// Number of the record that is the point.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub record: Option<u64>,
+    /// How long the longest-frozen file system stood still.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub longest_freeze_millis: Option<u64>,
+    /// Why it was refused, or is less than asked for: a stable word.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The same in words, with what to do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub message: Option<String>,
+}
+
+/// How far a request for a point is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum RequestState {
+    /// The agent is asked, or will be when it is connected.
+    Taking,
+    /// The point is in the vault.
+    Taken,
+    /// There is no such point.
+    Refused,
 }
 
 /// What the server becomes in a failover.
@@ -168,6 +227,9 @@ pub struct ProtectedServerStatus {
     pub disks: Vec<DiskStatus>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recovery_points: Option<RecoveryPointsStatus>,
+    /// The point that `spec.requestPoint` asks for, or asked for last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requested_point: Option<RequestedPoint>,
     /// What is wrong, each with its remedy.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["code"]))]
@@ -223,6 +285,16 @@ pub struct AgentStatus {
     pub tracking: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_seen: Option<Time>,
+    /// How often it has frozen file systems since it started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub freezes: Option<u64>,
+    /// The longest time that a file system stood still for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worst_freeze_millis: Option<u64>,
+    /// What no freeze can cover, for information: swap, disks without a mounted file system.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
+    pub not_freezable: Vec<String>,
 }
 
 /// A protected disk.
@@ -277,6 +349,9 @@ pub struct RecoveryPointsStatus {
     /// snapshots.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub journal_begins: Option<Time>,
+    /// The latest application-consistent one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latest_app_consistent: Option<Time>,
 }
 
 /// Something that is wrong.

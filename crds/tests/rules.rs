@@ -75,6 +75,7 @@ fn merge(base: &mut Value, patch: Value) {
 #[case(json!({ "roundInterval": "5m", "recoveryPoints": { "interval": "12h" } }))]
 #[case(json!({ "recoveryPoints": { "retention": "0s" }, "journalRetention": "0s" }))]
 #[case(json!({ "recoveryPoints": { "retention": "360h" }, "journalRetention": "360h" }))]
+#[case(json!({ "appConsistent": { "interval": "1h", "freezeTimeout": "10s", "hookTimeout": "5m" } }))]
 fn a_policy_within_the_limits_is_admitted(#[case] spec: Value) {
     admits("ReplicationPolicy", spec);
 }
@@ -85,6 +86,11 @@ fn a_policy_within_the_limits_is_admitted(#[case] spec: Value) {
 #[case(json!({ "roundInterval": "2m", "rpoThreshold": "1m" }), "rpoThreshold must not be shorter than roundInterval")]
 #[case(json!({ "rpoThreshold": "25h" }), "rpoThreshold is from 1s to 24h")]
 #[case(json!({ "freezeTimeout": "31s" }), "freezeTimeout is from 1s to 30s")]
+#[case(json!({ "appConsistent": { "interval": "59m" } }), "appConsistent.interval is from 1h to 12h")]
+#[case(json!({ "appConsistent": { "interval": "4h" }, "recoveryPoints": { "retention": "4h" } }), "appConsistent.interval must be shorter than recoveryPoints.retention")]
+#[case(json!({ "appConsistent": { "interval": "13h" } }), "appConsistent.interval is from 1h to 12h")]
+#[case(json!({ "appConsistent": { "freezeTimeout": "31s" } }), "appConsistent.freezeTimeout is from 1s to 30s")]
+#[case(json!({ "appConsistent": { "hookTimeout": "6m" } }), "appConsistent.hookTimeout is from 1s to 5m")]
 #[case(json!({ "recoveryPoints": { "interval": "59s" } }), "recoveryPoints.interval is from 1m to 12h")]
 #[case(json!({ "recoveryPoints": { "retention": "361h" } }), "recoveryPoints.retention is from 0s to 360h (15 days)")]
 #[case(json!({ "journalRetention": "360h1s" }), "journalRetention is from 0s to 360h (15 days)")]

@@ -7,6 +7,7 @@ mod approve;
 mod cluster;
 mod enroll;
 mod failover;
+mod point;
 mod recovery_key;
 mod status;
 mod text;
@@ -43,6 +44,8 @@ enum Command {
     Status(status::Status),
     /// Starts a run of a plan and follows it.
     Failover(failover::Failover),
+    /// Asks a server for a point of this moment, and waits for it.
+    Point(point::Point),
     /// Answers a step that waits for people.
     Approve(approve::Approve),
     /// Recovery keys, which open the vault when the cluster is gone.
@@ -82,6 +85,7 @@ async fn run(arguments: Arguments) -> Result<(), PluginError> {
         Command::Enroll(command) => command.run(&cluster).await,
         Command::Status(command) => command.run(&cluster).await,
         Command::Failover(command) => command.run(&cluster).await,
+        Command::Point(command) => command.run(&cluster).await,
         Command::Approve(command) => command.run(&cluster).await,
         Command::RecoveryKey(_) | Command::Vault(_) => Ok(()),
     }

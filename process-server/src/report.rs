@@ -39,7 +39,7 @@ pub struct Reporter {
     samples: VecDeque<Sample>,
 }
 
-/// What is worth telling at once: connections, errors, who holds which log, the first point.
+/// What is worth telling at once: connections, errors, who holds which log, the first point, answers to requests.
 pub type Turn = Vec<(String, bool, u32, bool, bool, String)>;
 
 impl Sources {
@@ -57,7 +57,10 @@ impl Sources {
                 let status = member.status.borrow();
                 let report = &status.report;
                 let point = report.last_point_micros > 0;
-                (id.clone(), report.connected, report.epoch, report.complete, point, report.error.clone())
+                let answered = report.heartbeat.iter().flat_map(|heartbeat| &heartbeat.points);
+                let words: Vec<&str> =
+                    answered.map(|answer| answer.id.as_str()).chain([&*report.error]).collect();
+                (id.clone(), report.connected, report.epoch, report.complete, point, words.join("\n"))
             })
             .collect();
         let generation = self.directory.borrow().as_ref().map_or(0, |directory| directory.generation);

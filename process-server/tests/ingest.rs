@@ -305,3 +305,21 @@ async fn settings_reach_the_agent_while_it_is_connected() {
     let Some(v1::down::Message::Settings(settings)) = message else { panic!("{message:?}") };
     assert_eq!(settings.round_interval_micros, 5);
 }
+
+#[tokio::test(start_paused = true)]
+async fn requests_for_points_reach_an_agent_that_connects_and_one_that_is_connected() {
+    let world = World::new();
+    let process_server = world.process_server("ps-0");
+    let request = |id: &str| v1::PointRequest { id: id.into(), ..Default::default() };
+    process_server.assign.send_modify(|assigned| assigned.as_mut().unwrap().points = vec![request("a")]);
+    let (mut agent, welcome) = process_server.welcome(None).await;
+    assert_eq!(welcome.points.unwrap().requests, [request("a")]);
+    process_server.assign.send_modify(|assigned| assigned.as_mut().unwrap().points.push(request("b")));
+    let requests = loop {
+        let message = timeout(Duration::from_secs(5), agent.down.recv()).await.unwrap().unwrap().message;
+        if let Some(v1::down::Message::Points(points)) = message {
+            break points.requests;
+        }
+    };
+    assert_eq!(requests, [request("a"), request("b")]);
+}

@@ -103,6 +103,7 @@ pub struct PointDisk {
 pub enum PointConsistency {
     CrashConsistent,
     FilesystemConsistent,
+    AppConsistent,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -269,6 +270,7 @@ impl Point {
 impl PointConsistency {
     pub fn of(record: &v1::Data) -> Self {
         match record.consistency() {
+            v1::Consistency::AppConsistent => Self::AppConsistent,
             v1::Consistency::FilesystemConsistent => Self::FilesystemConsistent,
             v1::Consistency::CrashConsistent | v1::Consistency::Unspecified => Self::CrashConsistent,
         }
@@ -280,6 +282,7 @@ impl From<PointConsistency> for v1::Consistency {
         match consistency {
             PointConsistency::CrashConsistent => Self::CrashConsistent,
             PointConsistency::FilesystemConsistent => Self::FilesystemConsistent,
+            PointConsistency::AppConsistent => Self::AppConsistent,
         }
     }
 }

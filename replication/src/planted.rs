@@ -55,4 +55,6 @@ planted! {
     UnknownIsDone,
     /// A round counts as exact although a block of it was written again before it was read.
     DisturbedIsExact,
+    /// The agent calls a point consistent though the watchdog had thawed before it was taken.
+    TrustExpiredFreeze,
 }

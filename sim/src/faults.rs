@@ -87,6 +87,14 @@ classes! {
     ClockJump = 6,
     /// A failover fences and closes the log, and is taken back later.
     Failover = 4,
+    /// Somebody asks for a point.
+    PointRequest = 60,
+    // Of a freeze.
+    /// It fails, leaves a file system out, or lasts longer than the watchdog allows.
+    Freeze = 500,
+    // Of the hooks of applications.
+    /// One fails, or does not last until the point.
+    Hook = 500,
 }
 
 /// A schedule's dice: each class has its own, so that switching one off does not change what the others roll.

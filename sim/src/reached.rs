@@ -28,6 +28,9 @@ counters! {
     exact_records,
     /// Exact and complete records.
     points,
+    /// Points that are called more than crash-consistent.
+    consistent_points,
+    app_consistent_points,
     epochs,
     /// Parts of the log, the first of each epoch included.
     parts,

@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use lifeboat_agent::{
     core::{Options as AgentOptions, Parts, Replicator},
-    edge::NoFreezer,
+    edge::{NoFreezer, NoHooks},
     memory::{Address, Machine, Tag},
 };
 use lifeboat_applier::core::{Applier, Options as ApplierOptions, Step};
@@ -85,7 +85,12 @@ impl Site {
         let server = ServerId::from_random([7; 16]);
         let machine = Machine::new(Arc::new(clock), &DISKS, 10);
         let settings = v1::Settings { round_interval_micros: 1_000_000, ..Default::default() };
-        let assigned = Assigned { display_name: "sim/server".to_owned(), settings, compression_level: 1 };
+        let assigned = Assigned {
+            display_name: "sim/server".to_owned(),
+            settings,
+            compression_level: 1,
+            points: Vec::new(),
+        };
         let (assigned, assignment) = watch::channel(Some(assigned));
         let (listener, connections) = mpsc::channel(4);
         let shared = Shared {
@@ -112,6 +117,7 @@ impl Site {
             map: self.machine.map(),
             source: self.machine.source(),
             freezer: Box::new(NoFreezer),
+            hooks: Box::new(NoHooks),
             env: self.env.clone(),
         };
         tokio::spawn(async move {

@@ -21,8 +21,8 @@ use tokio::{
 
 use super::{Limits, Options, Parts, Replicator};
 use crate::{
-    edge::{FreezeError, Freezer, NoFreezer, Thawed},
-    memory::{Address, Machine, Tag, tag},
+    edge::{NoFreezer, NoHooks},
+    memory::{Address, Machine, Tag, Trouble, tag},
 };
 
 /// splitmix64.
@@ -67,6 +67,13 @@ impl Entropy for Random {
     }
 }
 
+/// Half of all freezes.
+impl Trouble for Random {
+    fn strikes(&self, kinds: u64) -> Option<u64> {
+        (self.below(2) == 0).then(|| self.below(kinds))
+    }
+}
+
 /// A date three hours off.
 #[derive(Debug)]
 struct VirtualWall(Instant);
@@ -87,6 +94,8 @@ struct Vault {
     clean_at: i64,
     full_copy_reason: String,
     kinds: Vec<v1::RecordKind>,
+    ends: Vec<v1::End>,
+    answers: BTreeMap<String, v1::PointAnswer>,
     wrong: Vec<String>,
 }
 
@@ -99,8 +108,10 @@ struct Server {
     start: Instant,
     /// One in so many messages breaks the connection; 0: none.
     breaks: Arc<Mutex<u64>>,
-    paused: bool,
+    paused: Arc<Mutex<bool>>,
     freezes_per_hour: u32,
+    asked: Arc<Mutex<Vec<v1::PointRequest>>>,
+    app_interval: Duration,
 }
 
 #[async_trait]
@@ -131,6 +142,27 @@ impl Server {
         one_in > 0 && self.random.below(one_in) == 0
     }
 
+    fn settings(&self) -> v1::Settings {
+        v1::Settings {
+            round_interval_micros: 1_000_000,
+            paused: *self.paused.lock().unwrap(),
+            max_freezes_per_hour: self.freezes_per_hour,
+            freeze_timeout_micros: 5_000_000,
+            rpo_threshold_micros: 900_000_000,
+            app_consistent_interval_micros: u64::try_from(self.app_interval.as_micros()).unwrap(),
+            ..v1::Settings::default()
+        }
+    }
+
+    fn ask(&self, id: &str, consistency: v1::Consistency) {
+        let request = v1::PointRequest { id: id.to_owned(), consistency: consistency.into() };
+        self.asked.lock().unwrap().push(request);
+    }
+
+    fn answer(&self, id: &str) -> v1::PointAnswer {
+        self.vault.lock().unwrap().answers.get(id).cloned().expect("an answer")
+    }
+
     fn now(&self) -> i64 {
         i64::try_from(self.start.elapsed().as_micros()).unwrap()
     }
@@ -153,15 +185,10 @@ impl Server {
                 .zip(11..)
                 .map(|(disk, slot)| v1::Disk { slot, ..disk.clone() })
                 .collect(),
-            settings: Some(v1::Settings {
-                round_interval_micros: 1_000_000,
-                paused: self.paused,
-                max_freezes_per_hour: self.freezes_per_hour,
-                freeze_timeout_micros: 5_000_000,
-                rpo_threshold_micros: 900_000_000,
-            }),
+            settings: Some(self.settings()),
             full_copy_reason: reason,
             process_server_time_micros: self.now(),
+            points: Some(v1::PointRequests { requests: self.asked.lock().unwrap().clone() }),
             ..v1::Welcome::default()
         };
         send(v1::down::Message::Welcome(welcome)).await.ok()?;
@@ -203,7 +230,14 @@ impl Server {
                     send(v1::down::Message::Durable(durable)).await.ok()?;
                 }
                 v1::up::Message::Heartbeat(heartbeat) => {
-                    self.vault.lock().unwrap().clean_at = heartbeat.clean_at_micros;
+                    {
+                        let mut vault = self.vault.lock().unwrap();
+                        vault.clean_at = heartbeat.clean_at_micros;
+                        vault.answers.extend(heartbeat.points.into_iter().map(|one| (one.id.clone(), one)));
+                    }
+                    send(v1::down::Message::Settings(self.settings())).await.ok()?;
+                    let requests = self.asked.lock().unwrap().clone();
+                    send(v1::down::Message::Points(v1::PointRequests { requests })).await.ok()?;
                     let answer = v1::HeartbeatAnswer {
                         agent_time_micros: heartbeat.agent_time_micros,
                         process_server_time_micros: self.now(),
@@ -227,6 +261,7 @@ impl Server {
         vault.content.extend(record.extents);
         let kind = record.end.kind();
         vault.kinds.push(kind);
+        vault.ends.push(record.end);
         if kind == v1::RecordKind::Exact {
             vault.exact += 1;
             vault.complete |= record.end.complete;
@@ -247,6 +282,15 @@ impl Server {
                 return Some(format!("record {}: {address:?} is {found:?} instead of {tag}", end.number));
             }
         }
+        if end.consistency() == v1::Consistency::AppConsistent && !flip.held {
+            return Some(format!(
+                "record {} is said to be application-consistent and nothing was held",
+                end.number
+            ));
+        }
+        if end.consistency() != v1::Consistency::CrashConsistent && !flip.frozen {
+            return Some(format!("record {} is said to be consistent and nothing was frozen", end.number));
+        }
         None
     }
 }
@@ -255,39 +299,22 @@ fn wire((disk, block): Address) -> (u32, u64) {
     (disk.0 + 10, u64::from(block))
 }
 
-/// Freezes writers that look at it.
-#[derive(Debug, Clone, Default)]
-struct Frozen(Arc<Mutex<(bool, u32)>>);
-
-#[async_trait]
-impl Freezer for Frozen {
-    async fn estimate(&mut self) -> Option<Duration> {
-        Some(Duration::from_millis(100))
-    }
-
-    async fn freeze(&mut self, _limit: Duration) -> Result<(), FreezeError> {
-        sleep(Duration::from_millis(30)).await;
-        let mut state = self.0.lock().unwrap();
-        *state = (true, state.1 + 1);
-        Ok(())
-    }
-
-    async fn thaw(&mut self) -> Thawed {
-        self.0.lock().unwrap().0 = false;
-        Thawed { longest: Duration::from_millis(40), held_until_now: true }
-    }
-}
-
 struct World {
-    frozen: Frozen,
     machine: Machine,
     server: Server,
     random: Random,
     env: Env,
     planted: Option<Planted>,
+    /// Freezes fail, expire and leave file systems out.
+    hostile: bool,
+    hooks: bool,
 }
 
 impl World {
+    fn trouble(&self) -> Option<Arc<dyn Trouble>> {
+        self.hostile.then(|| Arc::new(self.random.clone()) as Arc<dyn Trouble>)
+    }
+
     fn new(seed: u64, breaks: u64) -> Self {
         let random = Random::new(seed);
         let env = Env { wall: Arc::new(VirtualWall(Instant::now())), entropy: Arc::new(random.clone()) };
@@ -298,11 +325,12 @@ impl World {
             random: random.clone(),
             start: Instant::now(),
             breaks: Arc::new(Mutex::new(breaks)),
-            paused: false,
+            paused: Arc::default(),
             freezes_per_hour: 0,
+            asked: Arc::default(),
+            app_interval: Duration::ZERO,
         };
-        let frozen = Frozen::default();
-        Self { machine, server, random, env, frozen, planted: None }
+        Self { machine, server, random, env, planted: None, hostile: false, hooks: false }
     }
 
     fn start(&self) -> tokio::task::JoinHandle<crate::edge::TrackError> {
@@ -312,9 +340,13 @@ impl World {
             map: self.machine.map(),
             source: self.machine.source(),
             freezer: if self.server.freezes_per_hour > 0 {
-                Box::new(self.frozen.clone())
+                self.machine.freezer(self.trouble())
             } else {
                 Box::new(NoFreezer)
+            },
+            hooks: match self.hooks {
+                true => self.machine.hooks(self.trouble()),
+                false => Box::new(NoHooks),
             },
             env: self.env.clone(),
         };
@@ -362,7 +394,7 @@ impl World {
                     agent = self.start();
                 }
                 // Overlapping writes of one block have no order, so nobody issues them.
-                1..50 if writing.iter().all(|(of, _)| *of != address) => {
+                1..50 if !self.machine.is_frozen() && writing.iter().all(|(of, _)| *of != address) => {
                     writing.push((address, self.machine.issue(address, step)));
                 }
                 50..60 => writing.iter().for_each(|(_, id)| self.machine.land(*id)),
@@ -451,8 +483,8 @@ async fn after_a_reboot_or_by_order_of_the_vault_everything_is_copied_again() {
 
 #[tokio::test(start_paused = true)]
 async fn a_paused_server_sends_nothing_but_heartbeats() {
-    let mut world = World::new(3, 0);
-    world.server.paused = true;
+    let world = World::new(3, 0);
+    *world.server.paused.lock().unwrap() = true;
     let agent = world.start();
     sleep(Duration::from_secs(20)).await;
     agent.abort();
@@ -461,10 +493,10 @@ async fn a_paused_server_sends_nothing_but_heartbeats() {
 }
 
 /// Writes four blocks over and over, faster than they can be read, unless frozen.
-async fn hammer(machine: Machine, frozen: Frozen) {
+async fn hammer(machine: Machine) {
     for tag in 1.. {
         sleep(Duration::from_millis(1)).await;
-        if !frozen.0.lock().unwrap().0 {
+        if !machine.is_frozen() {
             machine.write((DiskSlot(1), u32::try_from(tag % 4).unwrap()), tag);
         }
     }
@@ -477,15 +509,195 @@ async fn a_load_that_leaves_no_exact_round_gets_points_by_freezing_and_only_so_m
         world.server.freezes_per_hour = freezes_per_hour;
         world.machine.set_read_time(Duration::from_millis(20));
         let agent = world.start();
-        let load = tokio::spawn(hammer(world.machine.clone(), world.frozen.clone()));
+        let load = tokio::spawn(hammer(world.machine.clone()));
         sleep(Duration::from_secs(300)).await;
         load.abort();
         agent.abort();
         let vault = world.server.vault.lock().unwrap();
         assert_eq!(vault.wrong, Vec::<String>::new());
         assert_eq!(vault.exact, u64::from(freezes_per_hour));
-        assert_eq!(world.frozen.0.lock().unwrap().1, freezes_per_hour);
+        assert_eq!(world.machine.freezes(), u64::from(freezes_per_hour));
         let inexact = vault.kinds.iter().filter(|kind| **kind == v1::RecordKind::Inexact).count();
         assert!(inexact > 200, "rounds go on: {inexact}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_point_that_is_asked_for_comes_at_once_and_once_even_if_nobody_writes() {
+    let world = World::new(5, 0);
+    let agent = world.start();
+    sleep(Duration::from_secs(20)).await;
+    let before = world.server.vault.lock().unwrap().last;
+    world.server.ask("a", v1::Consistency::CrashConsistent);
+    sleep(Duration::from_secs(3)).await;
+    assert_eq!(world.server.answer("a").number, before + 1);
+    assert_eq!(world.server.answer("a").consistency(), v1::Consistency::CrashConsistent);
+    sleep(Duration::from_secs(20)).await;
+    agent.abort();
+    assert_eq!(world.server.vault.lock().unwrap().last, before + 1, "the same id asks for nothing more");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_consistent_point_is_one_record_of_frozen_file_systems() {
+    let mut world = World::new(6, 0);
+    world.server.freezes_per_hour = 1;
+    let agent = world.start();
+    let load = tokio::spawn(hammer(world.machine.clone()));
+    sleep(Duration::from_secs(20)).await;
+    world.server.ask("a", v1::Consistency::FilesystemConsistent);
+    sleep(Duration::from_secs(5)).await;
+    let answer = world.server.answer("a");
+    assert_eq!(answer.consistency(), v1::Consistency::FilesystemConsistent, "{answer:?}");
+    assert_eq!((answer.longest_freeze_micros, answer.reason.as_str()), (30_000, ""));
+    let end =
+        *world.server.vault.lock().unwrap().ends.iter().find(|end| end.number == answer.number).unwrap();
+    assert_eq!(end.consistency(), v1::Consistency::FilesystemConsistent);
+    world.server.ask("b", v1::Consistency::FilesystemConsistent);
+    sleep(Duration::from_secs(5)).await;
+    load.abort();
+    agent.abort();
+    let answer = world.server.answer("b");
+    assert_eq!(
+        (answer.consistency(), answer.reason.as_str()),
+        (v1::Consistency::CrashConsistent, "FreezesSpent")
+    );
+    assert!(answer.number > 0, "a crash-consistent point is better than none: {answer:?}");
+    assert_eq!(world.machine.freezes(), 1);
+    assert_eq!(world.server.vault.lock().unwrap().wrong, Vec::<String>::new());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_point_cannot_be_had_while_paused_or_copying_and_the_answer_says_so() {
+    let world = World::new(7, 0);
+    world.machine.set_read_time(Duration::from_millis(900));
+    world.server.ask("a", v1::Consistency::FilesystemConsistent);
+    let agent = world.start();
+    sleep(Duration::from_secs(3)).await;
+    assert_eq!(world.server.answer("a").reason, "CopyNotComplete");
+    *world.server.paused.lock().unwrap() = true;
+    world.server.ask("b", v1::Consistency::CrashConsistent);
+    sleep(Duration::from_secs(10)).await;
+    assert_eq!((world.server.answer("b").number, world.server.answer("b").reason.as_str()), (0, "Paused"));
+    agent.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_ends_the_record_under_way_and_loses_nothing() {
+    let world = World::new(8, 0);
+    world.machine.set_read_time(Duration::from_millis(1500));
+    let agent = world.start();
+    sleep(Duration::from_secs(4)).await;
+    *world.server.paused.lock().unwrap() = true;
+    sleep(Duration::from_secs(10)).await;
+    let last = world.server.vault.lock().unwrap().last;
+    world.machine.write((DiskSlot(1), 3), 33);
+    sleep(Duration::from_secs(30)).await;
+    assert_eq!(world.server.vault.lock().unwrap().last, last, "nothing is sent");
+    assert!(world.machine.clean().len() < 64);
+    *world.server.paused.lock().unwrap() = false;
+    sleep(Duration::from_secs(90)).await;
+    agent.abort();
+    assert_eq!(world.check().or_else(|| world.not_at_rest()), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_request_is_answered_whatever_breaks_and_consistent_means_frozen() {
+    let mut reached = BTreeMap::new();
+    for seed in 0..40 {
+        let mut world = World::new(1000 + seed, 30 + seed % 40);
+        (world.hostile, world.hooks, world.server.freezes_per_hour) = (true, true, 120);
+        let asking = async {
+            for id in 0..6 {
+                let wanted = match world.random.below(3) {
+                    0 => v1::Consistency::CrashConsistent,
+                    1 => v1::Consistency::AppConsistent,
+                    _ => v1::Consistency::FilesystemConsistent,
+                };
+                world.server.ask(&id.to_string(), wanted);
+                sleep(world.random.millis(3000)).await;
+            }
+        };
+        let (wrong, ()) = tokio::join!(world.live(300), asking);
+        assert_eq!(wrong, None, "seed {seed}");
+        for id in 0..6 {
+            let answer = world.server.answer(&id.to_string());
+            let point = answer.number > 0;
+            assert!(point || !answer.reason.is_empty(), "seed {seed}: {answer:?}");
+            *reached
+                .entry((point.then(|| answer.consistency().as_str_name()), answer.reason))
+                .or_insert(0) += 1;
+        }
+    }
+    for reason in ["", "NotAllFrozen", "FreezeExpired", "FreezeFailed", "CopyNotComplete", "HookFailed"] {
+        assert!(reached.keys().any(|(_, seen)| seen == reason), "{reason} was never seen: {reached:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn trusting_a_freeze_that_the_watchdog_ended_is_found() {
+    let mut found = false;
+    for seed in 0..20 {
+        let mut world = World::new(seed, 0);
+        (world.hostile, world.server.freezes_per_hour) = (true, 120);
+        world.planted = Some(Planted::TrustExpiredFreeze);
+        for id in 0..8 {
+            world.server.ask(&id.to_string(), v1::Consistency::FilesystemConsistent);
+        }
+        let later = async {
+            for id in 8..20 {
+                sleep(Duration::from_millis(1500)).await;
+                world.server.ask(&id.to_string(), v1::Consistency::FilesystemConsistent);
+            }
+        };
+        found |= tokio::join!(world.live(900), later).0.is_some();
+    }
+    assert!(found);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_application_consistent_point_is_taken_while_the_applications_are_held() {
+    let mut world = World::new(9, 0);
+    (world.hooks, world.server.freezes_per_hour) = (true, 10);
+    let agent = world.start();
+    let load = tokio::spawn(hammer(world.machine.clone()));
+    sleep(Duration::from_secs(20)).await;
+    world.server.ask("a", v1::Consistency::AppConsistent);
+    sleep(Duration::from_secs(5)).await;
+    let answer = world.server.answer("a");
+    assert_eq!(
+        (answer.consistency(), answer.reason.as_str()),
+        (v1::Consistency::AppConsistent, ""),
+        "{answer:?}"
+    );
+    load.abort();
+    agent.abort();
+    assert_eq!(world.server.vault.lock().unwrap().wrong, Vec::<String>::new());
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_hooks_the_file_systems_are_frozen_and_the_answer_says_what_is_missing() {
+    let mut world = World::new(10, 0);
+    world.server.freezes_per_hour = 10;
+    let agent = world.start();
+    sleep(Duration::from_secs(20)).await;
+    world.server.ask("a", v1::Consistency::AppConsistent);
+    sleep(Duration::from_secs(5)).await;
+    agent.abort();
+    let answer = world.server.answer("a");
+    assert_eq!(answer.consistency(), v1::Consistency::FilesystemConsistent, "{answer:?}");
+    assert_eq!(answer.reason, "HooksMissing");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_policy_gets_its_application_consistent_points_by_the_clock() {
+    let mut world = World::new(11, 0);
+    (world.hooks, world.server.freezes_per_hour) = (true, 100);
+    world.server.app_interval = Duration::from_secs(60);
+    let agent = world.start();
+    sleep(Duration::from_secs(200)).await;
+    agent.abort();
+    let vault = world.server.vault.lock().unwrap();
+    let app = vault.ends.iter().filter(|end| end.consistency() == v1::Consistency::AppConsistent).count();
+    assert!((3..=4).contains(&app), "{app}");
+    assert!(vault.answers.is_empty(), "nobody had asked: {:?}", vault.answers);
 }

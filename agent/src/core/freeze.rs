@@ -1,8 +1,11 @@
-//! Whether a round that does not become exact may be helped by freezing. Pure.
+//! Whether file systems may be frozen now: to help a round that does not become exact, or for a point that was asked
+//! for. Pure.
 
 use std::{collections::VecDeque, time::Duration};
 
 use tokio::time::Instant;
+
+use super::points::Obstacle;
 
 const HOUR: Duration = Duration::from_secs(3600);
 /// Without an exact round for this long, and for [`PATIENCE_ROUNDS`] round intervals, a freeze is worth its price.
@@ -26,14 +29,30 @@ pub struct FreezeLimits {
 }
 
 impl FreezeBudget {
-    /// `without_exact`: how long there has been no exact round.
-    pub fn allows(&mut self, limits: &FreezeLimits, without_exact: Duration, now: Instant) -> bool {
+    /// For a round that nobody has asked for. `without_exact`: how long there has been no exact one.
+    pub fn helps(&mut self, limits: &FreezeLimits, without_exact: Duration, now: Instant) -> bool {
+        without_exact > PATIENCE.max(limits.round_interval * PATIENCE_ROUNDS)
+            && self.allows(limits, now).is_ok()
+    }
+
+    pub fn allows(&mut self, limits: &FreezeLimits, now: Instant) -> Result<(), Obstacle> {
         while self.recent.front().is_some_and(|at| now.saturating_duration_since(*at) > HOUR) {
             self.recent.pop_front();
         }
-        !limits.timeout.is_zero()
-            && without_exact > PATIENCE.max(limits.round_interval * PATIENCE_ROUNDS)
-            && self.recent.len() < limits.per_hour as usize
+        if limits.timeout.is_zero() || limits.per_hour == 0 {
+            let message =
+                "freezing is forbidden by the policy: raise maxFreezesPerHour of the ReplicationPolicy";
+            return Err(Obstacle::new("FreezingForbidden", message));
+        }
+        if self.recent.len() >= limits.per_hour as usize {
+            let message = format!(
+                "the file systems were frozen {} times within the last hour, which is all that the policy allows: ask \
+                 later, or raise maxFreezesPerHour of the ReplicationPolicy",
+                self.recent.len()
+            );
+            return Err(Obstacle::new("FreezesSpent", message));
+        }
+        Ok(())
     }
 
     /// A freeze was tried; it counts even if it failed.
@@ -62,8 +81,8 @@ mod tests {
     async fn waits_for_three_intervals_without_an_exact_round() {
         let mut budget = FreezeBudget::default();
         let now = Instant::now();
-        assert!(!budget.allows(&LIMITS, Duration::from_secs(44), now));
-        assert!(budget.allows(&LIMITS, Duration::from_secs(46), now));
+        assert!(!budget.helps(&LIMITS, Duration::from_secs(44), now));
+        assert!(budget.helps(&LIMITS, Duration::from_secs(46), now));
     }
 
     #[tokio::test(start_paused = true)]
@@ -72,13 +91,16 @@ mod tests {
         let now = Instant::now();
         budget.spend(now);
         budget.spend(now + MINUTE);
-        assert!(!budget.allows(&LIMITS, MINUTE, now + 2 * MINUTE));
-        assert!(budget.allows(&LIMITS, MINUTE, now + 61 * MINUTE));
+        let refused = budget.allows(&LIMITS, now + 2 * MINUTE).unwrap_err();
+        assert!(refused.message.contains("2 times"), "{refused:?}");
+        assert!(!budget.helps(&LIMITS, MINUTE, now + 2 * MINUTE));
+        assert!(budget.allows(&LIMITS, now + 61 * MINUTE).is_ok());
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_timeout_of_zero_switches_freezing_off() {
         let limits = FreezeLimits { timeout: Duration::ZERO, ..LIMITS };
-        assert!(!FreezeBudget::default().allows(&limits, MINUTE, Instant::now()));
+        let refused = FreezeBudget::default().allows(&limits, Instant::now()).unwrap_err();
+        assert_eq!(refused.code, "FreezingForbidden");
     }
 }

@@ -37,6 +37,8 @@ impl Session<'_> {
             kernel: machine.kernel.clone(),
             machine_id: machine.machine_id.clone(),
             agent_version: machine.agent_version.clone(),
+            points: self.kept.requests.answers(),
+            not_freezable: self.not_freezable.clone(),
         };
         Ok(up(v1::up::Message::Heartbeat(message)))
     }

@@ -6,6 +6,8 @@
 //!        ▲   backoff                    ├─ round     exact, another pass, or given up
 //!        └──── any break ◄──────────────┼─ freeze    when a freeze may help
 //!                                       ├─ compare   which blocks differ from the vault, by checksums
+//!                                       ├─ points    what is asked for, and what was answered
+//!                                       ├─ standing  points of frozen file systems
 //!                                       ├─ chunk     reads blocks, leaves out zeros
 //!                                       └─ clock     the process server's time
 //! ```
@@ -22,10 +24,12 @@ pub mod compare;
 mod comparing;
 pub mod freeze;
 mod heartbeat;
+pub mod points;
 mod progress;
 mod record;
 pub mod round;
 mod session;
+mod standing;
 pub mod tracker;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -39,10 +43,12 @@ use lifeboat_replication::{
     wire::{Dial, MAX_CHUNK_BYTES, v1::AgentIssue},
 };
 
+use tokio::time::Instant;
+
 pub use session::SessionError;
 
-use self::{backoff::Backoff, freeze::FreezeBudget, progress::Progress, session::Session};
-use crate::edge::{BlockSource, DirtyMap, Freezer, TrackError};
+use self::{backoff::Backoff, freeze::FreezeBudget, points::Requests, progress::Progress, session::Session};
+use crate::edge::{BlockSource, DirtyMap, Freezer, Hooks, TrackError};
 
 /// What somebody has to do something about is asked again after this time.
 const ASK_AGAIN: Duration = Duration::from_secs(60);
@@ -103,6 +109,7 @@ pub struct Parts {
     pub map: Box<dyn DirtyMap>,
     pub source: Arc<dyn BlockSource>,
     pub freezer: Box<dyn Freezer>,
+    pub hooks: Box<dyn Hooks>,
     pub env: Env,
 }
 
@@ -119,6 +126,11 @@ pub struct Options {
 /// Lives longer than a session.
 struct Kept {
     freezes: FreezeBudget,
+    requests: Requests,
+    /// Applications may be held: they are released before anything else is tried.
+    holding: bool,
+    /// When policy wants the next application-consistent point.
+    app_due: Option<Instant>,
     progress: Progress,
     /// Why checksums cannot be used, and everything is copied.
     not_compared: Option<String>,
@@ -139,6 +151,9 @@ impl Replicator {
         let issues = options.issues.iter().map(|issue| (issue.code.clone(), issue.clone())).collect();
         let kept = Kept {
             freezes: FreezeBudget::default(),
+            requests: Requests::default(),
+            holding: false,
+            app_due: None,
             progress: Progress::default(),
             not_compared: None,
             issues,
@@ -155,6 +170,11 @@ impl Replicator {
             let (error, useful) = Session::run(&mut self.parts, &self.options, &mut self.kept).await;
             if useful {
                 backoff.reset();
+            }
+            if std::mem::take(&mut self.kept.holding)
+                && let Err(error) = self.parts.hooks.release().await
+            {
+                tracing::warn!(error = %chain(&error), "applications were released after the session had ended");
             }
             let random = self.parts.env.entropy.next_u64();
             let wait = match &error {

@@ -7,16 +7,16 @@
 //!                                        ▲                   ├─ again: flip, take
 //!                                        └───────────────────┤
 //!                                          frozen pass ◄─────┴─ given up ── End(INEXACT)
+//!         └─ Standing round   freeze, flip, take, read what fits, thaw, read the rest (standing.rs)
 //! ```
 //!
 //! While something awaits its copy, rounds are inexact and leave those blocks to the copy.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, time::Duration};
 
 use lifeboat_replication::{
     blocks::{BLOCK_BYTES, BlockSet},
     env::Micros,
-    errors::chain,
     ids::RecordNumber,
     planted::Planted,
     wire::v1,
@@ -26,23 +26,24 @@ use tokio::time::Instant;
 use super::{
     chunk::{self, Content, ReadError},
     issue,
+    points::Taken,
     round::{Passes, Verdict},
     session::{Session, SessionError, up},
+    standing::{Stage, Stood},
 };
-use crate::edge::{FreezeError, TrackError};
+use crate::edge::TrackError;
 
-/// Issue codes of status.
-const FREEZE_FAILED: &str = "FreezeFailed";
+/// Issue code of status.
 const DISK_READ_FAILED: &str = "DiskReadFailed";
 
 pub(super) struct Record {
     number: RecordNumber,
     job: Job,
     chunks: u32,
-    rest: BlockSet,
+    pub(super) rest: BlockSet,
     /// Read under a freeze and not sent yet.
-    ready: VecDeque<Content>,
-    data_bytes: u64,
+    pub(super) ready: VecDeque<Content>,
+    pub(super) data_bytes: u64,
 }
 
 enum Job {
@@ -51,31 +52,77 @@ enum Job {
     Round(Round),
 }
 
-struct Round {
+pub(super) struct Round {
     passes: Passes,
     flip: Flip,
     pass_blocks: u64,
     disturbed: bool,
     /// False while the copy is not complete.
     may_be_exact: bool,
-    freeze: Option<v1::Consistency>,
+    /// The freeze of the last pass.
+    pub(super) stood: Option<Stood>,
+}
+
+impl Round {
+    pub(super) fn new(flip: Flip, pass_blocks: u64, may_be_exact: bool) -> Self {
+        Self { passes: Passes::default(), flip, pass_blocks, disturbed: false, may_be_exact, stood: None }
+    }
+
+    pub(super) fn another(&mut self, flip: Flip, pass_blocks: u64) {
+        (self.flip, self.pass_blocks, self.disturbed) = (flip, pass_blocks, false);
+    }
+}
+
+impl Record {
+    pub(super) fn round(&mut self) -> Option<&mut Round> {
+        match &mut self.job {
+            Job::Round(round) => Some(round),
+            Job::Copy | Job::Batch => None,
+        }
+    }
+
+    /// Everything of this pass is read and sent.
+    pub(super) fn is_read(&self) -> bool {
+        self.rest.is_empty() && self.ready.is_empty()
+    }
+
+    /// Nothing more is read for it: replication was paused. What is left stays marked.
+    pub(super) fn stop_short(&mut self) {
+        if !self.rest.is_empty() {
+            self.rest = BlockSet::default();
+            if let Some(round) = self.round() {
+                round.may_be_exact = false;
+            }
+        }
+    }
 }
 
 /// The instant of a flip: by this machine's date and by the process server's time.
-#[derive(Debug, Clone, Copy)]
-struct Flip {
+#[derive(Debug, Clone)]
+pub(super) struct Flip {
     date: Micros,
     theirs: Micros,
+    /// Requests for points that were heard before it.
+    serves: Vec<String>,
 }
 
 impl Session<'_> {
     /// Does one thing: begins a record, or yields its next message.
     pub(super) async fn step(&mut self) -> Result<Option<v1::Up>, SessionError> {
         let Some(mut record) = self.work.take() else {
-            if let Some(message) = self.compare(Instant::now()).await? {
+            let now = Instant::now();
+            if let Some(message) = self.compare(now).await? {
                 return Ok(message);
             }
-            self.work = self.plan(Instant::now())?;
+            self.prepare(now);
+            self.work = match self.stage {
+                Stage::Bulked if !self.catching_up => {
+                    self.hold();
+                    None
+                }
+                Stage::Ready if !self.catching_up && self.tracker.complete() => self.standing_round().await?,
+                _ => self.plan(now)?,
+            };
             return Ok(None);
         };
         if let Some(content) = record.ready.pop_front() {
@@ -100,7 +147,7 @@ impl Session<'_> {
     fn plan(&mut self, now: Instant) -> Result<Option<Record>, SessionError> {
         self.check_lost()?;
         let copying = !self.tracker.complete();
-        let due = now >= self.next_round() || self.catching_up;
+        let due = self.is_asked() || now >= self.next_round() || self.catching_up;
         let covers = self.options.limits.batch_covers_bytes / BLOCK_BYTES;
         if copying && (self.owe_copy || !due) {
             self.owe_copy = false;
@@ -122,22 +169,22 @@ impl Session<'_> {
         }
         self.catching_up = sendable.bytes() > limit;
         self.owe_copy = copying;
+        if !self.catching_up && matches!(self.stage, Stage::Bulk) {
+            self.stage = Stage::Bulked;
+        }
         let Some(flip) = flip.filter(|_| !self.catching_up) else {
             let rest = first(&sendable, self.options.limits.batch_blocks());
             return Ok(Some(self.begin_record(Job::Batch, rest)));
         };
-        if sendable.is_empty() && (copying || !self.need_point) {
+        if sendable.is_empty() && (copying || !(self.need_point || self.kept.requests.any_round_will_do())) {
             return Ok(None);
         }
-        let round = Round {
-            passes: Passes::default(),
-            flip,
-            pass_blocks: sendable.len(),
-            disturbed: false,
-            may_be_exact: !copying,
-            freeze: None,
-        };
-        Ok(Some(self.begin_record(Job::Round(round), sendable)))
+        let round = Round::new(flip, sendable.len(), !copying);
+        Ok(Some(self.begin_round(round, sendable)))
+    }
+
+    pub(super) fn begin_round(&mut self, round: Round, rest: BlockSet) -> Record {
+        self.begin_record(Job::Round(round), rest)
     }
 
     fn begin_record(&mut self, job: Job, rest: BlockSet) -> Record {
@@ -145,17 +192,18 @@ impl Session<'_> {
         Record { number, job, chunks: 0, rest, ready: VecDeque::new(), data_bytes: 0 }
     }
 
-    fn flip_and_take(&mut self) -> Result<Flip, TrackError> {
+    pub(super) fn flip_and_take(&mut self) -> Result<Flip, TrackError> {
         // Before the flip, so that the instant told is never later than the true one.
         let at = Instant::now();
         let date = self.parts.map.flip()?;
+        let serves = self.kept.requests.at_flip();
         let taken = self.parts.map.take()?;
         self.tracker.took(&taken);
-        Ok(Flip { date, theirs: self.clock.at(at) })
+        Ok(Flip { date, theirs: self.clock.at(at), serves })
     }
 
     /// Reads the next blocks of the record, and sees whether they were issued again meanwhile.
-    async fn read(&mut self, record: &mut Record) -> Result<Content, SessionError> {
+    pub(super) async fn read(&mut self, record: &mut Record) -> Result<Content, SessionError> {
         let content = match chunk::read(&*self.parts.source, &record.rest, &self.options.limits).await {
             Ok(content) => content,
             Err(error) => return Err(self.unreadable(error)),
@@ -231,89 +279,18 @@ impl Session<'_> {
         let now = Instant::now();
         match round.passes.finished(round.pass_blocks, round.disturbed) {
             Verdict::Exact => Ok(Judged::End(v1::RecordKind::Exact)),
-            _ if round.freeze.is_some() => Ok(Judged::End(v1::RecordKind::Inexact)),
+            _ if round.stood.is_some() => Ok(Judged::End(v1::RecordKind::Inexact)),
             Verdict::Again => Ok(match self.next_pass(record)? {
                 true => Judged::Another,
                 false => Judged::End(v1::RecordKind::Inexact),
             }),
             Verdict::GiveUp => {
                 let without = now.saturating_duration_since(self.last_exact);
-                let allowed = self.kept.freezes.allows(&self.policy.freeze, without, now);
+                let allowed = self.kept.freezes.helps(&self.policy.freeze, without, now)
+                    || self.kept.requests.frozen_round_will_do();
                 Ok(if allowed { Judged::Freeze } else { Judged::End(v1::RecordKind::Inexact) })
             }
         }
-    }
-
-    /// Flips and takes for another pass. False: too much was written meanwhile to be worth it; the next round
-    /// carries it.
-    fn next_pass(&mut self, record: &mut Record) -> Result<bool, TrackError> {
-        let flip = self.flip_and_take()?;
-        let rest = self.tracker.sendable();
-        if rest.bytes() > self.options.limits.catch_up_bytes {
-            return Ok(false);
-        }
-        if let Job::Round(round) = &mut record.job {
-            round.flip = flip;
-            round.pass_blocks = rest.len();
-            round.disturbed = false;
-        }
-        record.rest = rest;
-        Ok(true)
-    }
-
-    /// Freezes, flips, reads what fits, thaws. False: no freeze came about.
-    /// Nothing between freeze and thaw may return without thawing, or log.
-    async fn frozen_pass(&mut self, record: &mut Record) -> Result<bool, SessionError> {
-        let limit = self.policy.freeze.timeout;
-        match self.parts.freezer.estimate().await {
-            Some(estimate) if estimate <= limit / 2 => {}
-            _ => return Ok(false),
-        }
-        self.kept.freezes.spend(Instant::now());
-        let began = Instant::now();
-        if let Err(error) = self.parts.freezer.freeze(limit).await {
-            self.freeze_failed(&error);
-            return Ok(false);
-        }
-        let read = self.read_frozen(record, began).await;
-        let thawed = self.parts.freezer.thaw().await;
-        self.kept.freezes.thawed(thawed.longest);
-        self.kept.issues.remove(FREEZE_FAILED);
-        tracing::info!(
-            longest_ms = u64::try_from(thawed.longest.as_millis()).unwrap_or(u64::MAX),
-            held_until_thaw = thawed.held_until_now,
-            "froze the file systems for a round"
-        );
-        if let Job::Round(round) = &mut record.job {
-            round.freeze = Some(match thawed.held_until_now {
-                true => v1::Consistency::FilesystemConsistent,
-                false => v1::Consistency::CrashConsistent,
-            });
-        }
-        read
-    }
-
-    async fn read_frozen(&mut self, record: &mut Record, began: Instant) -> Result<bool, SessionError> {
-        if !self.next_pass(record)? {
-            return Ok(false);
-        }
-        let half = self.policy.freeze.timeout / 2;
-        let before = record.data_bytes;
-        while !record.rest.is_empty()
-            && began.elapsed() < half
-            && record.data_bytes - before < self.options.limits.frozen_bytes
-        {
-            let content = self.read(record).await?;
-            record.ready.push_back(content);
-        }
-        Ok(true)
-    }
-
-    fn freeze_failed(&mut self, error: &FreezeError) {
-        let remedy = "look at `systemctl status lifeboat-thaw` and the file system named; rounds go on without freezing";
-        let message = chain(error);
-        tracing::warn!(error = message, "could not freeze");
-        self.kept.issues.insert(FREEZE_FAILED.to_owned(), issue(FREEZE_FAILED, "Warning", message, remedy));
     }
 
     fn end(&mut self, record: &Record, kind: v1::RecordKind) -> v1::Up {
@@ -327,10 +304,20 @@ impl Session<'_> {
         };
         let exact = kind == v1::RecordKind::Exact;
         if exact && let Job::Round(round) = &record.job {
+            let consistency = round.stood.map_or(v1::Consistency::CrashConsistent, |stood| stood.consistency);
             end.t0_micros = round.flip.theirs.0;
             end.clock_offset_micros = round.flip.theirs.0 - round.flip.date.0;
-            end.consistency = round.freeze.unwrap_or(v1::Consistency::CrashConsistent).into();
+            end.consistency = consistency.into();
             self.last_exact = Instant::now();
+            let taken = Taken {
+                number: end.number,
+                t0_micros: end.t0_micros,
+                consistency,
+                longest_freeze: round.stood.map_or(Duration::ZERO, |stood| stood.longest),
+            };
+            self.kept.requests.carried(&round.flip.serves, &taken);
+        } else if let Job::Round(Round { stood: Some(_), flip, .. }) = &record.job {
+            self.kept.requests.disturbed(&flip.serves);
         }
         self.need_point = !exact;
         self.tracker.end();

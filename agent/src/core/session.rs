@@ -29,7 +29,9 @@ use super::{
     clock::Clock,
     compare::Compare,
     freeze::FreezeLimits,
+    points::{self, REQUEST_LIMIT},
     record::Record,
+    standing::{Releasing, Stage},
     tracker::{NeverSent, Tracker},
 };
 use crate::edge::TrackError;
@@ -43,6 +45,7 @@ const WELCOME_TIMEOUT: Duration = Duration::from_secs(90);
 const SILENCE: Duration = Duration::from_secs(60);
 const HEARTBEAT: Duration = Duration::from_secs(1);
 const DEFAULT_ROUND_INTERVAL: Duration = Duration::from_secs(15);
+const DEFAULT_HOOK_TIMEOUT: Duration = Duration::from_secs(30);
 const SHORTEST_ROUND_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Why a session ended.
@@ -95,6 +98,11 @@ impl Slots {
 pub(super) struct Policy {
     pub(super) paused: bool,
     pub(super) freeze: FreezeLimits,
+    /// Longest freeze of an application-consistent point.
+    pub(super) app_freeze: Duration,
+    /// Application-consistent points by policy; zero: none.
+    pub(super) app_interval: Duration,
+    pub(super) hook_timeout: Duration,
 }
 
 impl Policy {
@@ -103,13 +111,21 @@ impl Policy {
             0 => DEFAULT_ROUND_INTERVAL,
             micros => Duration::from_micros(micros).max(SHORTEST_ROUND_INTERVAL),
         };
+        let timeout = Duration::from_micros(settings.freeze_timeout_micros);
+        let or = |micros: u64, usual: Duration| match micros {
+            0 => usual,
+            micros => Duration::from_micros(micros),
+        };
         Self {
             paused: settings.paused,
             freeze: FreezeLimits {
                 per_hour: settings.max_freezes_per_hour,
-                timeout: Duration::from_micros(settings.freeze_timeout_micros),
+                timeout,
                 round_interval: interval,
             },
+            app_freeze: or(settings.app_freeze_timeout_micros, timeout),
+            app_interval: Duration::from_micros(settings.app_consistent_interval_micros),
+            hook_timeout: or(settings.hook_timeout_micros, DEFAULT_HOOK_TIMEOUT),
         }
     }
 
@@ -138,6 +154,12 @@ pub(super) struct Session<'a> {
     /// The last record of the log is not known to be a point.
     pub(super) need_point: bool,
     pub(super) last_exact: Instant,
+    pub(super) stage: Stage,
+    pub(super) releasing: Releasing,
+    /// As it was when the session began; swap and mounts change rarely.
+    pub(super) not_freezable: Vec<String>,
+    /// Something has come about that the next heartbeat should tell at once.
+    tell: bool,
     useful: bool,
 }
 
@@ -212,6 +234,11 @@ impl<'a> Session<'a> {
                 parts.map.set_durable_mark(last)?;
             }
         }
+        let not_freezable = parts.freezer.not_freezable();
+        // A log that has gone back does not hold what was sent.
+        let in_log = if welcome.full_copy_reason.is_empty() { welcome.last_number } else { 0 };
+        kept.requests.reconnected(in_log, welcome.epoch);
+        kept.requests.told(&welcome.points.clone().unwrap_or_default().requests, heard);
         // An earlier run may have stopped between a flip and its taking.
         parts.map.take()?;
         let tracker =
@@ -243,6 +270,10 @@ impl<'a> Session<'a> {
             owe_copy: false,
             need_point: true,
             last_exact: heard,
+            stage: Stage::default(),
+            releasing: Releasing::default(),
+            tell: false,
+            not_freezable,
             useful: false,
         })
     }
@@ -265,6 +296,7 @@ impl<'a> Session<'a> {
         let mut heartbeat_due = false;
         let mut heard = Instant::now();
         loop {
+            heartbeat_due |= std::mem::take(&mut self.tell);
             let ready = heartbeat_due || self.has_work(Instant::now());
             let next_round = self.next_round();
             tokio::select! { biased;
@@ -273,7 +305,12 @@ impl<'a> Session<'a> {
                     self.hear(message.ok_or(SessionError::Closed)?, heard)?;
                 }
                 () = sleep_until(heard + SILENCE) => return Err(SessionError::Silent { limit: SILENCE }),
-                _ = heartbeat.tick(), if !heartbeat_due => heartbeat_due = true,
+                _ = heartbeat.tick() => {
+                    heartbeat_due = true;
+                    self.review(Instant::now());
+                }
+                done = self.stage.beside() => self.prepared(done),
+                released = self.releasing.done() => self.released(released),
                 permit = up.reserve(), if ready => {
                     let permit = permit.map_err(|_| SessionError::Closed)?;
                     if std::mem::take(&mut heartbeat_due) {
@@ -282,7 +319,8 @@ impl<'a> Session<'a> {
                         permit.send(message);
                     }
                 }
-                () = sleep_until(next_round), if !ready && self.may_begin() => {}
+                // Not while a record waits for the hooks to end: the round that is due would wake it again and again.
+                () = sleep_until(next_round), if !ready && self.work.is_none() && self.may_begin() => {}
             }
         }
     }
@@ -294,6 +332,7 @@ impl<'a> Session<'a> {
                 let mark =
                     v1::DurableMark { number: durable.number, epoch: durable.epoch, chain: durable.chain };
                 self.settle(RecordNumber(durable.number), Some(mark))?;
+                self.tell |= self.kept.requests.durable(durable.number, durable.epoch);
             }
             Some(v1::down::Message::Received(received))
                 if self.options.planted == Some(Planted::ForgetOnReceived) =>
@@ -307,7 +346,14 @@ impl<'a> Session<'a> {
                 self.clock.answered(Micros(answer.agent_time_micros), theirs, now);
             }
             Some(v1::down::Message::Sums(sums)) => self.compared(&sums)?,
-            Some(v1::down::Message::Settings(settings)) => self.policy = Policy::from_wire(&settings),
+            Some(v1::down::Message::Settings(settings)) => {
+                self.policy = Policy::from_wire(&settings);
+                self.review(now);
+            }
+            Some(v1::down::Message::Points(points)) => {
+                self.kept.requests.told(&points.requests, now);
+                self.review(now);
+            }
             Some(v1::down::Message::Redirect(redirect)) => {
                 return Err(SessionError::Redirected { address: redirect.address });
             }
@@ -331,17 +377,42 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
+    /// What the moment means for requests for points, and for the record under way.
+    fn review(&mut self, now: Instant) {
+        let why = if self.policy.paused {
+            // At once: the record under way ends with what is read, and the rest stays marked.
+            self.work.iter_mut().for_each(Record::stop_short);
+            Some(points::paused())
+        } else {
+            (!self.tracker.complete()).then(points::copying)
+        };
+        let limit = REQUEST_LIMIT + 2 * self.policy.hook_timeout;
+        self.tell |= self.kept.requests.review(why.as_ref(), limit, now);
+        self.policy_points(why.is_none(), now);
+        self.prepare(now);
+    }
+
+    /// A record should begin before the next round is due: for a point that was asked for.
+    pub(super) fn is_asked(&self) -> bool {
+        self.stage.is_due() || self.kept.requests.in_a_hurry()
+    }
+
     /// A new record may begin.
     fn may_begin(&self) -> bool {
         let limits = &self.options.limits;
         !self.policy.paused
+            && !matches!(self.stage, Stage::Holding(_))
             && self.tracker.bytes_in_flight() < limits.window_bytes
             && self.tracker.records_in_flight() < limits.window_records
     }
 
     fn has_work(&self, now: Instant) -> bool {
-        let wanted = || now >= self.next_round() || self.catching_up || self.copy_can_go_on();
-        self.work.is_some() || (self.may_begin() && wanted())
+        let wanted =
+            || now >= self.next_round() || self.is_asked() || self.catching_up || self.copy_can_go_on();
+        match &self.work {
+            Some(record) => !(record.is_read() && self.releasing.is_under_way()),
+            None => self.may_begin() && wanted(),
+        }
     }
 
     /// The first round of a session is due at once.

@@ -2,18 +2,24 @@
 //!
 //! In: a limit. Out: everything frozen, or nothing. The watchdog (`watchdog.rs`) is armed before the first freeze;
 //! without it nothing is frozen. All blocking calls are made by one thread, which thaws when the freezer is dropped.
-//! Raw devices, swap and file systems that cannot be frozen (FAT) are written back and left as they are.
+//! File systems that cannot be frozen (FAT, or those of other mount namespaces) are written back and named: with one
+//! of them left out, no point is called consistent. Raw devices and swap have nothing that could be frozen.
 
 use std::{
     fs::{self, File},
     io::{self, BufRead as _, BufReader, Write as _},
     os::{fd::AsFd as _, unix::net::UnixStream},
     path::{Path, PathBuf},
-    sync::mpsc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     time::Duration,
 };
 
 use async_trait::async_trait;
+use futures::future::BoxFuture;
 use tokio::{sync::oneshot, time::Instant};
 
 use super::{
@@ -21,7 +27,7 @@ use super::{
     mounts, sys,
     watchdog::{self, ARMED, Arm, ArmMount, HELD, THAWED},
 };
-use crate::edge::{FreezeError, Freezer, Thawed};
+use crate::edge::{FreezeError, Freezer, Frozen, Thawed};
 
 /// The watchdog only opens directories before it answers.
 const WATCHDOG_TIMEOUT: Duration = Duration::from_secs(2);
@@ -30,13 +36,17 @@ const UNMEASURED_BYTES_PER_SECOND: f64 = 32e6;
 
 enum Command {
     Estimate(oneshot::Sender<Option<Duration>>),
-    Freeze(Duration, oneshot::Sender<Result<(), FreezeError>>),
+    Freeze(Duration, oneshot::Sender<Result<Frozen, FreezeError>>),
     Thaw(oneshot::Sender<Thawed>),
 }
 
 /// Dropping it thaws.
 pub struct KernelFreezer {
     commands: mpsc::Sender<Command>,
+    disks: Vec<Disk>,
+    sysfs: PathBuf,
+    /// A thread writes back; a second one would only queue behind it.
+    writing_back: Arc<AtomicBool>,
 }
 
 impl KernelFreezer {
@@ -51,7 +61,8 @@ impl KernelFreezer {
         };
         // A thread of its own: freezing and syncing block for as long as the disks take.
         std::thread::Builder::new().name("freezer".to_owned()).spawn(move || worker.run(&queue))?;
-        Ok(Self { commands })
+        let writing_back = Arc::new(AtomicBool::new(false));
+        Ok(Self { commands, disks: disks.to_vec(), sysfs: sysfs.to_owned(), writing_back })
     }
 }
 
@@ -63,11 +74,38 @@ impl Freezer for KernelFreezer {
         result.await.ok()?
     }
 
-    async fn freeze(&mut self, limit: Duration) -> Result<(), FreezeError> {
+    fn write_back(&mut self) -> BoxFuture<'static, ()> {
+        if self.writing_back.swap(true, Ordering::AcqRel) {
+            // One that was left is still at it, so the disks are too slow already.
+            return Box::pin(std::future::pending());
+        }
+        let (answer, done) = oneshot::channel();
+        let (disks, sysfs, busy) = (self.disks.clone(), self.sysfs.clone(), Arc::clone(&self.writing_back));
+        // Blocks for as long as the disks take, and must not hold up a thaw.
+        let started = std::thread::Builder::new().name("write-back".to_owned()).spawn(move || {
+            for mount in mounts::here(&sysfs, &disks).unwrap_or_default() {
+                // What cannot be synced cannot be frozen either, which says why.
+                let opened = watchdog::open(&mount.point, mount.device);
+                _ = opened.and_then(|directory| sys::sync_file_system(directory.as_fd()));
+            }
+            busy.store(false, Ordering::Release);
+            _ = answer.send(());
+        });
+        if started.is_err() {
+            self.writing_back.store(false, Ordering::Release);
+        }
+        Box::pin(async move { _ = done.await })
+    }
+
+    async fn freeze(&mut self, limit: Duration) -> Result<Frozen, FreezeError> {
         let (answer, result) = oneshot::channel();
         let ended = || FreezeError::NothingToFreeze { reason: "the freezing thread has ended".to_owned() };
         self.commands.send(Command::Freeze(limit, answer)).map_err(|_| ended())?;
         result.await.map_err(|_| ended())?
+    }
+
+    fn not_freezable(&self) -> Vec<String> {
+        mounts::without_file_system(&self.sysfs, &self.disks)
     }
 
     async fn thaw(&mut self) -> Thawed {
@@ -84,11 +122,11 @@ struct Worker {
     disks: Vec<Disk>,
     sysfs: PathBuf,
     socket: PathBuf,
-    frozen: Option<Frozen>,
+    frozen: Option<Standing>,
 }
 
 /// File systems frozen, in the order of freezing, with the moment each began to stand still.
-struct Frozen {
+struct Standing {
     mounts: Vec<(File, Instant)>,
     watchdog: UnixStream,
 }
@@ -117,8 +155,7 @@ impl Worker {
     }
 
     fn mounts(&self) -> io::Result<Vec<mounts::Mount>> {
-        let mountinfo = fs::read("/proc/self/mountinfo")?;
-        Ok(mounts::on_disks(&String::from_utf8_lossy(&mountinfo), &self.sysfs, &self.disks))
+        mounts::here(&self.sysfs, &self.disks)
     }
 
     fn estimate(&self) -> Option<Duration> {
@@ -148,12 +185,13 @@ impl Worker {
             .unwrap_or(UNMEASURED_BYTES_PER_SECOND)
     }
 
-    fn freeze(&mut self, limit: Duration) -> Result<(), FreezeError> {
+    fn freeze(&mut self, limit: Duration) -> Result<Frozen, FreezeError> {
         if self.frozen.is_some() {
             self.thaw();
         }
         let nothing = |reason: String| FreezeError::NothingToFreeze { reason };
-        let mounts = self.mounts().map_err(|error| nothing(error.to_string()))?;
+        let (mounts, mut left_out) =
+            mounts::find(&self.sysfs, &self.disks).map_err(|error| nothing(error.to_string()))?;
         let mut opened = Vec::new();
         for mount in &mounts {
             let path = mount.point.display().to_string();
@@ -171,13 +209,13 @@ impl Worker {
             self.arm(limit, &mounts).map_err(|error| FreezeError::Watchdog { reason: error.to_string() })?;
         let armed = Instant::now();
         // From here until the thaw nothing may be logged, and every way out thaws.
-        let frozen = self.frozen.insert(Frozen { mounts: Vec::new(), watchdog });
+        let frozen = self.frozen.insert(Standing { mounts: Vec::new(), watchdog });
         let mut failure = None;
         for (path, directory) in opened {
             let since = Instant::now();
             match sys::freeze(directory.as_fd()) {
                 Ok(()) => frozen.mounts.push((directory, since)),
-                Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {}
+                Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => left_out.push(path),
                 Err(source) => {
                     failure = Some(FreezeError::Freeze { path, source });
                     break;
@@ -191,8 +229,12 @@ impl Worker {
         if failure.is_none() && frozen.mounts.is_empty() {
             failure = Some(nothing("none of those mounted can be frozen".to_owned()));
         }
+        // Whatever was mounted since the list was made is not frozen.
+        let now = self.mounts().unwrap_or_default();
+        let new = now.iter().filter(|mount| !mounts.iter().any(|known| known.device == mount.device));
+        left_out.extend(new.map(|mount| mount.point.display().to_string()));
         match failure {
-            None => Ok(()),
+            None => Ok(Frozen { left_out }),
             Some(failure) => {
                 self.thaw();
                 Err(failure)
@@ -215,7 +257,7 @@ impl Worker {
     }
 
     fn thaw(&mut self) -> Thawed {
-        let Some(Frozen { mounts, watchdog }) = self.frozen.take() else {
+        let Some(Standing { mounts, watchdog }) = self.frozen.take() else {
             return Thawed { longest: Duration::ZERO, held_until_now: false };
         };
         let mut thawed = Thawed { longest: Duration::ZERO, held_until_now: !mounts.is_empty() };

@@ -5,6 +5,7 @@
 //!        │                layout · bits · control · suspects      (marks, held, to copy)
 //!        ├──────────► reader: BlockSource (O_DIRECT)
 //!        └──────────► mounts ──► freezer: Freezer ──socket──► watchdog (a process of its own)
+//!   hooks: Hooks (scripts of applications)
 //!   sys, mapped: all the unsafe code
 //! ```
 
@@ -13,6 +14,7 @@ mod control;
 mod disks;
 mod first_start;
 mod freezer;
+pub mod hooks;
 mod layout;
 mod mapped;
 mod mounts;
@@ -25,6 +27,7 @@ pub mod watchdog;
 
 pub use disks::{Discovery, Disk, Found};
 pub use freezer::KernelFreezer;
+pub use hooks::KernelHooks;
 pub use pins::remove as remove_pins;
 pub use reader::DiskReader;
 pub use tracker::{Counters, PINS, Tracker, TrackerOptions};

@@ -4,9 +4,9 @@
 //! parent would stop whoever still has to write to reach the child.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     ffi::OsString,
-    fs,
+    fs, io,
     os::unix::{ffi::OsStringExt as _, fs::MetadataExt as _},
     path::{Path, PathBuf},
 };
@@ -22,16 +22,77 @@ pub(super) struct Mount {
     read_only: bool,
 }
 
-/// The writable file systems on these disks.
-pub(super) fn on_disks(mountinfo: &str, sysfs: &Path, disks: &[Disk]) -> Vec<Mount> {
-    let mut chosen: BTreeMap<(u32, u32), Mount> = BTreeMap::new();
-    for mount in mountinfo.lines().filter_map(parse) {
-        // btrfs has no device number of its own; its source is one of its disks.
-        let device = match mount.device {
-            (0, _) => fs::metadata(&mount.source).ok().map(|source| sys::split_device(source.rdev())),
+/// The writable file systems on these disks, and the names of those that only other mount namespaces have (containers,
+/// services with mounts of their own): nothing here can reach them.
+pub(super) fn find(sysfs: &Path, disks: &[Disk]) -> io::Result<(Vec<Mount>, Vec<String>)> {
+    let own = on_disks(&read(Path::new("/proc/self"))?, sysfs, disks);
+    let namespace = |process: &Path| fs::read_link(process.join("ns/mnt")).ok();
+    let mut namespaces: BTreeSet<PathBuf> = namespace(Path::new("/proc/self")).into_iter().collect();
+    let mut devices: BTreeSet<(u32, u32)> = own.iter().map(|mount| mount.device).collect();
+    let mut elsewhere = Vec::new();
+    for process in fs::read_dir("/proc")?.filter_map(|entry| Some(entry.ok()?.path())) {
+        // Processes end while they are looked at; kernel threads share the first namespace.
+        let Some(other) = namespace(&process).filter(|other| !namespaces.contains(other)) else { continue };
+        let Ok(mountinfo) = read(&process) else { continue };
+        namespaces.insert(other);
+        for mount in on_disks(&mountinfo, sysfs, disks) {
+            if devices.insert(mount.device) {
+                elsewhere.push(format!(
+                    "{} (mounted in the namespace of process {} only)",
+                    mount.point.display(),
+                    process.file_name().unwrap_or_default().to_string_lossy()
+                ));
+            }
+        }
+    }
+    Ok((own, elsewhere))
+}
+
+impl Mount {
+    /// The block device that it is on. btrfs has no number of its own; its source is one of its disks.
+    fn of(&self) -> Option<(u32, u32)> {
+        let device = match self.device {
+            (0, _) => fs::metadata(&self.source).ok().map(|source| sys::split_device(source.rdev())),
             device => Some(device),
         };
-        let Some(device) = device.filter(|(major, _)| *major != 0) else { continue };
+        device.filter(|(major, _)| *major != 0)
+    }
+}
+
+/// Swap on the disks, and disks without any mounted file system, writable or not.
+pub(super) fn without_file_system(sysfs: &Path, disks: &[Disk]) -> Vec<String> {
+    let on_protected = |device| {
+        disks_below(sysfs, device).into_iter().filter(|name| disks.iter().any(|disk| disk.name == *name))
+    };
+    let mountinfo = read(Path::new("/proc/self")).unwrap_or_default();
+    let mounted: BTreeSet<String> =
+        mountinfo.lines().filter_map(parse).filter_map(|mount| mount.of()).flat_map(on_protected).collect();
+    let mut all: Vec<String> = disks
+        .iter()
+        .filter(|disk| !mounted.contains(&disk.name))
+        .map(|disk| format!("{} (no mounted file system)", disk.path().display()))
+        .collect();
+    let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
+    all.extend(swaps.lines().skip(1).filter_map(|line| line.split_whitespace().next()).filter_map(|swap| {
+        let device = sys::split_device(fs::metadata(swap).ok()?.rdev());
+        (device.0 != 0 && on_protected(device).next().is_some()).then(|| format!("{swap} (swap)"))
+    }));
+    all
+}
+
+/// The writable file systems of this namespace.
+pub(super) fn here(sysfs: &Path, disks: &[Disk]) -> io::Result<Vec<Mount>> {
+    Ok(on_disks(&read(Path::new("/proc/self"))?, sysfs, disks))
+}
+
+fn read(process: &Path) -> io::Result<String> {
+    Ok(String::from_utf8_lossy(&fs::read(process.join("mountinfo"))?).into_owned())
+}
+
+fn on_disks(mountinfo: &str, sysfs: &Path, disks: &[Disk]) -> Vec<Mount> {
+    let mut chosen: BTreeMap<(u32, u32), Mount> = BTreeMap::new();
+    for mount in mountinfo.lines().filter_map(parse) {
+        let Some(device) = mount.of() else { continue };
         let below = disks_below(sysfs, device);
         if !mount.read_only && below.iter().any(|name| disks.iter().any(|disk| disk.name == *name)) {
             // Later mounts of the same file system are no better than the first.

@@ -40,6 +40,13 @@ pub(super) fn membarrier_global() -> io::Result<()> {
     check(unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_GLOBAL, 0, 0) }).map(|_| ())
 }
 
+/// Kills a child's process group. The child must not have been waited for, so that the number is still its own.
+pub(super) fn kill_group(child: u32) -> io::Result<()> {
+    let group = libc::pid_t::try_from(child).map_err(io::Error::other)?;
+    // SAFETY: takes numbers only.
+    check(libc::c_long::from(unsafe { libc::kill(-group, libc::SIGKILL) })).map(|_| ())
+}
+
 /// Opens a map, program or link that is pinned in a bpf file system.
 pub(super) fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
     /// The part of `union bpf_attr` for `BPF_OBJ_GET`.

@@ -104,6 +104,12 @@ impl Drop for Appliance {
     }
 }
 
+/// A request that nobody has repeated for this long is dropped: whoever asked is gone.
+const REQUEST_LIFE: Duration = Duration::from_secs(60);
+
+/// Points that are asked for, by the server's id and the request's.
+type AskedPoints = BTreeMap<(ApplianceKey, String), BTreeMap<String, (v1::Consistency, Instant)>>;
+
 /// SHA-256 of the public key by namespace and server.
 type EnrolledKeys = BTreeMap<(String, String), Vec<u8>>;
 
@@ -112,6 +118,7 @@ pub struct Fleet {
     appliances: Arc<Mutex<BTreeMap<ApplianceKey, Appliance>>>,
     /// Hash of the enrolled key, by namespace and server: what its Secret says.
     enrolled: Arc<Mutex<EnrolledKeys>>,
+    asked: Arc<Mutex<AskedPoints>>,
     /// Set once at start.
     registrar: Arc<Mutex<Option<Registrar>>>,
 }
@@ -171,6 +178,62 @@ impl Fleet {
         self.enrolled.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Asks a server's agent for a point, at once and as long as this is repeated; the answer, when it is there. One
+    /// point is taken for an id, however often it is asked for.
+    pub fn ask_point(
+        &self,
+        key: &ApplianceKey,
+        process_server: &str,
+        server_id: &str,
+        id: &str,
+        consistency: v1::Consistency,
+    ) -> Option<v1::PointAnswer> {
+        let of = (key.clone(), server_id.to_owned());
+        self.asked().entry(of).or_default().insert(id.to_owned(), (consistency, Instant::now()));
+        self.send_points(key);
+        let heartbeat = self.figures(key, process_server, server_id)?.report.heartbeat?;
+        heartbeat.points.into_iter().find(|answer| answer.id == id)
+    }
+
+    /// Its answer has been taken down.
+    pub fn settle_point(&self, key: &ApplianceKey, server_id: &str, id: &str) {
+        if let Some(asked) = self.asked().get_mut(&(key.clone(), server_id.to_owned())) {
+            asked.remove(id);
+        }
+        self.send_points(key);
+    }
+
+    fn asked(&self) -> MutexGuard<'_, AskedPoints> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is asked of a server now.
+    fn points(&self, key: &ApplianceKey, server_id: &str) -> Vec<v1::PointRequest> {
+        let mut all = self.asked();
+        let Some(asked) = all.get_mut(&(key.clone(), server_id.to_owned())) else { return Vec::new() };
+        asked.retain(|_, (_, at)| at.elapsed() < REQUEST_LIFE);
+        let request = |(id, (consistency, _)): (&String, &(v1::Consistency, Instant))| v1::PointRequest {
+            id: id.clone(),
+            consistency: (*consistency).into(),
+        };
+        asked.iter().map(request).collect()
+    }
+
+    fn send_points(&self, key: &ApplianceKey) {
+        let appliances = self.appliances();
+        let Some(known) = appliances.get(key) else { return };
+        known.configuration.send_if_modified(|current| {
+            let mut changed = false;
+            for server in &mut current.servers {
+                let points = self.points(key, &server.server_id);
+                changed |= server.points != points;
+                server.points = points;
+            }
+            current.generation += u64::from(changed);
+            changed
+        });
+    }
+
     pub fn set_registrar(&self, registrar: Registrar) {
         *self.registrar.lock().unwrap_or_else(PoisonError::into_inner) = Some(registrar);
     }
@@ -185,8 +248,11 @@ impl Fleet {
 
     /// Opens, keeps and closes streams so that they are as desired, and sends what has changed. Safe to repeat.
     pub fn sync(&self, key: &ApplianceKey, desired: Desired) {
-        let Desired { identity, process_servers, applier, servers, data_addresses, management_addresses } =
+        let Desired { identity, process_servers, applier, mut servers, data_addresses, management_addresses } =
             desired;
+        for server in &mut servers {
+            server.points = self.points(key, &server.server_id);
+        }
         let mut appliances = self.appliances();
         if appliances.get(key).is_some_and(|known| known.identity != identity) {
             appliances.remove(key);

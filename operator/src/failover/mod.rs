@@ -33,5 +33,5 @@ pub mod world;
 
 pub use effect::Effect;
 pub use report::outcome;
-pub use tick::{Outcome, Run, tick};
+pub use tick::{Outcome, Run, own_points_until, tick};
 pub use world::World;

@@ -8,8 +8,8 @@ use lifeboat_crds::{
     check::HealthCheck,
     plan::{FailoverType, Group, GroupServer, Step},
     run::{
-        RecoveryPointChoice, RecoveryPointKind, Resolved, ResolvedPoint, ResolvedServer, ServerState,
-        ServerStatus, StepKind, StepState, StepStatus,
+        Consistency, RecoveryPointChoice, RecoveryPointKind, Resolved, ResolvedPoint, ResolvedServer,
+        ServerState, ServerStatus, StepKind, StepState, StepStatus,
     },
     server::Target,
 };
@@ -27,18 +27,25 @@ pub struct ServerFacts {
     pub points: Result<Vec<ResolvedPoint>, String>,
     /// T0 of the newest snapshot of the seed disks.
     pub latest_processed: Option<Time>,
+}
+
+/// What is heard of a server while its point of the run's own moment may be on its way.
+#[derive(Debug, Clone, Default)]
+pub struct OwnPoint {
     /// Until when the vault holds everything; `None` when its agent is not connected, so that no newer point will come.
     pub recoverable_until: Option<Time>,
+    /// The agent has answered the run's request: the point is in the vault, or cannot be had.
+    pub answered: bool,
 }
 
 /// Servers whose latest point is wanted, and of which one of the moment `since` is on its way.
-pub fn awaited(spec: &FailoverRunSpec, servers: &BTreeMap<String, ServerFacts>, since: Time) -> Vec<String> {
-    let waits = |(name, facts): &(&String, &ServerFacts)| {
+pub fn awaited(spec: &FailoverRunSpec, servers: &BTreeMap<String, OwnPoint>, since: Time) -> Vec<String> {
+    let waits = |(name, own): &(&String, &OwnPoint)| {
         let latest = matches!(
             choice(spec, name).kind,
             RecoveryPointKind::Latest | RecoveryPointKind::LatestCrashConsistent
         );
-        latest && facts.recoverable_until.is_some_and(|until| until < since)
+        latest && !own.answered && own.recoverable_until.is_some_and(|until| until < since)
     };
     servers.iter().filter(waits).map(|(name, _)| name.clone()).collect()
 }
@@ -117,9 +124,16 @@ fn choose<'a>(
 ) -> Option<&'a ResolvedPoint> {
     let latest_until =
         |limit: Time| points.iter().filter(|point| point.time <= limit).max_by_key(|point| point.time);
+    let latest_of = |enough: &[Consistency]| {
+        points.iter().filter(|point| enough.contains(&point.consistency)).max_by_key(|point| point.time)
+    };
     match choice.kind {
         // Every point is at least crash-consistent; which one is newest decides, not how it was reached.
         RecoveryPointKind::Latest | RecoveryPointKind::LatestCrashConsistent => latest_until(Time::MAX),
+        RecoveryPointKind::LatestFilesystemConsistent => {
+            latest_of(&[Consistency::FilesystemConsistent, Consistency::AppConsistent])
+        }
+        RecoveryPointKind::LatestAppConsistent => latest_of(&[Consistency::AppConsistent]),
         RecoveryPointKind::LatestProcessed => latest_until(processed?),
         RecoveryPointKind::At => latest_until(choice.time?),
     }
@@ -136,6 +150,14 @@ fn no_point(name: &str, choice: &RecoveryPointChoice, points: &[ResolvedPoint]) 
                 first.time
             )
         }
+        Some(_) if choice.kind == RecoveryPointKind::LatestAppConsistent => format!(
+            "server {name} has no application-consistent point: set appConsistent in its ReplicationPolicy and hooks on \
+             the server, ask for one with `kubectl lifeboat point {name} --consistency AppConsistent`, or choose Latest"
+        ),
+        Some(_) if choice.kind == RecoveryPointKind::LatestFilesystemConsistent => format!(
+            "server {name} has no point of frozen file systems: ask for one with `kubectl lifeboat point {name} \
+             --consistency FilesystemConsistent`, or choose Latest"
+        ),
         Some(_) => format!(
             "server {name} has no snapshot of its seed disks yet: choose Latest, or wait for the applier"
         ),

@@ -19,10 +19,15 @@ use super::{
     Effect, World, answers, cleanup, effect, report, resolve, servers, steps::Progress, world::Resolution,
 };
 
-/// A point of the run's own moment is waited for at most this long: several rounds of usual length, and little beside the
-/// time that a machine takes to boot.
+/// A point of the run's own moment is asked for and waited for at most this long: it takes a second or two where the
+/// uplink is free, and this is little beside the time that a machine takes to boot.
 const OWN_POINT_LIMIT: Duration = Duration::from_secs(30);
 const LOOK_FOR_POINTS: Duration = Duration::from_secs(1);
+
+/// Until when a run waits for points of its own moment: whoever starts one expects what was written until then.
+pub fn own_points_until(created: Time) -> Time {
+    created.checked_add(OWN_POINT_LIMIT).unwrap_or(created)
+}
 
 /// The parts of a run's object that never change, and its switches.
 #[derive(Debug, Clone, Copy)]
@@ -122,15 +127,17 @@ impl Tick<'_> {
                 self.status.phase = Some(RunPhase::Validating);
                 self.status.waiting_for = Some(problems.join("; "));
             }
-            Some(Resolution::Ready { awaited, .. }) if self.waits_for_points(awaited) => {
+            Some(Resolution::Awaiting(servers)) => {
+                // Nothing that is watched changes when the point comes.
+                self.wake(self.now.checked_add(LOOK_FOR_POINTS).unwrap_or(self.now));
                 self.status.phase = Some(RunPhase::Validating);
                 self.status.waiting_for = Some(format!(
                     "a point of {} that is not older than this run ({} s at most, then the newest is taken)",
-                    awaited.join(", "),
+                    servers.join(", "),
                     OWN_POINT_LIMIT.as_secs()
                 ));
             }
-            Some(Resolution::Ready { resolved, .. }) => {
+            Some(Resolution::Ready(resolved)) => {
                 self.status.plan_hash = Some(resolve::hash(resolved));
                 self.status.steps = resolve::steps(resolved, self.run.spec.kind);
                 self.status.servers = resolve::server_statuses(resolved, self.now);
@@ -141,18 +148,6 @@ impl Tick<'_> {
                 self.wake(self.now);
             }
         }
-    }
-
-    /// Whoever starts a run expects what was written until then; a point of that moment is a round away.
-    fn waits_for_points(&mut self, awaited: &[String]) -> bool {
-        let limit = self.run.created.checked_add(OWN_POINT_LIMIT).unwrap_or(self.run.created);
-        if awaited.is_empty() || self.now >= limit {
-            return false;
-        }
-        // Nothing that is watched changes when the point comes.
-        let soon = self.now.checked_add(LOOK_FOR_POINTS).unwrap_or(limit);
-        self.wake(soon.min(limit));
-        true
     }
 
     /// As far through the groups as their steps allow.

@@ -20,15 +20,17 @@ pub struct World {
 /// What looking up plan, servers, points and targets gave.
 #[derive(Debug, Clone)]
 pub enum Resolution {
-    Ready {
-        resolved: Box<Resolved>,
-        /// Servers of which a point of the run's own moment is on its way: worth a short wait.
-        awaited: Vec<String>,
-    },
+    Ready(Box<Resolved>),
+    /// Servers of which a point of the run's own moment is on its way: worth a short wait.
+    Awaiting(Vec<String>),
     /// What is missing, each with its remedy. The run goes on by itself when it is mended.
     Problems(Vec<String>),
     /// Another run has one of the servers: its name, the server, and what ends the wait.
-    Taken { run: String, server: String, state: String },
+    Taken {
+        run: String,
+        server: String,
+        state: String,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -10,6 +10,8 @@ pub struct Assigned {
     pub settings: v1::Settings,
     /// zstd level, 1 to 19.
     pub compression_level: i32,
+    /// Points that are asked for; the agent answers in its heartbeats.
+    pub points: Vec<v1::PointRequest>,
 }
 
 /// Fast enough for a core to keep up with a disk; what an assignment without a level gets.
@@ -25,6 +27,7 @@ impl From<&v1::Assignment> for Assigned {
             display_name: assignment.display_name.clone(),
             settings: assignment.settings.unwrap_or_default(),
             compression_level: level,
+            points: assignment.points.clone(),
         }
     }
 }

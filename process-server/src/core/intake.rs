@@ -95,8 +95,9 @@ impl Intake {
                 biased;
                 changed = self.assigned.changed() => {
                     changed.ok()?;
-                    let settings = self.settings()?;
+                    let (settings, points) = (self.settings()?, self.points()?);
                     let _ = self.down.send(settings).await;
+                    let _ = self.down.send(points).await;
                 }
                 up = timeout(SILENCE_LIMIT, self.up.recv()) => return up.ok().flatten(),
             }
@@ -107,6 +108,11 @@ impl Intake {
     fn settings(&mut self) -> Option<v1::Down> {
         let settings = self.assigned.borrow_and_update().as_ref().map(|assigned| assigned.settings)?;
         Some(v1::Down { message: Some(v1::down::Message::Settings(settings)) })
+    }
+
+    fn points(&self) -> Option<v1::Down> {
+        let requests = self.assigned.borrow().as_ref().map(|assigned| assigned.points.clone())?;
+        Some(v1::Down { message: Some(v1::down::Message::Points(v1::PointRequests { requests })) })
     }
 
     /// An agent that is gone hears nothing; what it has sent before is taken in nevertheless.

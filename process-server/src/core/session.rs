@@ -85,9 +85,9 @@ impl Session {
         let (pieces, uploaded) = mpsc::channel(UPLOADED);
         let down = self.accepted.down.clone();
         let Some(begun) = self.begin(uploaded).await else { return };
-        let Some(settings) = self.assigned.borrow().as_ref().map(|assigned| assigned.settings) else {
-            return;
-        };
+        let asked =
+            self.assigned.borrow().as_ref().map(|assigned| (assigned.settings, assigned.points.clone()));
+        let Some((settings, requests)) = asked else { return };
         let (offer, sums) = self.offer(&begun).await;
         let last = &begun.tip;
         let welcome = v1::Welcome {
@@ -105,6 +105,7 @@ impl Session {
             settings: Some(settings),
             full_copy_reason: begun.judged.full_copy_reason.clone(),
             process_server_time_micros: self.shared.env.wall.now().0,
+            points: Some(v1::PointRequests { requests }),
         };
         if down.send(v1::Down { message: Some(v1::down::Message::Welcome(welcome)) }).await.is_err() {
             return;

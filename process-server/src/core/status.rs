@@ -156,7 +156,12 @@ impl StatusSender {
             status.show_trouble();
             match data.kind() {
                 v1::RecordKind::Copy => status.copied_bytes += data.changed_bytes,
-                v1::RecordKind::Exact if data.complete => status.point_at(Micros(data.t0_micros)),
+                v1::RecordKind::Exact if data.complete => {
+                    status.point_at(Micros(data.t0_micros));
+                    if data.consistency() == v1::Consistency::AppConsistent {
+                        status.report.last_app_point_micros = data.t0_micros;
+                    }
+                }
                 _ => {}
             }
         });

@@ -272,7 +272,8 @@ impl World {
         let spool = Arc::new(MemSpool::default());
         let shared = self.shared(name, Arc::clone(&spool), Arc::clone(&space));
         let settings = v1::Settings { round_interval_micros: 1_000_000, ..Default::default() };
-        let assigned = Assigned { display_name: "default/web".into(), settings, compression_level: 1 };
+        let assigned =
+            Assigned { display_name: "default/web".into(), settings, compression_level: 1, points: vec![] };
         let (assign, assigned) = watch::channel(Some(assigned));
         let ingest = Ingest::new(shared, self.server.clone(), assigned);
         let status = ingest.status();

@@ -18,6 +18,7 @@ pub struct Leaf {
     pub public_key_sha256: Vec<u8>,
 }
 
+#[allow(clippy::new_without_default, reason = "making keys is no default")]
 impl Ca {
     pub fn new() -> Self {
         let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();

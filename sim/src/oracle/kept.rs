@@ -40,6 +40,11 @@ impl Kept {
         Self { journal, named: BTreeMap::new(), ever_listed: BTreeMap::new(), held: BTreeMap::new() }
     }
 
+    /// The store was restored: pins and lists are those of the copy, which nobody has been promised anything of.
+    pub(super) fn went_back(&mut self) {
+        *self = Self::new(self.journal);
+    }
+
     pub(super) fn names(&mut self, source: &Source) {
         if source.inline.is_none() {
             self.named.insert(source.name.clone(), source.record);

@@ -171,11 +171,26 @@ impl Oracle {
         Ok(())
     }
 
-    fn is_its_instant(&self, data: &v1::Data) -> Result<(), String> {
+    fn is_its_instant(&mut self, data: &v1::Data) -> Result<(), String> {
         let date = Micros(data.t0_micros - data.clock_offset_micros);
         let flip = self.machine.flip_at(date).ok_or_else(|| {
             format!("point {} names an instant at which no generation was flipped", data.number)
         })?;
+        if data.consistency() as i32 > v1::Consistency::CrashConsistent as i32 {
+            self.reached.consistent_points += 1;
+            self.reached.app_consistent_points +=
+                u64::from(data.consistency() == v1::Consistency::AppConsistent);
+            if data.consistency() == v1::Consistency::AppConsistent && !flip.held {
+                return Err(format!(
+                    "point {} is called AppConsistent, and no application was held",
+                    data.number
+                ));
+            }
+            if !flip.frozen {
+                let called = data.consistency();
+                return Err(format!("point {} is called {called:?}, and nothing was frozen", data.number));
+            }
+        }
         for (address, wanted) in &flip.content {
             let found = self.replay.get(address).copied().unwrap_or(0);
             let in_flight = flip.may_hold(*address, found);

@@ -19,6 +19,7 @@ impl Oracle {
         self.last_part = None;
         self.closed_in = None;
         self.compared = BTreeSet::new();
+        self.kept.went_back();
         let ordered = self.machine.copies_ordered();
         self.lost = Some(ordered);
         // What was counted is not counted again.

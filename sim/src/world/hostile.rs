@@ -77,6 +77,10 @@ impl World {
 
     /// A write that is issued now, lands later, and is completed after that.
     fn write(&self, value: u64) {
+        // Whoever writes to a frozen file system waits.
+        if self.machine.is_frozen() {
+            return;
+        }
         let disk = self.rng.below(self.load.disk_blocks.len() as u64) as usize;
         let blocks = u64::from(self.load.disk_blocks.get(disk).copied().unwrap_or(1));
         let hot = self.rng.below(100) < self.load.hot_percent;

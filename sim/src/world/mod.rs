@@ -5,7 +5,11 @@ mod programs;
 mod rest;
 mod strikes;
 
-use std::{cell::Cell, sync::Arc, time::Duration};
+use std::{
+    cell::Cell,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use lifeboat_agent::memory::Machine;
 use lifeboat_process_server::core::{Assigned, spool::MemSpool};
@@ -19,7 +23,7 @@ use crate::{
     env::{NodeClock, env},
     faults::{Class, Dice},
     load::{Load, Simpler},
-    net::{Net, Outcome},
+    net::{Net, Outcome, lock},
     oracle::Oracle,
     retention::Retain,
     rng::Rng,
@@ -28,6 +32,8 @@ use crate::{
 };
 
 const APPLIERS: usize = 2;
+/// Points that are asked for at a time; older requests are taken back.
+const MOST_ASKED: usize = 3;
 
 /// What is run: everything follows from it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -91,6 +97,8 @@ pub(crate) struct World {
     spools: Vec<Arc<SimSpool>>,
     assignments: Vec<watch::Sender<Option<Assigned>>>,
     policy: Cell<Policy>,
+    /// Points that are asked for.
+    asked: Mutex<Vec<v1::PointRequest>>,
 }
 
 /// What the operator can change at any time.
@@ -155,6 +163,7 @@ impl World {
             spools,
             assignments,
             policy,
+            asked: Mutex::default(),
         }
     }
 
@@ -178,10 +187,17 @@ impl World {
             round_interval_micros: self.policy.get().round_interval_ms * 1000,
             paused: self.policy.get().paused,
             rpo_threshold_micros: 900_000_000,
-            freeze_timeout_micros: 5_000_000,
+            freeze_timeout_micros: 3_000_000,
+            max_freezes_per_hour: 120,
+            app_consistent_interval_micros: 40_000_000,
             ..Default::default()
         };
-        Assigned { display_name: "sim/server".to_owned(), settings, compression_level: 1 }
+        Assigned {
+            display_name: "sim/server".to_owned(),
+            settings,
+            compression_level: 1,
+            points: lock(&self.asked).clone(),
+        }
     }
 
     /// The operator gives the server to `node`, and takes it from the others.
@@ -205,6 +221,26 @@ impl World {
     fn set_policy(&self, policy: Policy) {
         self.net.mark("policy", format_args!("{policy:?}"));
         self.policy.set(policy);
+        self.tell_changes();
+    }
+
+    /// Somebody asks for a point; the operator passes that on to whoever has the server.
+    fn ask_for_a_point(&self, number: u64) {
+        let consistency = match self.net.dice.below(Class::PointRequest, 3) {
+            0 => v1::Consistency::CrashConsistent,
+            1 => v1::Consistency::FilesystemConsistent,
+            _ => v1::Consistency::AppConsistent,
+        };
+        self.net.mark("point asked for", format_args!("{consistency:?}"));
+        let mut asked = lock(&self.asked);
+        asked.push(v1::PointRequest { id: number.to_string(), consistency: consistency.into() });
+        let old = asked.len().saturating_sub(MOST_ASKED);
+        asked.drain(..old);
+        drop(asked);
+        self.tell_changes();
+    }
+
+    fn tell_changes(&self) {
         for assignment in &self.assignments {
             assignment.send_if_modified(|assigned| {
                 if assigned.is_some() {

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use futures::FutureExt as _;
 use lifeboat_agent::{
     core::{Limits, Options as AgentOptions, Parts, Replicator},
-    edge::NoFreezer,
+    memory::Trouble,
 };
 use lifeboat_applier::core::{Applier, Options as ApplierOptions, Status as ApplierStatus};
 use lifeboat_process_server::core::{
@@ -32,6 +32,16 @@ use crate::{
 
 /// A failover lasts at most so long before it is taken back, in milliseconds.
 const LONGEST_FAILOVER_MS: u64 = 70_000;
+
+/// What a schedule's dice say to each freeze or hook.
+struct Strikes(Arc<Net>, Class);
+
+impl Trouble for Strikes {
+    fn strikes(&self, kinds: u64) -> Option<u64> {
+        let dice = &self.0.dice;
+        dice.roll(self.1).then(|| dice.below(self.1, kinds))
+    }
+}
 
 impl World {
     fn log_options(&self) -> LogOptions {
@@ -83,7 +93,8 @@ impl World {
             dial: Arc::new(SimDial { net: self.net.clone(), server: self.server.to_string() }),
             map: self.machine.map(),
             source: self.machine.source(),
-            freezer: Box::new(NoFreezer),
+            freezer: self.machine.freezer(Some(Arc::new(Strikes(self.net.clone(), Class::Freeze)))),
+            hooks: self.machine.hooks(Some(Arc::new(Strikes(self.net.clone(), Class::Hook)))),
             env: self.env(&self.agent_clock),
         };
         let options = AgentOptions {

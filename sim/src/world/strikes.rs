@@ -112,6 +112,9 @@ impl World {
             self.set_policy(Policy { round_interval_ms, paused });
             site.resume_at = Some(in_ms(Class::PolicyChange, 20_000));
         }
+        if dice.roll(Class::PointRequest) {
+            self.ask_for_a_point(tick);
+        }
         let no_failover = site.failover.as_ref().is_none_or(JoinHandle::is_finished);
         if no_failover && dice.roll(Class::Failover) {
             site.run = format!("run-{tick}");

@@ -120,6 +120,7 @@ pub fn assignments(
                 settings: Some(settings(server, &policy)),
                 compression_level: policy.compression.level,
                 public_key_sha256: keys.get(&server.name_any()).cloned().unwrap_or_default(),
+                points: Vec::new(),
             })
         })
         .collect();
@@ -136,6 +137,7 @@ fn settings(server: &ProtectedServer, policy: &ReplicationPolicySpec) -> v1::Set
         compression: _,
         max_freezes_per_hour,
         freeze_timeout,
+        app_consistent,
     } = policy;
     let micros =
         |duration: &lifeboat_crds::Duration| u64::try_from(duration.get().as_micros()).unwrap_or(u64::MAX);
@@ -145,6 +147,9 @@ fn settings(server: &ProtectedServer, policy: &ReplicationPolicySpec) -> v1::Set
         max_freezes_per_hour: *max_freezes_per_hour,
         freeze_timeout_micros: micros(freeze_timeout),
         rpo_threshold_micros: micros(rpo_threshold),
+        app_consistent_interval_micros: app_consistent.as_ref().map_or(0, |app| micros(&app.interval)),
+        app_freeze_timeout_micros: app_consistent.as_ref().map_or(0, |app| micros(&app.freeze_timeout)),
+        hook_timeout_micros: app_consistent.as_ref().map_or(0, |app| micros(&app.hook_timeout)),
     }
 }
 

@@ -12,14 +12,15 @@ use lifeboat_crds::{
     FailoverApproval, FailoverRun, FailoverRunStatus, ProtectedServer, RecoveryPlan, names::RUN_UID_LABEL,
     plan::Group, run::RunPhase,
 };
+use lifeboat_replication::wire::v1;
 
 use super::{holds_servers, points};
 use crate::{
     control::ApplianceKey,
     controllers::shared::{has_finalizer, is_deleting},
     failover::{
-        World,
-        resolve::{ServerFacts, awaited, resolve},
+        World, own_points_until,
+        resolve::{OwnPoint, ServerFacts, awaited, check_plan, resolve},
         world::{self, Approval, JobState, Resolution},
     },
     runtime::{Context, Failure},
@@ -66,16 +67,45 @@ async fn resolution(run: &FailoverRun, context: &Context) -> Result<Resolution, 
     if let Some(taken) = taken(run, &names, context).await? {
         return Ok(taken);
     }
-    let servers = facts(&namespace, &names, context).await?;
-    Ok(match resolve(&run.spec, groups.as_deref(), &servers) {
-        Ok(resolved) => {
-            let created = created(run);
-            // Kubernetes leaves out the fraction of the second.
-            let since = created.checked_add(Duration::from_secs(1)).unwrap_or(created);
-            Resolution::Ready { resolved: Box::new(resolved), awaited: awaited(&run.spec, &servers, since) }
-        }
+    let servers = servers(&namespace, &names, context).await?;
+    let sound = servers.len() == names.len() && check_plan(groups.as_deref().unwrap_or_default()).is_empty();
+    // A run that cannot start says so at once; the logs are read when no better point is on its way.
+    let awaited = if sound { own_points(run, &servers, context) } else { Vec::new() };
+    if !awaited.is_empty() && context.now() < own_points_until(created(run)) {
+        return Ok(Resolution::Awaiting(awaited));
+    }
+    Ok(match resolve(&run.spec, groups.as_deref(), &facts(&servers, context).await) {
+        Ok(resolved) => Resolution::Ready(Box::new(resolved)),
         Err(problems) => Resolution::Problems(problems),
     })
+}
+
+/// Asks for a point of the run's own moment where the vault does not hold that moment yet; the servers whose answer
+/// is still to come.
+fn own_points(
+    run: &FailoverRun,
+    servers: &BTreeMap<String, ProtectedServer>,
+    context: &Context,
+) -> Vec<String> {
+    let created = created(run);
+    // Kubernetes leaves out the fraction of the second.
+    let since = created.checked_add(Duration::from_secs(1)).unwrap_or(created);
+    let id = format!("run/{}", run.uid().unwrap_or_default());
+    let heard = |(name, server): (&String, &ProtectedServer)| {
+        let own = OwnPoint { recoverable_until: recoverable_until(server, context), answered: false };
+        (name.clone(), own)
+    };
+    let mut own: BTreeMap<String, OwnPoint> = servers.iter().map(heard).collect();
+    for name in awaited(&run.spec, &own, since) {
+        let Some((key, process_server, server_id)) = servers.get(&name).and_then(place) else { continue };
+        let asked = v1::Consistency::CrashConsistent;
+        if context.fleet.ask_point(&key, &process_server, &server_id, &id, asked).is_some()
+            && let Some(own) = own.get_mut(&name)
+        {
+            own.answered = true;
+        }
+    }
+    awaited(&run.spec, &own, since)
 }
 
 fn names(run: &FailoverRun, groups: Option<&[Group]>) -> BTreeSet<String> {
@@ -106,15 +136,27 @@ async fn taken(
     Ok(holder)
 }
 
-async fn facts(
+async fn servers(
     namespace: &str,
     names: &BTreeSet<String>,
     context: &Context,
-) -> Result<BTreeMap<String, ServerFacts>, Failure> {
+) -> Result<BTreeMap<String, ProtectedServer>, Failure> {
     let mut all = BTreeMap::new();
     for name in names {
-        let Some(server) = context.api::<ProtectedServer>(namespace).get_opt(name).await? else { continue };
-        let (points, latest_processed) = points::of(&server, context).await;
+        if let Some(server) = context.api::<ProtectedServer>(namespace).get_opt(name).await? {
+            all.insert(name.clone(), server);
+        }
+    }
+    Ok(all)
+}
+
+async fn facts(
+    servers: &BTreeMap<String, ProtectedServer>,
+    context: &Context,
+) -> BTreeMap<String, ServerFacts> {
+    let mut all = BTreeMap::new();
+    for (name, server) in servers {
+        let (points, latest_processed) = points::of(server, context).await;
         let facts = ServerFacts {
             id: server.status.as_ref().and_then(|status| status.id.clone()).unwrap_or_default(),
             appliance: server.spec.appliance_ref.name.clone(),
@@ -122,24 +164,28 @@ async fn facts(
             health_check: server.spec.health_check.clone(),
             points,
             latest_processed,
-            recoverable_until: recoverable_until(&server, context),
         };
         all.insert(name.clone(), facts);
     }
-    Ok(all)
+    all
 }
 
 /// Until when the vault holds everything of the server, as long as its agent is connected.
 fn recoverable_until(server: &ProtectedServer, context: &Context) -> Option<Timestamp> {
+    let (key, process_server, id) = place(server)?;
+    let report = context.fleet.figures(&key, &process_server, &id)?.report;
+    let until = report.recoverable_until_micros.max(report.last_point_micros);
+    Timestamp::from_microsecond(until).ok().filter(|_| report.connected)
+}
+
+/// Its appliance, process server and id in the vault.
+fn place(server: &ProtectedServer) -> Option<(ApplianceKey, String, String)> {
     let status = server.status.as_ref()?;
-    let (id, process_server) = (status.id.as_deref()?, status.process_server.as_deref()?);
     let key = ApplianceKey {
         namespace: server.namespace().unwrap_or_default(),
         name: server.spec.appliance_ref.name.clone(),
     };
-    let report = context.fleet.figures(&key, process_server, id)?.report;
-    let until = report.recoverable_until_micros.max(report.last_point_micros);
-    Timestamp::from_microsecond(until).ok().filter(|_| report.connected)
+    Some((key, status.process_server.clone()?, status.id.clone()?))
 }
 
 pub(super) async fn jobs_of(run: &FailoverRun, context: &Context) -> Result<Vec<Job>, Failure> {

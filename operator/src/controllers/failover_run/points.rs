@@ -44,6 +44,7 @@ pub(super) async fn of(
 
 fn resolved(point: Recoverable) -> Option<ResolvedPoint> {
     let consistency = match point.consistency {
+        PointConsistency::AppConsistent => Consistency::AppConsistent,
         PointConsistency::FilesystemConsistent => Consistency::FilesystemConsistent,
         PointConsistency::CrashConsistent => Consistency::CrashConsistent,
     };

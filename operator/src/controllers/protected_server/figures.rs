@@ -82,12 +82,16 @@ pub(super) fn agent(report: &v1::ServerReport) -> Option<AgentStatus> {
         machine_id: text(&heartbeat.machine_id),
         tracking: text(&heartbeat.tracking),
         last_seen: time(report.last_seen_micros).map(whole),
+        freezes: Some(heartbeat.freezes).filter(|freezes| *freezes > 0),
+        worst_freeze_millis: Some(heartbeat.worst_freeze_micros.div_ceil(1000)).filter(|millis| *millis > 0),
+        not_freezable: heartbeat.not_freezable.clone(),
     })
 }
 
 pub(super) fn recovery_points(
     applied: &v1::AppliedServer,
     report: Option<&v1::ServerReport>,
+    before: Option<&RecoveryPointsStatus>,
 ) -> RecoveryPointsStatus {
     let times: Vec<i64> = applied.points.iter().map(|point| point.t0_micros).collect();
     let newest = report
@@ -103,7 +107,29 @@ pub(super) fn recovery_points(
         latest: time(newest),
         // As long as nothing was deleted, the journal reaches back to the first point.
         journal_begins: time(applied.journal_begins_micros).or(oldest),
+        latest_app_consistent: latest_app_consistent(applied, report, before),
     }
+}
+
+/// A snapshot of the applier's, what the process server has committed since it has the log, or what was known before as
+/// long as the oldest point is not younger.
+fn latest_app_consistent(
+    applied: &v1::AppliedServer,
+    report: Option<&v1::ServerReport>,
+    before: Option<&RecoveryPointsStatus>,
+) -> Option<Time> {
+    let app = |point: &&v1::Point| point.consistency() == v1::Consistency::AppConsistent;
+    let oldest = applied.points.iter().map(|point| point.t0_micros).min().and_then(time);
+    let known = before.and_then(|before| before.latest_app_consistent);
+    applied
+        .points
+        .iter()
+        .filter(app)
+        .map(|point| point.t0_micros)
+        .chain(report.map(|report| report.last_app_point_micros))
+        .filter_map(time)
+        .chain(known.filter(|known| oldest.is_some_and(|oldest| oldest <= *known)))
+        .max()
 }
 
 pub(super) fn time(micros: i64) -> Option<Time> {
@@ -126,9 +152,10 @@ pub fn is_significant(before: Option<&ProtectedServerStatus>, after: &ProtectedS
             oldest: None,
             latest: None,
             journal_begins: None,
+            latest_app_consistent: None,
         });
         if let Some(agent) = status.agent.as_mut() {
-            agent.last_seen = None;
+            (agent.last_seen, agent.freezes, agent.worst_freeze_millis) = (None, None, None);
         }
         for disk in &mut status.disks {
             (disk.replicated_bytes, disk.bytes_per_second, disk.estimated_completion, disk.dirty_bytes) =

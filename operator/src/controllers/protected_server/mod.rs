@@ -7,6 +7,7 @@ mod budget;
 mod enrolment;
 pub mod figures;
 mod placement;
+mod request;
 mod retention;
 pub mod status;
 #[cfg(test)]
@@ -27,7 +28,7 @@ use lifeboat_crds::{
     FailoverRun, ProtectedServer, Reason, ReplicationAppliance, ReplicationPolicy,
     conditions::{self, ConditionType},
     names::enrollment_secret,
-    server::{FailoverState, ServerPhase},
+    server::{FailoverState, RequestState, ServerPhase},
 };
 use lifeboat_replication::ids::ServerId;
 
@@ -50,6 +51,8 @@ use crate::{
 
 /// Figures are in memory; looking at them costs nothing, writing them is budgeted.
 const LOOK_INTERVAL: Duration = Duration::from_secs(3);
+/// Somebody waits for a point.
+const ASKING_INTERVAL: Duration = Duration::from_millis(500);
 
 pub async fn run(context: Context) {
     let controller = Controller::new(context.watched::<ProtectedServer>(), watcher::Config::default());
@@ -88,7 +91,8 @@ pub async fn reconcile(server: Arc<ProtectedServer>, context: Context) -> Result
         tell(&server, &new, &context).await;
         write_status(&api, &name, server.status.as_ref(), &new).await?;
     }
-    result.map(|()| LOOK_INTERVAL)
+    let asking = new.requested_point.is_some_and(|request| request.state == RequestState::Taking);
+    result.map(|()| if asking { ASKING_INTERVAL } else { LOOK_INTERVAL })
 }
 
 async fn pass(server: &ProtectedServer, context: &Context, findings: &mut Findings) -> Result<(), Failure> {
@@ -105,6 +109,7 @@ async fn pass(server: &ProtectedServer, context: &Context, findings: &mut Findin
     if let (Some(id), Some(process_server)) = (&findings.id, &findings.process_server) {
         findings.figures = context.fleet.figures(&key, process_server, id);
         findings.applied = context.fleet.applied(&key, id);
+        findings.answer = request::ask(server, &key, process_server, id, context);
     }
     let policy = context.api::<ReplicationPolicy>(&namespace).get_opt(&server.spec.policy_ref.name).await?;
     findings.policy = policy.map(|policy| policy.spec);

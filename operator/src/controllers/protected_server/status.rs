@@ -10,6 +10,7 @@ use lifeboat_crds::{
 use lifeboat_replication::{env::Micros, wire::v1};
 
 use super::figures::{agent, disks, progress, recovery_points, rpo_seconds, time, whole};
+use super::request;
 use crate::{
     control::{Figures, enrol::Enrolment},
     runtime::{Category, Failure},
@@ -32,6 +33,8 @@ pub struct Findings {
     pub figures: Option<Figures>,
     pub applied: Option<v1::AppliedServer>,
     pub failover: Option<FailoverState>,
+    /// What the agent says to `spec.requestPoint`.
+    pub answer: Option<v1::PointAnswer>,
     /// What is missing or not ready: the pass did not come to its end.
     pub failure: Option<(Category, Reason, String)>,
 }
@@ -52,7 +55,7 @@ pub fn status(server: &ProtectedServer, findings: &Findings, now: Time) -> Prote
     let points = findings
         .applied
         .as_ref()
-        .map(|applied| recovery_points(applied, report))
+        .map(|applied| recovery_points(applied, report, before.recovery_points.as_ref()))
         .or(before.recovery_points.clone());
     let phase = phase(server, findings, &before, enrolled);
     let facts = Facts { server, findings, before: &before, enrolled, rpo_seconds, phase };
@@ -75,6 +78,7 @@ pub fn status(server: &ProtectedServer, findings: &Findings, now: Time) -> Prote
         progress: progress(phase, &disks),
         agent: report.and_then(agent).or(before.agent.clone()),
         recovery_points: points,
+        requested_point: request::state(server, findings.answer.as_ref(), now),
         disks,
         issues,
         failover: findings.failover.clone(),

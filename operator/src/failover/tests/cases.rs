@@ -6,14 +6,14 @@ use lifeboat_crds::{
     approval::{Decision, VerdictReason},
     conditions::{self, ConditionType},
     plan::{Approvers, FailoverType, OnFailure, OnTimeout, When},
-    run::{RecoveryPointChoice, RecoveryPointKind, RunPhase, ServerState, StepState},
+    run::{Consistency, RecoveryPointChoice, RecoveryPointKind, RunPhase, ServerState, StepState},
     server::Target,
 };
 
 use super::rig::*;
 use crate::failover::{
-    outcome,
-    resolve::{ServerFacts, awaited, check_plan, resolve},
+    outcome, own_points_until,
+    resolve::{OwnPoint, ServerFacts, awaited, check_plan, resolve},
     world::Resolution,
 };
 
@@ -317,7 +317,6 @@ fn facts(points: &[i64]) -> ServerFacts {
         health_check: None,
         points: Ok(points.iter().map(|second| point(*second)).collect()),
         latest_processed: points.first().map(|second| point(*second).time),
-        recoverable_until: None,
     }
 }
 
@@ -338,33 +337,52 @@ fn the_point_is_chosen_as_asked(
     assert_eq!(resolved.servers[0].recovery_point, point(expected));
 }
 
+#[rstest::rstest]
+#[case(RecoveryPointKind::LatestAppConsistent, 10)]
+#[case(RecoveryPointKind::LatestFilesystemConsistent, 20)]
+#[case(RecoveryPointKind::LatestCrashConsistent, 30)]
+fn a_consistency_is_met_by_itself_and_by_more(#[case] kind: RecoveryPointKind, #[case] expected: i64) {
+    let mut spec = Rig::new(vec![]).spec;
+    spec.recovery_point = RecoveryPointChoice { kind, time: None };
+    let mut db = facts(&[10, 20, 30]);
+    let points = db.points.as_mut().unwrap();
+    points[0].consistency = Consistency::AppConsistent;
+    points[1].consistency = Consistency::FilesystemConsistent;
+    let plan = [group("database", &["db-1"])];
+    let mut servers = BTreeMap::from([("db-1".to_owned(), db)]);
+    let chosen = resolve(&spec, Some(&plan), &servers).unwrap().servers[0].recovery_point.time;
+    assert_eq!(chosen, point(expected).time);
+    servers.insert("db-1".to_owned(), facts(&[30]));
+    let refused = resolve(&spec, Some(&plan), &servers).err();
+    let missing = kind != RecoveryPointKind::LatestCrashConsistent;
+    assert_eq!(refused.is_some_and(|why| why[0].contains("kubectl lifeboat point db-1")), missing);
+}
+
 #[test]
 fn only_the_latest_point_of_a_connected_server_is_waited_for() {
-    let connected = ServerFacts { recoverable_until: Some(point(30).time), ..facts(&[10, 20, 30]) };
-    let servers = BTreeMap::from([("db-1".to_owned(), connected), ("db-2".to_owned(), facts(&[30]))]);
+    let connected = OwnPoint { recoverable_until: Some(point(30).time), answered: false };
+    let mut servers =
+        BTreeMap::from([("db-1".to_owned(), connected), ("db-2".to_owned(), OwnPoint::default())]);
     let mut spec = Rig::new(vec![]).spec;
     assert_eq!(awaited(&spec, &servers, point(31).time), ["db-1"]);
     assert!(awaited(&spec, &servers, point(30).time).is_empty(), "the vault holds that moment");
+    servers.get_mut("db-1").unwrap().answered = true;
+    assert!(awaited(&spec, &servers, point(31).time).is_empty(), "its agent has answered");
+    servers.get_mut("db-1").unwrap().answered = false;
     spec.recovery_point = RecoveryPointChoice { kind: RecoveryPointKind::LatestProcessed, time: None };
     assert!(awaited(&spec, &servers, point(31).time).is_empty());
 }
 
 #[test]
 fn a_run_waits_for_a_point_of_its_own_moment_but_not_for_ever() {
-    let waiting = |awaited: &[&str]| {
-        let mut rig = Rig::new(vec![group("database", &["db-1"])]);
-        let Resolution::Ready { awaited: names, .. } = &mut rig.resolution else { panic!() };
-        *names = awaited.iter().map(|name| (*name).to_owned()).collect();
-        rig
-    };
-    let mut rig = waiting(&["db-1"]);
+    let created = point(100).time;
+    assert_eq!(own_points_until(created).duration_since(created).as_secs(), 30);
+    let mut rig = Rig::new(vec![group("database", &["db-1"])]);
+    let ready = std::mem::replace(&mut rig.resolution, Resolution::Awaiting(vec!["db-1".to_owned()]));
     rig.run_until(5, |status| status.phase == Some(RunPhase::Validating));
     assert!(rig.status.waiting_for.as_deref().unwrap().contains("a point of db-1"), "{:?}", rig.status);
     assert!(rig.journal.is_empty());
-    rig.run_until(60, |status| status.phase == Some(RunPhase::Running));
-    assert!(rig.second - 1_000_000 >= 30, "not before the limit: {}", rig.second);
-
-    let mut rig = waiting(&[]);
+    rig.resolution = ready;
     rig.run_until(5, |status| status.phase == Some(RunPhase::Running));
 }
 

@@ -76,7 +76,7 @@ impl Rig {
         Self {
             spec: spec(),
             status: FailoverRunStatus::default(),
-            resolution: Resolution::Ready { resolved: Box::new(resolved), awaited: Vec::new() },
+            resolution: Resolution::Ready(Box::new(resolved)),
             endings: BTreeMap::new(),
             answers: BTreeMap::new(),
             broken_machines: Vec::new(),

@@ -1,0 +1,156 @@
+//! `point`: asks a server for a point of this moment, and waits until it is in the vault.
+
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use jiff::Timestamp;
+use kube::api::{Patch, PatchParams};
+use lifeboat_crds::{
+    ProtectedServer,
+    run::Consistency,
+    server::{RequestState, RequestedPoint},
+};
+use serde_json::json;
+
+use crate::cluster::{Cluster, PluginError, api};
+
+/// The server is looked at this often.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+#[derive(Args)]
+pub(crate) struct Point {
+    /// The ProtectedServer.
+    server: String,
+    /// What the point should be.
+    #[arg(long, value_enum, default_value_t)]
+    consistency: Wanted,
+    /// Names the request; made from the time when absent. The same id asks for nothing new.
+    #[arg(long)]
+    id: Option<String>,
+    /// Asks and comes back.
+    #[arg(long)]
+    no_wait: bool,
+    /// Fails when less than asked for was reached.
+    #[arg(long)]
+    strict: bool,
+}
+
+#[derive(Clone, Copy, Default, ValueEnum)]
+#[value(rename_all = "PascalCase")]
+enum Wanted {
+    #[default]
+    CrashConsistent,
+    FilesystemConsistent,
+    AppConsistent,
+}
+
+impl From<Wanted> for Consistency {
+    fn from(wanted: Wanted) -> Self {
+        match wanted {
+            Wanted::CrashConsistent => Self::CrashConsistent,
+            Wanted::FilesystemConsistent => Self::FilesystemConsistent,
+            Wanted::AppConsistent => Self::AppConsistent,
+        }
+    }
+}
+
+impl Point {
+    pub(crate) async fn run(self, cluster: &Cluster) -> Result<(), PluginError> {
+        let Self { server, consistency, id, no_wait, strict } = self;
+        let id = id.unwrap_or_else(|| format!("at-{}", Timestamp::now().as_millisecond()));
+        let _: ProtectedServer = cluster.get("ProtectedServer", &server).await?;
+        let wanted = Consistency::from(consistency);
+        let patch = Patch::Merge(json!({"spec": {"requestPoint": {"id": id, "consistency": wanted}}}));
+        let patched = cluster.api::<ProtectedServer>().patch(&server, &PatchParams::default(), &patch).await;
+        patched.map_err(|source| api(&format!("asking server {server} for a point"), source))?;
+        println!("point {id} of server {server} is asked for");
+        if no_wait {
+            return Ok(());
+        }
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            let found: ProtectedServer = cluster.get("ProtectedServer", &server).await?;
+            if found.spec.request_point.as_ref().is_none_or(|request| request.id != id) {
+                return Err(PluginError::refused(
+                    "another point was asked for meanwhile",
+                    format!("see `kubectl get pserver {server} -o yaml`"),
+                ));
+            }
+            let state = found.status.and_then(|status| status.requested_point);
+            let Some(state) = state.filter(|state| state.id == id && state.state != RequestState::Taking)
+            else {
+                continue;
+            };
+            return said(&state, strict).map(|text| println!("{text}"));
+        }
+    }
+}
+
+/// What became of it.
+fn said(state: &RequestedPoint, strict: bool) -> Result<String, PluginError> {
+    let reason = state.reason.clone().unwrap_or_default();
+    let message = state.message.clone().unwrap_or_default();
+    let (Some(time), Some(reached)) = (state.time, state.consistency) else {
+        return Err(PluginError::refused(format!("no point was taken ({reason})"), message));
+    };
+    let frozen = state.longest_freeze_millis.map(|millis| format!(", file systems frozen for {millis} ms"));
+    let taken = format!("{reached:?} point of {time}{}", frozen.unwrap_or_default());
+    if reason.is_empty() {
+        return Ok(taken);
+    }
+    let less = format!("{taken}: less than asked for ({reason})");
+    if strict { Err(PluginError::refused(less, message)) } else { Ok(format!("{less}: {message}")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state() -> RequestedPoint {
+        RequestedPoint {
+            id: "a".to_owned(),
+            asked: Consistency::FilesystemConsistent,
+            requested_at: Timestamp::UNIX_EPOCH,
+            state: RequestState::Taken,
+            time: Some(Timestamp::UNIX_EPOCH),
+            consistency: Some(Consistency::FilesystemConsistent),
+            epoch: Some(1),
+            record: Some(7),
+            longest_freeze_millis: Some(31),
+            reason: None,
+            message: None,
+        }
+    }
+
+    #[test]
+    fn a_point_is_told_with_what_it_cost_and_with_why_it_is_less() {
+        let said_of = |state: &RequestedPoint, strict| said(state, strict).map_err(|error| error.to_string());
+        let taken = said_of(&state(), true).unwrap();
+        assert_eq!(
+            taken,
+            "FilesystemConsistent point of 1970-01-01T00:00:00Z, file systems frozen for 31 ms"
+        );
+        let less = RequestedPoint {
+            consistency: Some(Consistency::CrashConsistent),
+            reason: Some("NotAllFrozen".to_owned()),
+            message: Some("/boot/efi cannot be frozen".to_owned()),
+            ..state()
+        };
+        assert!(said_of(&less, false).unwrap().contains("less than asked for (NotAllFrozen): /boot/efi"));
+        assert!(said_of(&less, true).unwrap_err().contains("NotAllFrozen"));
+    }
+
+    #[test]
+    fn a_refused_point_is_an_error_with_the_remedy() {
+        let refused = RequestedPoint {
+            state: RequestState::Refused,
+            time: None,
+            consistency: None,
+            reason: Some("Paused".to_owned()),
+            message: Some("set spec.replication to Enabled".to_owned()),
+            ..state()
+        };
+        let error = said(&refused, false).unwrap_err().to_string();
+        assert_eq!(error, "no point was taken (Paused): set spec.replication to Enabled");
+    }
+}
