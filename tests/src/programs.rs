@@ -4,8 +4,12 @@ use std::{io, net::TcpListener, path::PathBuf};
 
 use crate::api_server::top;
 
-/// What cargo has built beside this test. Cargo builds no other crate's program for a test: the suite does.
+/// What cargo has built beside this test, or what stands in the folder that `LIFEBOAT_PROGRAMS` names. Cargo builds
+/// no other crate's program for a test: the suite does.
 pub fn program(name: &str) -> PathBuf {
+    if let Some(folder) = std::env::var_os("LIFEBOAT_PROGRAMS") {
+        return PathBuf::from(folder).join(name);
+    }
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| top().join("target"), PathBuf::from);
     target.join("x86_64-unknown-linux-gnu/debug").join(name)
 }

@@ -85,7 +85,8 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            chunk_bytes: MAX_CHUNK_BYTES as u64,
+            // A quarter of what may be sent: both ends hold several, and the process server those of every server.
+            chunk_bytes: MAX_CHUNK_BYTES as u64 / 4,
             batch_bytes: 64 << 20,
             batch_covers_bytes: 512 << 20,
             catch_up_bytes: 256 << 20,

@@ -29,16 +29,26 @@ pub fn run(program: &str, arguments: &[&str]) -> String {
 /// A loop device over a sparse file.
 pub struct Loop {
     pub path: PathBuf,
-    _file: tempfile::NamedTempFile,
+    file: tempfile::NamedTempFile,
 }
 
 impl Loop {
     pub fn new(bytes: u64) -> Self {
-        assert_eq!(run("id", &["-u"]), "0", "this test makes loop devices: run it as root");
-        let file = tempfile::Builder::new().prefix("lifeboat-disk-").tempfile().unwrap();
+        Self::within(&std::env::temp_dir(), bytes)
+    }
+
+    /// With its file in `folder`.
+    pub fn within(folder: &Path, bytes: u64) -> Self {
+        assert_eq!(run("id", &["-u"]), "0", "this makes loop devices: run it as root");
+        let file = tempfile::Builder::new().prefix("lifeboat-disk-").tempfile_in(folder).unwrap();
         file.as_file().set_len(bytes).unwrap();
         let path = run("losetup", &["--find", "--show", file.path().to_str().unwrap()]).into();
-        Self { path, _file: file }
+        Self { path, file }
+    }
+
+    /// The file that it stands on.
+    pub fn file(&self) -> &Path {
+        self.file.path()
     }
 
     pub fn name(&self) -> &str {

@@ -56,6 +56,8 @@ pub struct SiteOptions<'a> {
     pub point_interval: Duration,
     pub spool_bytes: u64,
     pub applier: bool,
+    /// Servers beside those with disks: enrolled, but without an agent.
+    pub without_agent: usize,
 }
 
 impl Default for SiteOptions<'_> {
@@ -68,22 +70,28 @@ impl Default for SiteOptions<'_> {
             point_interval: Duration::from_secs(15),
             spool_bytes: 256 << 20,
             applier: true,
+            without_agent: 0,
         }
     }
 }
 
 /// A server with one disk, and what runs on it.
 pub struct Protected {
-    pub disk: Loop,
     pub agent: Program,
     pub id: ServerId,
     _watchdog: Program,
-    pins: PathBuf,
+    _pins: Pins,
+    pub disk: Loop,
 }
+
+/// What the tracker leaves in the kernel; gone with it.
+struct Pins(PathBuf);
 
 /// A running site.
 pub struct Site {
     pub servers: Vec<Protected>,
+    /// Servers without an agent, and their state directories.
+    pub enrolled: Vec<(ServerId, PathBuf)>,
     pub process_server: Program,
     pub applier: Option<Program>,
     pub link: Option<Link>,
@@ -117,7 +125,7 @@ impl Site {
             link
         });
         let vault = runtime.block_on(make_vault(&address, home));
-        let ids: Vec<ServerId> = (0..disks.len())
+        let ids: Vec<ServerId> = (0..disks.len() + options.without_agent)
             .map(|number| runtime.block_on(adopt(&vault, &format!("db-{}", number + 1))))
             .collect();
 
@@ -184,6 +192,9 @@ impl Site {
         let process_server =
             Program::new("lifeboat-process-server", home, "process-server.log", process_server);
         let applier = options.applier.then(|| Program::new("lifeboat-applier", home, "applier.log", applier));
+        let enrolled = (disks.len()..ids.len())
+            .map(|number| (ids[number].clone(), home.join(format!("agent-{number}"))))
+            .collect();
         let servers = disks
             .into_iter()
             .zip(ids)
@@ -192,6 +203,7 @@ impl Site {
             .collect();
         Self {
             servers,
+            enrolled,
             process_server,
             applier,
             link,
@@ -203,15 +215,15 @@ impl Site {
         }
     }
 
-    /// Of the first server.
+    /// Of the first server with a disk.
     pub fn records(&self) -> Vec<v1::Data> {
-        self.records_of(0)
+        self.records_by(&self.servers[0].id)
     }
 
     /// The data records of a server's log, as the store has them now.
-    pub fn records_of(&self, server: usize) -> Vec<v1::Data> {
+    pub fn records_by(&self, server: &ServerId) -> Vec<v1::Data> {
         self.runtime.block_on(async {
-            let mut reader = LogReader::from_start(&self.vault, &self.servers[server].id, &Env::system());
+            let mut reader = LogReader::from_start(&self.vault, server, &Env::system());
             let mut records = Vec::new();
             while let Some(entry) = reader.next().await.unwrap() {
                 if let Body::Data(data) = entry.body {
@@ -269,11 +281,14 @@ impl Site {
 
     /// Opens a point of the first server's disk.
     pub fn open(&self, selector: PointSelector) -> Arc<BlockIndex> {
-        self.runtime.block_on(async {
-            let options = IndexOptions { cache_bytes: 64 << 20 };
-            let server = &self.servers[0].id;
-            BlockIndex::open(&self.vault, server, &Env::system(), selector, &options).await.unwrap()
-        })
+        self.runtime.block_on(self.open_async(selector))
+    }
+
+    /// The same inside [`Site::block_on`].
+    pub async fn open_async(&self, selector: PointSelector) -> Arc<BlockIndex> {
+        let options = IndexOptions { cache_bytes: 64 << 20 };
+        let server = &self.servers[0].id;
+        BlockIndex::open(&self.vault, server, &Env::system(), selector, &options).await.unwrap()
     }
 
     /// The disk at the record, read from snapshots and journal through the block index.
@@ -288,6 +303,11 @@ impl Site {
         }
         content.truncate(usize::try_from(disk.size_bytes).unwrap());
         content
+    }
+
+    /// Ends everything but the disks.
+    pub fn into_disks(mut self) -> Vec<Loop> {
+        std::mem::take(&mut self.servers).into_iter().map(Protected::into_disk).collect()
     }
 
     /// For calls of the store and the block index.
@@ -313,15 +333,18 @@ impl Protected {
             agent: Program::new("lifeboat-agent", home, &format!("agent-{number}.log"), agent),
             disk,
             id,
-            pins,
+            _pins: Pins(pins),
         }
+    }
+
+    fn into_disk(self) -> Loop {
+        self.disk
     }
 }
 
-impl Drop for Protected {
+impl Drop for Pins {
     fn drop(&mut self) {
-        self.agent.end();
-        _ = remove_pins(&self.pins);
+        _ = remove_pins(&self.0);
     }
 }
 

@@ -1,0 +1,29 @@
+//! The figures, one a file. Each sets up sites of its own and measures what it divides in turns.
+
+mod agent;
+mod copy;
+mod cost;
+mod fleet;
+mod open;
+mod peers;
+mod rpo;
+mod workload;
+
+use crate::report::Figure;
+
+/// Measures with so many repetitions.
+type Measure = fn(usize) -> Vec<Figure>;
+
+/// In the order in which they run: the quick ones first.
+pub fn all() -> [(&'static str, Measure); 8] {
+    [
+        ("agent", agent::measure),
+        ("fleet", fleet::measure),
+        ("cost", cost::measure),
+        ("open", open::measure),
+        ("peers", peers::measure),
+        ("copy", copy::measure),
+        ("workload", workload::measure),
+        ("rpo", rpo::measure),
+    ]
+}
