@@ -3,6 +3,7 @@
 //! postgresql and mariadb-server (`dev/setup` installs them).
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
+#![allow(clippy::disallowed_methods, reason = "real databases run in real time")]
 
 mod kernel_support;
 

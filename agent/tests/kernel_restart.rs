@@ -100,7 +100,7 @@ fn the_first_copy_has_no_reason_and_later_full_copies_have_one() {
     // Pins removed, as by a restart of the machine.
     lifeboat_agent::kernel::remove_pins(&rig.pin_folder()).unwrap();
     let mut tracker = rig.open();
-    assert_eq!(tracker.copy_reason().unwrap(), "the pinned tracking maps were removed");
+    assert_eq!(tracker.copy_reason().unwrap(), "TrackingLost: the pinned tracking maps were removed");
     assert_eq!(tracker.to_copy().unwrap().len(), (64 << 20) / 4096);
     drop(tracker);
     // Another boot.
@@ -108,7 +108,7 @@ fn the_first_copy_has_no_reason_and_later_full_copies_have_one() {
     let text = "lifeboat-tracking 1\n".to_owned() + rig.options.server.as_str() + "\nanother boot\n";
     std::fs::write(&state, format!("{text}{:08x}\n", crc32c::crc32c(text.as_bytes()))).unwrap();
     lifeboat_agent::kernel::remove_pins(&rig.pin_folder()).unwrap();
-    assert!(rig.open().copy_reason().unwrap().starts_with("the server was restarted"));
+    assert!(rig.open().copy_reason().unwrap().starts_with("UncleanShutdown: the server was restarted"));
     // The disk was taken away and another one came in its place.
     rig.disks[0].sequence += 1;
     assert!(rig.open().copy_reason().unwrap().contains("disks"));

@@ -64,7 +64,7 @@ fn main() {
 }
 
 fn run(only: &[String], repeat: usize, json: &std::path::Path, markdown: Option<&std::path::Path>) {
-    for unknown in only.iter().filter(|name| !figures::all().iter().any(|(known, _)| known == name)) {
+    if let Some(unknown) = only.iter().find(|name| !figures::all().iter().any(|(known, _)| known == name)) {
         panic!("there is no figure {unknown:?}: `lifeboat-bench list` shows them");
     }
     let mut report = Report::open(json);

@@ -37,6 +37,7 @@ struct Arguments {
 }
 
 #[derive(Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "there is one in a process")]
 enum Command {
     /// Prints the one command to run on a server that is to be protected.
     Enroll(enroll::Enroll),

@@ -37,6 +37,7 @@ pub(crate) struct Point {
 
 #[derive(Clone, Copy, Default, ValueEnum)]
 #[value(rename_all = "PascalCase")]
+#[allow(clippy::enum_variant_names, reason = "the names of the API")]
 enum Wanted {
     #[default]
     CrashConsistent,

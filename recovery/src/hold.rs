@@ -1,8 +1,10 @@
 //! Holds a point: finds it, pins what it is made of, and keeps the pin until it is released.
 //!
 //! The pin is written before anything is read for long; then the catalogue is read once more. If retention took the
-//! point away in between, another base is looked for. See `lifeboat_replication::pins` for the order on both sides.
-//! **Crash**: the pin stays and expires by itself. A restart with the same run's name takes it over.
+//! point away in between, another base is looked for; else the pin is confirmed. See `lifeboat_replication::pins` for
+//! the order on both sides.
+//! **Crash**: the pin stays and expires by itself. A restart with the same run's name takes a confirmed one over, and
+//! reads on under it what the catalogue does not list any more.
 
 use std::time::Duration;
 
@@ -50,8 +52,13 @@ impl Hold {
         run: &str,
         held_for: Duration,
     ) -> Result<(Found, Self), ScanError> {
+        // Read before it is replaced. An unconfirmed one may have come too late.
+        let own = pins::of(&*vault.store, server, run).await?.map(|standing| standing.pin);
+        let mut own = own.filter(|pin| pin.confirmed);
         for _ in 0..TRIES {
-            let found = scan::find(vault, server, env, selector).await?;
+            let found = scan::find_under(vault, server, env, selector, own.as_ref()).await?;
+            // It is about to be replaced.
+            own = own.filter(|_| found.under_pin);
             let (base, records) = found.needs();
             let pin = Pin {
                 format: FORMAT,
@@ -61,10 +68,16 @@ impl Hold {
                 records,
                 held_for_seconds: held_for.as_secs(),
                 renewed_at_micros: 0,
+                confirmed: found.under_pin,
             };
-            let hold = Self { vault: vault.clone(), server: server.clone(), env: env.clone(), pin, held_for };
+            let mut hold =
+                Self { vault: vault.clone(), server: server.clone(), env: env.clone(), pin, held_for };
             hold.renew().await?;
             if found.is_promised(&scan::listed(vault, server).await?) {
+                if !hold.pin.confirmed {
+                    hold.pin.confirmed = true;
+                    hold.renew().await?;
+                }
                 return Ok((found, hold));
             }
             tracing::warn!(%server, point = found.number, "retention took what the point is made of, looking again");

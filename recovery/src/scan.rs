@@ -102,6 +102,17 @@ pub async fn find(
     env: &Env,
     selector: PointSelector,
 ) -> Result<Found, ScanError> {
+    find_under(vault, server, env, selector, None).await
+}
+
+/// The same for a reader that has had a confirmed pin without a break: what it names can be read still.
+pub(crate) async fn find_under(
+    vault: &Vault,
+    server: &ServerId,
+    env: &Env,
+    selector: PointSelector,
+    own: Option<&Pin>,
+) -> Result<Found, ScanError> {
     // Before the log, so that it cannot be ahead of it for another reason than damage.
     let position = position(vault, server).await?;
     let (listed, mut failed) = match listed(vault, server).await {
@@ -113,12 +124,8 @@ pub async fn find(
         }
         Err(error) => return Err(error),
     };
-    let pins = match listed.collected {
-        Some(_) => pins::all(&*vault.store, server).await?.into_iter().map(|standing| standing.pin).collect(),
-        None => Vec::new(),
-    };
     for base in listed.points.iter().rev().filter(|point| selector.may_start_at(point)) {
-        let reach = Reach::of(base, &listed, &pins);
+        let reach = Reach::of(base, &listed, own);
         // A younger base that failed would have given a younger point: an older one must not stand in for it.
         if failed.is_some() && reach == Reach::Itself {
             break;
@@ -208,12 +215,12 @@ pub(crate) enum Reach {
 }
 
 impl Reach {
-    fn of(base: &Point, listed: &Points, pins: &[Pin]) -> Self {
+    fn of(base: &Point, listed: &Points, own: Option<&Pin>) -> Self {
         if listed.is_base(base) {
             return Self::Journal;
         }
-        let held = pins.iter().filter(|pin| pin.base == Some(base.id())).filter_map(|pin| pin.records);
-        held.map(|records| records.to).max().map_or(Self::Itself, Self::Pinned)
+        let held = own.filter(|pin| pin.base == Some(base.id())).and_then(|pin| pin.records);
+        held.map_or(Self::Itself, |records| Self::Pinned(records.to))
     }
 
     fn ends_before(self, number: u64) -> bool {

@@ -45,6 +45,9 @@ pub struct Pin {
     pub held_for_seconds: u64,
     /// By the reader's clock, for people.
     pub renewed_at_micros: i64,
+    /// The catalogue still listed all of it after the pin had been written: from then on nothing of it was deleted.
+    #[serde(default)]
+    pub confirmed: bool,
 }
 
 /// Record numbers, both included.
@@ -119,6 +122,14 @@ pub async fn all(store: &dyn BlobStore, server: &ServerId) -> Result<Vec<Standin
 }
 
 /// `None`: it was removed. The ETag is taken before the content, so a renewal in between counts as one more.
+/// The pin of one reader; `None`: it has none.
+///
+/// # Errors
+/// When it cannot be read.
+pub async fn of(store: &dyn BlobStore, server: &ServerId, run: &str) -> Result<Option<Standing>, PinError> {
+    read(store, layout::pin(server, run)).await
+}
+
 async fn read(store: &dyn BlobStore, name: String) -> Result<Option<Standing>, PinError> {
     let read = async {
         let etag = store.properties(&name, None).await?.etag;
@@ -223,6 +234,7 @@ mod tests {
             records: Some(Records { from: 8, to }),
             held_for_seconds: 3600,
             renewed_at_micros: 1_000_000,
+            confirmed: true,
         }
     }
 
@@ -243,7 +255,7 @@ mod tests {
     #[test]
     fn stands_in_the_vault_as_documented() {
         let text = serde_json::to_string(&pin("run-1", 9)).unwrap();
-        let wanted = r#"{"format":1,"server":"01010101-0101-4101-8101-010101010101","run":"run-1","base":{"epoch":2,"number":7},"records":{"from":8,"to":9},"heldForSeconds":3600,"renewedAtMicros":1000000}"#;
+        let wanted = r#"{"format":1,"server":"01010101-0101-4101-8101-010101010101","run":"run-1","base":{"epoch":2,"number":7},"records":{"from":8,"to":9},"heldForSeconds":3600,"renewedAtMicros":1000000,"confirmed":true}"#;
         assert_eq!(text, wanted);
     }
 

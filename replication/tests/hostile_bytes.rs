@@ -222,7 +222,7 @@ fn segments() {
     let example = golden("segment");
     segment::open(&keys, &name, &example).unwrap();
     // A header may claim up to 32 MiB, but only of what is authentic is anything unpacked.
-    hostile("segments", &[example.clone()], MIB, |bytes| match segment::open(&keys, &name, bytes) {
+    hostile("segments", std::slice::from_ref(&example), MIB, |bytes| match segment::open(&keys, &name, bytes) {
         Ok(_) => assert_eq!(bytes, example),
         Err(error) => said(&error),
     });

@@ -285,11 +285,12 @@ fn machine_status() -> Value {
 
 /// Lets the operator die after `lives` and start again until `done`, with the kubelet at work.
 fn killed_until(world: &World, kubelet: &mut Kubelet, done: impl Fn(&FailoverRun) -> bool) -> FailoverRun {
-    // Lives from a twentieth of a second to two seconds: deaths fall into every step. The order is always the same.
+    // Lives from a twentieth of a second to two seconds: deaths fall into every step. The order is always the same. Later
+    // ones are longer: on a slow machine an operator needs more than two seconds to open its vault.
     let mut seed = 7_u64;
-    for _ in 0..120 {
+    for number in 0..120 {
         seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let life = 50 + (seed >> 33) % 1950;
+        let life = 50 + (seed >> 33) % (1950 + 50 * number);
         let operator = world.operator();
         for _ in 0..(life / 50) {
             pause(50);

@@ -126,7 +126,7 @@ fn first_copy(disk: Loop, store: Option<StoreAddress>) -> (Loop, Copied) {
 }
 
 fn stored_of(record: &v1::Data) -> u64 {
-    record.segments.iter().map(|segment| u64::from(segment.length)).sum()
+    record.segments.iter().map(|segment| segment.length).sum()
 }
 
 /// Time of `zstd -1 < disk | TLS > nothing`.

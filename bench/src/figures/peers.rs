@@ -43,11 +43,8 @@ pub fn measure(repeat: usize) -> Vec<Figure> {
             point(records).is_some_and(|point| point.t0_micros > written)
         });
         times[0].push(changed.elapsed().as_secs_f64());
-        let stored: u64 = records[before..]
-            .iter()
-            .flat_map(|record| &record.segments)
-            .map(|segment| u64::from(segment.length))
-            .sum();
+        let stored: u64 =
+            records[before..].iter().flat_map(|record| &record.segments).map(|segment| segment.length).sum();
         sent[0].push(stored as f64 / (CHANGED * 4096) as f64);
         for (place, peer) in peers.into_iter().enumerate() {
             let began = Instant::now();

@@ -189,7 +189,7 @@ mod tests {
         };
         for error in [config.connect().unwrap_err(), config.keys().unwrap_err()] {
             let shown = error.to_string();
-            assert!(shown.contains("/nowhere/") && shown.contains("check that the Secret"), "{shown}");
+            assert!(shown.contains("/nowhere/") && shown.contains("that the Secret"), "{shown}");
         }
     }
 }

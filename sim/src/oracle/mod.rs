@@ -28,6 +28,7 @@ use lifeboat_replication::{
     ids::{DiskSlot, Epoch, ServerId},
     journal,
     log::{LogReader, Patience},
+    segment::ExtentData,
     store::model::ModelStore,
     vault::Vault,
     wire::v1::{self, RecordKind, log_record::Body},
@@ -61,6 +62,9 @@ pub struct Oracle {
     closed_in: Option<Epoch>,
     compared: BTreeSet<(u32, u64)>,
     kept: kept::Kept,
+    /// What committed segments hold: the log is read anew when the store was restored, and retention may have deleted
+    /// those of its beginning.
+    segments: BTreeMap<String, Vec<ExtentData>>,
     pub reached: Reached,
 }
 
@@ -90,6 +94,7 @@ impl Oracle {
             closed_in: None,
             compared: BTreeSet::new(),
             kept: kept::Kept::new(journal),
+            segments: BTreeMap::new(),
             reached: Reached::default(),
         }
     }
@@ -143,8 +148,15 @@ impl Oracle {
         let sources = journal::sources(data).map_err(|error| chain(&error))?;
         for source in sources {
             self.kept.names(&source);
-            let read = source.read(&self.vault, &patience).now_or_never().ok_or("a segment's read waits")?;
-            let extents = read.map_err(|error| format!("record {}: {}", data.number, chain(&error)))?;
+            let extents = match self.segments.get(&source.name) {
+                Some(extents) => extents.clone(),
+                None => {
+                    let read = source.read(&self.vault, &patience).now_or_never();
+                    let read = read.ok_or("a segment's read waits")?;
+                    read.map_err(|error| format!("record {}: {}", data.number, chain(&error)))?
+                }
+            };
+            self.segments.insert(source.name.clone(), extents.clone());
             for extent in extents {
                 let slot = self.machine_slot(extent.run.disk)?;
                 for index in 0..extent.run.blocks {

@@ -13,7 +13,10 @@ use lifeboat_process_server::core::{
     spool::{Spool as _, SpoolSpace},
     status::Status,
 };
-use lifeboat_replication::log::{LogOptions, LogWriter, Order};
+use lifeboat_replication::{
+    log::{LogOptions, LogWriter, Order},
+    vault::Vault,
+};
 use tokio::{
     sync::{Semaphore, mpsc, watch},
     task::JoinHandle,
@@ -140,7 +143,8 @@ impl World {
     /// Opens points for a while, under pins.
     pub(super) fn start_reader(&self) -> JoinHandle<()> {
         let reader = Reader {
-            vault: self.vault(self.load.process_servers + APPLIERS),
+            // It outlives a rotation: both keys from the beginning.
+            vault: Vault { keys: self.keys[1].clone(), ..self.vault(self.load.process_servers + APPLIERS) },
             server: self.server.clone(),
             env: self.env(&self.agent_clock),
             net: self.net.clone(),

@@ -85,6 +85,7 @@ mod tests {
             records: None,
             held_for_seconds: 60,
             renewed_at_micros: 0,
+            confirmed: true,
         }
     }
 

@@ -58,6 +58,7 @@ mod tests {
             records: None,
             held_for_seconds: 60,
             renewed_at_micros: 0,
+            confirmed: true,
         };
         Standing { name: "pins/run.json".into(), etag: ETag(etag.into()), pin }
     }

@@ -112,14 +112,15 @@ impl AzureStore {
                 url.set_query(Some(sas));
             }
         }
+        let tls = tls()?;
         let client_options = ClientOptions {
             per_try_policies: signing,
             retry: RetryOptions::none(),
-            transport: Some(Transport::new(Arc::new(http_client(None)?))),
+            transport: Some(Transport::new(Arc::new(http_client(tls.clone(), None)?))),
             ..Default::default()
         };
         let reading = ClientOptions {
-            transport: Some(Transport::new(Arc::new(http_client(Some(CALL_TIMEOUT))?))),
+            transport: Some(Transport::new(Arc::new(http_client(tls, Some(CALL_TIMEOUT))?))),
             ..client_options.clone()
         };
         let container_options =
@@ -137,14 +138,18 @@ fn pipeline(options: ClientOptions) -> Pipeline {
     Pipeline::new(name, version, options, Vec::new(), Vec::new(), None)
 }
 
-/// `stall`: an answer that does not go on for so long is given up, however much time the whole of it has.
-fn http_client(stall: Option<Duration>) -> Result<reqwest::Client, ConnectError> {
+/// Reading the machine's certificate authorities takes a while: once for all clients of a store.
+fn tls() -> Result<rustls::ClientConfig, ConnectError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let tls = rustls::ClientConfig::builder_with_provider(provider)
+    let builder = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .and_then(|builder| builder.with_platform_verifier())
-        .map_err(ConnectError::Tls)?
-        .with_no_client_auth();
+        .map_err(ConnectError::Tls)?;
+    Ok(builder.with_no_client_auth())
+}
+
+/// `stall`: an answer that does not go on for so long is given up, however much time the whole of it has.
+fn http_client(tls: rustls::ClientConfig, stall: Option<Duration>) -> Result<reqwest::Client, ConnectError> {
     let mut builder = reqwest::Client::builder()
         .tls_backend_preconfigured(tls)
         .connect_timeout(CONNECT_TIMEOUT)
