@@ -222,9 +222,11 @@ fn segments() {
     let example = golden("segment");
     segment::open(&keys, &name, &example).unwrap();
     // A header may claim up to 32 MiB, but only of what is authentic is anything unpacked.
-    hostile("segments", std::slice::from_ref(&example), MIB, |bytes| match segment::open(&keys, &name, bytes) {
-        Ok(_) => assert_eq!(bytes, example),
-        Err(error) => said(&error),
+    hostile("segments", std::slice::from_ref(&example), MIB, |bytes| {
+        match segment::open(&keys, &name, bytes) {
+            Ok(_) => assert_eq!(bytes, example),
+            Err(error) => said(&error),
+        }
     });
 }
 
