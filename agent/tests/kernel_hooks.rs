@@ -165,12 +165,13 @@ struct Postgres {
 
 impl Postgres {
     fn start(data: &Path, sockets: &Path, settings: &[&str]) -> Self {
-        let mut command = Command::new("runuser");
-        let binary = postgres_binaries().join("postgres");
-        command.args(["-u", "postgres", "--"]).arg(binary).arg("-D").arg(data).arg("-k").arg(sockets);
+        // Becomes the server instead of starting it, so that what is ended with the test is the server.
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=postgres", "--regid=postgres", "--init-groups", "--pdeathsig=KILL", "--"]);
+        command.arg(postgres_binaries().join("postgres")).arg("-D").arg(data).arg("-k").arg(sockets);
         command.args(["-p", "5432", "-c", "listen_addresses=", "-c", "shared_buffers=16MB"]);
         settings.iter().for_each(|setting| _ = command.args(["-c", setting]));
-        let process = Process(command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+        let process = Process(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
         let server = Self { sockets: sockets.to_owned(), _process: process };
         for _ in 0..600 {
             if ask_postgres(&server.sockets, "SELECT 1").is_some() {
@@ -251,7 +252,8 @@ impl MariaDb {
         command.args(["--innodb-flush-log-at-trx-commit=0", "--aria-pagecache-buffer-size=8M"]);
         command.arg(format!("--datadir={}", data.display())).arg(format!("--socket={}", socket.display()));
         command.arg(format!("--pid-file={}.pid", socket.display()));
-        let process = Process(command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap_or_else(|error| {
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let process = Process(command.spawn().unwrap_or_else(|error| {
             panic!("MariaDB is missing, so its hook cannot be tested: run dev/setup (mariadb-server): {error}")
         }));
         let server = Self { socket: socket.to_owned(), _process: process };

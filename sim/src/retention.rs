@@ -120,6 +120,11 @@ impl Reader {
         }
         // Half of the readers die instead.
         if self.rng.below(2) == 0 {
+            // Before the call: its effect may come long before its answer does.
+            self.net.ask(|oracle| {
+                oracle.lets_go(run);
+                Ok(())
+            });
             hold.release().await;
         }
         Ok(())
