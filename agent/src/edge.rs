@@ -70,6 +70,11 @@ pub trait DirtyMap: Send {
     /// Why everything is copied again, as long as blocks are left; `None` for the first copy.
     fn copy_reason(&self) -> Option<String>;
 
+    /// The last request for a resynchronization that was heard of; `None`: these marks have heard of none yet.
+    fn request(&self) -> Option<String>;
+
+    fn set_request(&mut self, request: &str) -> Result<(), TrackError>;
+
     /// Number of blocks marked in the current generation, by issue or completion.
     fn dirty_now(&mut self) -> Result<u64, TrackError>;
 

@@ -76,6 +76,7 @@ struct State {
     to_copy: BlockSet,
     copy_reason: Option<String>,
     copies_ordered: u64,
+    request: Option<String>,
     lost: Option<String>,
     mark: Option<v1::DurableMark>,
     flips: BTreeMap<Micros, Flip>,
@@ -129,6 +130,7 @@ impl Machine {
             id: format!("memory-{slot}"),
             size_bytes: u64::from(*blocks) * BLOCK_BYTES,
             path: format!("/dev/memory{slot}"),
+            left_out: false,
         });
         let mut state = State {
             disks: disks.collect(),
@@ -142,6 +144,7 @@ impl Machine {
             to_copy: BlockSet::default(),
             copy_reason: None,
             copies_ordered: 0,
+            request: None,
             lost: None,
             mark: None,
             flips: BTreeMap::new(),
@@ -207,6 +210,7 @@ impl Machine {
         state.completed = Default::default();
         state.held = BlockSet::default();
         state.mark = None;
+        state.request = None;
         state.to_copy = state.everything();
         state.lost = Some("the server was restarted".to_owned());
     }
@@ -363,6 +367,15 @@ impl DirtyMap for MemoryMap {
     fn copy_reason(&self) -> Option<String> {
         let state = self.0.state();
         state.copy_reason.clone().filter(|_| !state.to_copy.is_empty())
+    }
+
+    fn request(&self) -> Option<String> {
+        self.0.state().request.clone()
+    }
+
+    fn set_request(&mut self, request: &str) -> Result<(), TrackError> {
+        self.0.state().request = Some(request.to_owned());
+        Ok(())
     }
 
     fn dirty_now(&mut self) -> Result<u64, TrackError> {

@@ -5,6 +5,7 @@
 //!     key.pem                     0600, made here, never leaves the machine
 //!     cert.pem  ca.pem            replaced as a whole when renewed
 //!     agent.json                  server id and management addresses; written last: its presence means enrolled
+//!     excluded.json               disks that the appliance wants left out, as it last said
 //! ```
 //! A file is replaced by rename, so a crash leaves the old or the new one.
 
@@ -15,7 +16,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use lifeboat_replication::ids::ServerId;
+use lifeboat_replication::{ids::ServerId, wire::v1::DiskSelector};
 use serde::{Deserialize, Serialize};
 
 pub const STATE_DIR: &str = "/var/lib/lifeboat-agent";
@@ -24,6 +25,7 @@ const KEY: &str = "key.pem";
 const CERTIFICATE: &str = "cert.pem";
 const CA: &str = "ca.pem";
 const AGENT: &str = "agent.json";
+const EXCLUDED: &str = "excluded.json";
 
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
@@ -75,6 +77,13 @@ struct AgentFile {
     management_addresses: Vec<String>,
 }
 
+#[derive(Serialize, Deserialize)]
+struct Excluded {
+    serial: String,
+    path: String,
+    wwn: String,
+}
+
 #[derive(Debug, Clone)]
 pub struct StateDir(PathBuf);
 
@@ -117,6 +126,24 @@ impl StateDir {
         self.write(CERTIFICATE, certificate_pem)?;
         self.write(CA, ca_pem)?;
         self.write(AGENT, &agent)
+    }
+
+    /// Disks to leave out; none when nothing was ever said, or when it cannot be read: then more is protected.
+    pub fn excluded(&self) -> Vec<DiskSelector> {
+        let excluded = self.read(EXCLUDED).ok().and_then(|file| serde_json::from_str(&file).ok());
+        let excluded: Vec<Excluded> = excluded.unwrap_or_default();
+        let selector = |Excluded { serial, path, wwn }| DiskSelector { serial, path, wwn };
+        excluded.into_iter().map(selector).collect()
+    }
+
+    pub fn set_excluded(&self, excluded: &[DiskSelector]) -> Result<(), StateError> {
+        let entry = |selector: &DiskSelector| {
+            let DiskSelector { serial, path, wwn } = selector.clone();
+            Excluded { serial, path, wwn }
+        };
+        let excluded: Vec<_> = excluded.iter().map(entry).collect();
+        // Plain structs of strings cannot fail to be written.
+        self.write(EXCLUDED, &serde_json::to_string_pretty(&excluded).unwrap_or_default())
     }
 
     /// Leaves nothing. Safe to repeat. Only removes what is an agent's state directory.
@@ -183,6 +210,16 @@ mod tests {
         state.remove().unwrap();
         assert!(!state.path().exists());
         state.remove().unwrap();
+    }
+
+    #[test]
+    fn what_is_excluded_is_remembered() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::new(folder.path());
+        assert!(state.excluded().is_empty());
+        let excluded = [DiskSelector { serial: "a".into(), ..Default::default() }];
+        state.set_excluded(&excluded).unwrap();
+        assert_eq!(state.excluded(), excluded);
     }
 
     #[test]

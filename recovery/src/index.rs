@@ -189,6 +189,7 @@ impl BlockIndex {
             .point
             .disks
             .iter()
+            .filter(|disk| !disk.left_out)
             .map(|disk| {
                 let map = maps.remove(&disk.slot).map(Builder::build).unwrap_or_default();
                 (disk.slot, Disk { base: base(disk), disk: disk.clone(), map })

@@ -57,4 +57,8 @@ planted! {
     DisturbedIsExact,
     /// The agent calls a point consistent though the watchdog had thawed before it was taken.
     TrustExpiredFreeze,
+    /// The process server offers checksums as if nothing had been committed behind the applier's position.
+    ChecksumsIgnoreLaterRecords,
+    /// The applier writes its position before the checksums: they are behind it after a crash.
+    ChecksumsAfterPosition,
 }

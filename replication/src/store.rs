@@ -193,6 +193,10 @@ pub trait BlobStore: fmt::Debug + Send + Sync + 'static {
     /// A page blob of zeros (`length` a multiple of 512); refused when the name is taken.
     async fn create_page(&self, name: &str, length: u64) -> Result<ETag>;
 
+    /// Makes a page blob longer, if its ETag is still `if_match`; what is added reads as zeros. The caller has seen
+    /// with this ETag that it is shorter: the store would cut it otherwise.
+    async fn grow_page(&self, name: &str, length: u64, if_match: &ETag) -> Result<ETag>;
+
     /// Writes whole pages if the blob's sequence number is at most `sequence_at_most`.
     async fn write_pages(
         &self,

@@ -369,6 +369,10 @@ impl BlobStore for Around {
         self.cross().await?;
         self.inner.page_ranges(name, snapshot).await
     }
+    async fn grow_page(&self, name: &str, length: u64, if_match: &ETag) -> Result<ETag> {
+        self.cross().await?;
+        self.inner.grow_page(name, length, if_match).await
+    }
     async fn raise_sequence(&self, name: &str, sequence: u64, lease: Option<&LeaseId>) -> Result<u64> {
         self.cross().await?;
         self.inner.raise_sequence(name, sequence, lease).await

@@ -42,6 +42,10 @@ counters! {
     index_compared,
     /// `Durable` seen on the wire.
     durable,
+    /// Sessions that were offered the vault's checksums.
+    checksums_offered,
+    /// Answers to an agent that compares its disks with the vault.
+    checksums_answered,
     /// Requests that the store refused.
     refused_requests,
     segments_deleted,

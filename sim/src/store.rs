@@ -181,6 +181,11 @@ impl BlobStore for NodeStore {
             store.page_ranges(&name, snapshot.as_ref()))
     }
 
+    async fn grow_page(&self, name: &str, length: u64, if_match: &ETag) -> Result<ETag> {
+        forward!(self, "grow page", name, |store| (if_match = if_match.clone())
+            store.grow_page(&name, length, &if_match))
+    }
+
     async fn raise_sequence(&self, name: &str, sequence: u64, lease: Option<&LeaseId>) -> Result<u64> {
         forward!(self, "raise sequence", name, |store| (lease = lease.cloned())
             store.raise_sequence(&name, sequence, lease.as_ref()))

@@ -62,6 +62,18 @@ impl Dial for SimDial {
                     net.saw_durable(durable);
                 }
                 if hop(&net, &net.down_cuts, to, &broken).await || to_agent.send(message).await.is_err() {
+                match &message.message {
+                    Some(down::Message::Welcome(welcome))
+                        if welcome.sums.as_ref().is_some_and(|sums| !sums.disks.is_empty()) =>
+                    {
+                        net.count(|reached| reached.checksums_offered += 1);
+                    }
+                    Some(down::Message::Sums(sums)) if sums.unusable.is_empty() => {
+                        net.count(|reached| reached.checksums_answered += 1);
+                    }
+                    _ => {}
+                }
+                if hop(&net, to, &broken).await || to_agent.send(message).await.is_err() {
                     break;
                 }
             }

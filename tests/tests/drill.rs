@@ -139,7 +139,13 @@ impl World {
         let mut log = LogWriter::take_over(&vault, id, "test", &env, Order::WhenFree, LogOptions::default())
             .await
             .unwrap();
-        let disk = v1::Disk { slot: 1, id: "sda".into(), size_bytes: 1 << 20, path: "/dev/sda".into() };
+        let disk = v1::Disk {
+            slot: 1,
+            id: "sda".into(),
+            size_bytes: 1 << 20,
+            path: "/dev/sda".into(),
+            left_out: false,
+        };
         log.append(Body::Disks(v1::Disks { disks: vec![disk] })).await.unwrap();
         let record = v1::Data {
             first_number: 1,

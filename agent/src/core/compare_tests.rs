@@ -33,7 +33,7 @@ fn answer(vault: &Image, unknown: &RoaringBitmap, ask: &v1::SumsAsk) -> v1::Sums
 }
 
 fn disk(blocks: u32) -> v1::Disk {
-    v1::Disk { slot: 1, id: "a".into(), size_bytes: u64::from(blocks) * BLOCK_BYTES, path: String::new() }
+    v1::Disk { slot: 1, id: "a".into(), size_bytes: u64::from(blocks) * BLOCK_BYTES, ..v1::Disk::default() }
 }
 
 fn offer() -> v1::SumsOffer {

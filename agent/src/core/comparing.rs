@@ -26,6 +26,7 @@ impl Session<'_> {
     /// Something of the copy can be done now.
     pub(super) fn copy_can_go_on(&self) -> bool {
         match &self.compare {
+            _ if self.waits => false,
             Some(compare) => !compare.differing().is_empty() || !compare.is_waiting(),
             None => !self.tracker.awaiting_copy().is_empty(),
         }
@@ -39,7 +40,9 @@ impl Session<'_> {
     /// Does the next thing of the comparison, if it is its turn. `None`: it is not; a record may be planned.
     pub(super) async fn compare(&mut self, now: Instant) -> Result<Option<Option<v1::Up>>, SessionError> {
         let due = now >= self.next_round() || self.catching_up;
-        let Some(compare) = self.compare.as_mut().filter(|_| self.owe_copy || !due) else { return Ok(None) };
+        let Some(compare) = self.compare.as_mut().filter(|_| !self.waits && (self.owe_copy || !due)) else {
+            return Ok(None);
+        };
         // A whole record's worth of what differs goes first: so memory and what a break costs stay small.
         if compare.differing().bytes() >= self.options.limits.batch_bytes {
             return Ok(None);

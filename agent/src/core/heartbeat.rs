@@ -25,7 +25,11 @@ impl Session<'_> {
                 &self.slots,
                 &self.tracker,
                 self.policy.paused,
-                reason.is_some(),
+                match &reason {
+                    Some(_) if self.waits => "Waiting",
+                    Some(_) => "Resynchronizing",
+                    None => "Copying",
+                },
                 now,
             ),
             tracking: self.parts.map.tracking(),
@@ -36,6 +40,8 @@ impl Session<'_> {
             os: machine.os.clone(),
             kernel: machine.kernel.clone(),
             machine_id: machine.machine_id.clone(),
+            resynchronization: reason
+                .map_or_else(String::new, |reason| Cause::of(&reason).0.code().to_owned()),
             agent_version: machine.agent_version.clone(),
             points: self.kept.requests.answers(),
             not_freezable: self.not_freezable.clone(),
@@ -50,6 +56,11 @@ impl Session<'_> {
             "nothing to do: points made before stay usable, new ones follow when it is complete ({})",
             cause.code()
         );
+        if self.waits {
+            let remedy = "wait for spec.resynchronization.window of its ReplicationPolicy, or set spec.resynchronize of the ProtectedServer to a new value";
+            let message = format!("{words}: the disks have to be compared with the vault");
+            return issue("ResynchronizationRequired", "Warning", message, remedy);
+        }
         let (code, what) = match &self.kept.not_compared {
             None => ("Resynchronizing", "only what differs from the vault is copied".to_owned()),
             Some(why) => ("FullCopy", format!("everything is copied again, since {why}")),

@@ -24,6 +24,7 @@ pub mod compare;
 mod comparing;
 pub mod freeze;
 mod heartbeat;
+mod orders;
 pub mod points;
 mod progress;
 mod record;
@@ -40,8 +41,12 @@ use lifeboat_replication::{
     errors::chain,
     ids::ServerId,
     planted::Planted,
-    wire::{Dial, MAX_CHUNK_BYTES, v1::AgentIssue},
+    wire::{
+        Dial, MAX_CHUNK_BYTES,
+        v1::{AgentIssue, DiskSelector},
+    },
 };
+use tokio::sync::watch;
 
 use tokio::time::Instant;
 
@@ -120,6 +125,8 @@ pub struct Options {
     /// Problems found at start, reported with each heartbeat (for example refused disks).
     pub issues: Vec<AgentIssue>,
     pub limits: Limits,
+    /// Told which disks the appliance wants left out; whoever runs the replicator starts it anew without them.
+    pub excluded: watch::Sender<Vec<DiskSelector>>,
     /// Set by the simulation only.
     pub planted: Option<Planted>,
 }
@@ -179,7 +186,9 @@ impl Replicator {
             }
             let random = self.parts.env.entropy.next_u64();
             let wait = match &error {
-                SessionError::Track(_) | SessionError::Lost { .. } => Duration::ZERO,
+                SessionError::Track(_) | SessionError::Lost { .. } | SessionError::Again { .. } => {
+                    Duration::ZERO
+                }
                 SessionError::Refused { retry_after, .. } if retry_after.is_zero() => {
                     backoff::jittered(ASK_AGAIN, random)
                 }

@@ -23,13 +23,14 @@ pub(super) struct Progress {
 }
 
 impl Progress {
+    /// `copy`: the state of a disk of which something is left to copy.
     pub(super) fn of(
         &mut self,
         disks: &[Disk],
         slots: &Slots,
         tracker: &Tracker,
         paused: bool,
-        again: bool,
+        copy: &str,
         now: Instant,
     ) -> Vec<DiskProgress> {
         let mut all = Vec::with_capacity(disks.len());
@@ -37,11 +38,10 @@ impl Progress {
             let local = DiskSlot(disk.slot);
             let left = (tracker.copy_left(local) * BLOCK_BYTES).min(disk.size_bytes);
             let replicated = disk.size_bytes - left;
-            let state = match (paused, left > 0, again) {
-                (true, _, _) => "Paused",
-                (false, true, true) => "Resynchronizing",
-                (false, true, false) => "Copying",
-                (false, false, _) => "Replicating",
+            let state = match (paused, left > 0) {
+                (true, _) => "Paused",
+                (false, true) => copy,
+                (false, false) => "Replicating",
             };
             all.push(DiskProgress {
                 slot: slots.vault(local).unwrap_or(0),

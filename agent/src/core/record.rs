@@ -149,7 +149,7 @@ impl Session<'_> {
         let copying = !self.tracker.complete();
         let due = self.is_asked() || now >= self.next_round() || self.catching_up;
         let covers = self.options.limits.batch_covers_bytes / BLOCK_BYTES;
-        if copying && (self.owe_copy || !due) {
+        if copying && !self.waits && (self.owe_copy || !due) {
             self.owe_copy = false;
             let rest = first(self.to_be_copied(), covers);
             if !rest.is_empty() {

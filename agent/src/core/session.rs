@@ -29,6 +29,7 @@ use super::{
     clock::Clock,
     compare::Compare,
     freeze::FreezeLimits,
+    orders,
     points::{self, REQUEST_LIMIT},
     record::Record,
     standing::{Releasing, Stage},
@@ -79,6 +80,8 @@ pub enum SessionError {
         "tracking was lost: the disks are compared with the vault, or copied, in a new session ({reason})"
     )]
     Lost { reason: String },
+    #[error("the disks are compared with the vault in a new session ({reason})")]
+    Again { reason: String },
     #[error("tracking failed")]
     Track(#[from] TrackError),
 }
@@ -146,6 +149,8 @@ pub(super) struct Session<'a> {
     pub(super) work: Option<Record>,
     /// What awaits its copy is compared with the vault first.
     pub(super) compare: Option<Compare>,
+    /// A resynchronization is due, and has to wait.
+    pub(super) waits: bool,
     pub(super) last_round: Option<Instant>,
     /// More was taken than a round can read in time; batches go first.
     pub(super) catching_up: bool,
@@ -221,6 +226,7 @@ impl<'a> Session<'a> {
             _ => return Err(SessionError::Protocol { what: "the first answer is not a welcome".to_owned() }),
         };
         let heard = Instant::now();
+        let settings = welcome.settings.clone().unwrap_or_default();
         let slots = learn_slots(&disks, &welcome)?;
         for (disk, given) in disks.iter().zip(&welcome.disks) {
             kept.slots.insert(disk.id.clone(), given.slot);
@@ -239,6 +245,10 @@ impl<'a> Session<'a> {
         let in_log = if welcome.full_copy_reason.is_empty() { welcome.last_number } else { 0 };
         kept.requests.reconnected(in_log, welcome.epoch);
         kept.requests.told(&welcome.points.clone().unwrap_or_default().requests, heard);
+        orders::exclude(options, &settings);
+        if let Some(reason) = orders::heed(&mut *parts.map, &settings)? {
+            return Err(SessionError::Again { reason });
+        }
         // An earlier run may have stopped between a flip and its taking.
         parts.map.take()?;
         let tracker =
@@ -255,7 +265,8 @@ impl<'a> Session<'a> {
             "session begins"
         );
         Ok(Self {
-            policy: Policy::from_wire(&welcome.settings.unwrap_or_default()),
+            policy: Policy::from_wire(&settings),
+            waits: orders::has_to_wait(&*parts.map, &settings),
             clock: Clock::new(Micros(welcome.process_server_time_micros), heard, heard - asked),
             parts,
             options,
@@ -348,6 +359,7 @@ impl<'a> Session<'a> {
             Some(v1::down::Message::Sums(sums)) => self.compared(&sums)?,
             Some(v1::down::Message::Settings(settings)) => {
                 self.policy = Policy::from_wire(&settings);
+                self.obey(&settings)?;
                 self.review(now);
             }
             Some(v1::down::Message::Points(points)) => {

@@ -1,4 +1,5 @@
-//! What is kept in the control words beside the marks: the durable mark and why everything is copied again.
+//! What is kept in the control words beside the marks: the durable mark, why everything is copied again, and the last
+//! request for a resynchronization.
 //!
 //! In pinned memory and not in a file: a file on a protected disk would make that disk dirty with each record that
 //! becomes durable, and an idle server would never become clean. It lives and dies with the held marks.
@@ -13,7 +14,7 @@ use std::{
 
 use lifeboat_replication::wire::v1;
 
-use super::layout::{CONTROL_DURABLE, CONTROL_REASON};
+use super::layout::{CONTROL_DURABLE, CONTROL_REASON, CONTROL_REQUEST};
 
 const CHAIN_WORDS: usize = 8;
 const RECORD_WORDS: usize = 3 + CHAIN_WORDS;
@@ -79,23 +80,41 @@ pub(super) fn set_durable_mark(control: &[AtomicU64], mark: &v1::DurableMark) ->
 
 /// Empty for the first copy.
 pub(super) fn reason(control: &[AtomicU64]) -> Option<String> {
-    let words = load(control, CONTROL_REASON);
-    let (length, text) = words.split_first()?;
-    let text = bytes_of(text);
-    let text = text.get(..*length as usize)?;
-    (!text.is_empty()).then(|| String::from_utf8_lossy(text).into_owned())
+    text(control, CONTROL_REASON).filter(|reason| !reason.is_empty())
 }
 
 /// Cuts a text that is longer than the place for it.
 pub(super) fn set_reason(control: &[AtomicU64], reason: &str) {
-    let mut end = reason.len().min((CONTROL_REASON.len() - 1) * 8);
-    while !reason.is_char_boundary(end) {
+    set_text(control, CONTROL_REASON, reason);
+}
+
+/// `None`: none was ever heard.
+pub(super) fn request(control: &[AtomicU64]) -> Option<String> {
+    text(control, CONTROL_REQUEST)
+}
+
+pub(super) fn set_request(control: &[AtomicU64], request: &str) {
+    set_text(control, CONTROL_REQUEST, request);
+}
+
+/// The first word is the length and one more, so that an empty text is told from none.
+fn text(control: &[AtomicU64], place: Range<usize>) -> Option<String> {
+    let words = load(control, place);
+    let (length, text) = words.split_first()?;
+    let text = bytes_of(text);
+    let text = text.get(..usize::try_from(length.checked_sub(1)?).ok()?)?;
+    Some(String::from_utf8_lossy(text).into_owned())
+}
+
+fn set_text(control: &[AtomicU64], place: Range<usize>, text: &str) {
+    let mut end = text.len().min((place.len() - 1) * 8);
+    while !text.is_char_boundary(end) {
         end -= 1;
     }
-    let text = &reason.as_bytes()[..end];
-    store(control, CONTROL_REASON.start, &[0]);
-    store(control, CONTROL_REASON.start + 1, &words_from(text));
-    store(control, CONTROL_REASON.start, &[text.len() as u64]);
+    let text = text.as_bytes().split_at(end).0;
+    store(control, place.start, &[0]);
+    store(control, place.start + 1, &words_from(text));
+    store(control, place.start, &[text.len() as u64 + 1]);
 }
 
 #[cfg(test)]
@@ -126,6 +145,16 @@ mod tests {
         assert!(set_durable_mark(&control, &mark(1)) && set_durable_mark(&control, &mark(2)));
         control[CONTROL_DURABLE[1].start + 5].fetch_xor(1, SeqCst);
         assert_eq!(durable_mark(&control), Some(mark(1)));
+    }
+
+    #[test]
+    fn an_empty_request_is_told_from_none() {
+        let control = control();
+        assert_eq!(request(&control), None);
+        set_request(&control, "");
+        assert_eq!(request(&control), Some(String::new()));
+        set_request(&control, "1");
+        assert_eq!(request(&control).as_deref(), Some("1"));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::{
 
 use lifeboat_replication::wire::v1;
 
-use super::layout::MAX_DISKS;
+use super::{exclude::is_excluded, layout::MAX_DISKS};
 
 /// A seed disk is a page blob of at most 8 TiB and holds the disk rounded up to MiB and a footer.
 const LARGEST_BYTES: u64 = (8 << 40) - (2 << 20);
@@ -46,11 +46,13 @@ pub struct Discovery {
     pub sysfs: PathBuf,
     /// Paths of the disks to protect; empty means all. A loop device is only found when it is named here.
     pub include: Vec<PathBuf>,
+    /// Disks to leave out.
+    pub exclude: Vec<v1::DiskSelector>,
 }
 
 impl Default for Discovery {
     fn default() -> Self {
-        Self { sysfs: PathBuf::from("/sys"), include: Vec::new() }
+        Self { sysfs: PathBuf::from("/sys"), include: Vec::new(), exclude: Vec::new() }
     }
 }
 
@@ -82,6 +84,7 @@ impl Discovery {
                 true => !SKIPPED.iter().any(|prefix| name.starts_with(prefix)),
                 false => wanted.contains_key(name),
             })
+            .filter(|name| !is_excluded(&self.exclude, &block.join(name), name))
             .collect();
         names.sort();
         for (name, path) in &wanted {
@@ -213,11 +216,11 @@ fn refuse_doubles(found: &mut Found) {
 }
 
 /// `/dev/sda` → `sda`; sysfs writes the slash of `/dev/cciss/c0d0` as `!`.
-fn sysfs_name(path: &Path) -> Option<String> {
+pub(super) fn sysfs_name(path: &Path) -> Option<String> {
     Some(path.strip_prefix("/dev").ok()?.to_str()?.replace('/', "!"))
 }
 
-fn text(path: &Path) -> Option<String> {
+pub(super) fn text(path: &Path) -> Option<String> {
     let bytes = fs::read(path).ok()?;
     let text = String::from_utf8_lossy(&bytes);
     let text = text.trim_matches(|c: char| c.is_whitespace() || c.is_control());
@@ -297,7 +300,7 @@ mod tests {
 
         fn find(&self, include: &[&str]) -> Found {
             let include = include.iter().map(PathBuf::from).collect();
-            Discovery { sysfs: self.0.path().to_owned(), include }.find().unwrap()
+            Discovery { sysfs: self.0.path().to_owned(), include, ..Discovery::default() }.find().unwrap()
         }
 
         fn only_issue(&self) -> v1::AgentIssue {

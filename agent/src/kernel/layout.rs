@@ -35,10 +35,12 @@ pub(super) const CONTROL_ISSUE_ONLY: usize = 38;
 /// Runs that the kernel left out, as far as they have been dealt with: of `issue`, of `complete`.
 pub(super) const CONTROL_ISSUE_MISSES: usize = 39;
 pub(super) const CONTROL_COMPLETE_MISSES: usize = 40;
-/// Length in bytes, then the text, of why everything is copied again.
+/// Length in bytes plus one, then the text, of why everything is copied again.
 pub(super) const CONTROL_REASON: Range<usize> = 64..128;
 /// Two places for the durable mark, written in turn.
 pub(super) const CONTROL_DURABLE: [Range<usize>; 2] = [128..144, 144..160];
+/// Length in bytes plus one, then the text, of the last request for a resynchronization.
+pub(super) const CONTROL_REQUEST: Range<usize> = 160..192;
 pub(super) const CONTROL_COUNTERS: usize = 512;
 pub(super) const COUNTERS_PER_DISK: usize = 8;
 pub(super) const COUNT_WRITES: usize = 0;

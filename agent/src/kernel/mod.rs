@@ -12,6 +12,7 @@
 mod bits;
 mod control;
 mod disks;
+mod exclude;
 mod first_start;
 mod freezer;
 pub mod hooks;

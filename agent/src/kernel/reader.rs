@@ -55,7 +55,13 @@ impl DiskReader {
                 .open(&path)
                 .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
             let path = path.display().to_string();
-            let info = v1::Disk { slot: number, id: disk.id.clone(), size_bytes: disk.size_bytes, path };
+            let info = v1::Disk {
+                slot: number,
+                id: disk.id.clone(),
+                size_bytes: disk.size_bytes,
+                path,
+                left_out: false,
+            };
             opened.push(Opened { info, file });
         }
         let disks = Arc::new(opened);

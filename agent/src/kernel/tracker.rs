@@ -442,6 +442,15 @@ impl DirtyMap for Tracker {
         if self.to_copy_left == 0 { None } else { control::reason(&self.pins.control) }
     }
 
+    fn request(&self) -> Option<String> {
+        control::request(&self.pins.control)
+    }
+
+    fn set_request(&mut self, request: &str) -> Result<(), TrackError> {
+        control::set_request(&self.pins.control, request);
+        Ok(())
+    }
+
     fn dirty_now(&mut self) -> Result<u64, TrackError> {
         let generation = self.generation();
         let mut blocks: u64 = self.extents(generation).iter().map(|(run, _)| u64::from(run.blocks)).sum();

@@ -20,7 +20,7 @@ use lifeboat_replication::{
     catalogue::{self, FORMAT, Point, Points, Position, Seed},
     env::Env,
     errors::chain,
-    ids::{RecordNumber, ServerId},
+    ids::{DiskSlot, RecordNumber, ServerId},
     log::{LogReader, LogState, Patience},
     planted::Planted,
     recoverable::journal_begins,
@@ -31,11 +31,13 @@ use lifeboat_replication::{
 use tokio::sync::{Semaphore, watch};
 
 use super::{
-    ApplyError, Options, Status, batch,
+    ApplyError, Figures, Options, Status, batch,
     plan::{Batch, PointRule},
     point,
     retention::Collector,
-    seeds::Seeds,
+    seeds::{self, Seeds},
+    sums::Pending,
+    vhd,
 };
 
 /// Longest pause between tries of a server that cannot go on.
@@ -71,6 +73,12 @@ impl Loaded {
 
     fn has_seed(&self, slot: u32) -> bool {
         self.position.as_ref().is_some_and(|position| position.seeds.contains_key(&slot))
+    }
+
+    /// Does the position know it smaller?
+    fn is_smaller(&self, slot: u32, seed: &Seed) -> bool {
+        let known = self.position.as_ref().and_then(|position| position.seeds.get(&slot));
+        known.is_some_and(|known| known.size_bytes < seed.size_bytes)
     }
 
     fn tell(&self, status: &mut Status) {
@@ -237,9 +245,13 @@ impl Applier {
     ) -> Result<Step, ApplyError> {
         let mut figures = self.status.borrow().figures;
         let mut seeds = loaded.seeds();
+        let mut late = None;
         if !batch.records.is_empty() {
             let sequence = self.fence(loaded, batch, rule, &mut seeds).await?;
-            for (_, seed) in seeds.iter().filter(|(slot, _)| !loaded.has_seed(**slot)) {
+            // The footer of a disk that grew stays where it was until what was added is copied, as all of it is.
+            let footed =
+                |(slot, seed): &(&u32, &Seed)| !loaded.has_seed(**slot) || loaded.is_smaller(**slot, seed);
+            for (_, seed) in seeds.iter().filter(footed) {
                 self.seeds.write_footer(seed, sequence).await?;
             }
             if let (Some(Planted::PositionBeforePages), Some(log)) = (self.options.planted, &batch.end) {
@@ -254,10 +266,9 @@ impl Applier {
             let pending =
                 batch::write(&self.seeds, &seeds, &loaded.sums, &batch.records, sequence, &mut figures)
                     .await?;
-            for (slot, pending) in pending {
-                if let Some(seed) = seeds.get(&slot.0) {
-                    self.seeds.write_sums(seed, pending, sequence, &mut figures).await?;
-                }
+            match self.options.planted {
+                Some(Planted::ChecksumsAfterPosition) => late = Some((pending, sequence)),
+                _ => self.write_sums(&seeds, pending, sequence, &mut figures).await?,
             }
             if let (true, Some(record), Some(log)) = (batch.point, batch.records.last(), &batch.end) {
                 let point = point::cut(&self.seeds, log, record, sequence).await?;
@@ -267,7 +278,10 @@ impl Applier {
         }
         let Some(log) = batch.end.take() else { return Ok(Step::CaughtUp) };
         let number = log.last_number;
-        self.advance(loaded, log, seeds).await?;
+        self.advance(loaded, log, seeds.clone()).await?;
+        if let Some((pending, sequence)) = late {
+            self.write_sums(&seeds, pending, sequence, &mut figures).await?;
+        }
         figures.batches += 1;
         figures.records += batch.records.len() as u64;
         self.status.send_modify(|status| {
@@ -275,6 +289,21 @@ impl Applier {
             loaded.tell(status);
         });
         Ok(Step::Applied { number, point: batch.point })
+    }
+
+    async fn write_sums(
+        &self,
+        seeds: &BTreeMap<u32, Seed>,
+        pending: BTreeMap<DiskSlot, Pending>,
+        sequence: u64,
+        figures: &mut Figures,
+    ) -> Result<(), ApplyError> {
+        for (slot, pending) in pending {
+            if let Some(seed) = seeds.get(&slot.0) {
+                self.seeds.write_sums(seed, pending, sequence, figures).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Makes the seed disks that the batch needs and raises the sequence numbers of all to the batch's. When one is
@@ -290,6 +319,12 @@ impl Applier {
             *seeds = point::seeds_with(&loaded.seeds(), &batch.disks)?;
             for disk in batch.disks.iter().filter(|disk| !loaded.has_seed(disk.slot.0)) {
                 self.seeds.create(disk).await?;
+            }
+            for seed in
+                seeds.iter().filter(|(slot, seed)| loaded.is_smaller(**slot, seed)).map(|(_, seed)| seed)
+            {
+                self.seeds.grow(&self.seeds.name(&seed.disk_id), vhd::blob_bytes(seed.size_bytes)).await?;
+                self.seeds.grow_sums(seed).await?;
             }
             let sequence = batch.sequence().unwrap_or(0);
             let mut highest = (sequence, None);

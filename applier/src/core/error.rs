@@ -33,9 +33,14 @@ pub enum ApplyError {
     )]
     SeedAhead { name: String, epoch: u64, record: u64 },
     #[error(
-        "seed disk {name} is {found} bytes long and should be {wanted}: delete it, it is made again from the log"
+        "{name} cannot be made longer, though its disk has grown: an account SAS may lack the right to (write), then \
+         give the appliance an account key"
     )]
-    SeedLength { name: String, found: u64, wanted: u64 },
+    NotGrown {
+        name: String,
+        #[source]
+        source: StoreError,
+    },
     #[error(
         "the seed disks of server {server} lost what the journal, which begins after record {collected}, cannot give back: \
          restore them from the store's soft-delete or versions, or remove the ProtectedServer and protect it anew"
@@ -48,9 +53,9 @@ pub enum ApplyError {
     )]
     OffDisk { record: u64, disk: DiskSlot, block: u32 },
     #[error(
-        "disk {disk} changed from {from} to {to} bytes: this version cannot follow; remove the ProtectedServer and protect it anew"
+        "disk {disk} shrank from {from} to {to} bytes, which a seed disk cannot follow: remove the ProtectedServer and protect it anew"
     )]
-    DiskChanged { disk: String, from: u64, to: u64 },
+    DiskShrank { disk: String, from: u64, to: u64 },
     #[error(
         "disk {disk} came back as slot {second} after slot {first}: remove the ProtectedServer and protect it anew"
     )]

@@ -19,6 +19,7 @@ pub(super) async fn cut(
     sequence: u64,
 ) -> Result<Point, ApplyError> {
     let mut disks = Vec::new();
+    // Also of a disk that is left out: should it come back, only what differs will be in the journal behind.
     for disk in &log.disks {
         let seed = Seed { disk_id: disk.id.clone(), size_bytes: disk.size_bytes };
         let snapshot = seeds.snapshot(&seed, sequence).await?;
@@ -75,8 +76,9 @@ pub(super) fn seeds_with(
             return Err(ApplyError::SecondSlot { disk: disk.id.clone(), first: *slot, second: disk.slot.0 });
         }
         match seeds.insert(disk.slot.0, new.clone()) {
-            Some(before) if before != new => {
-                return Err(ApplyError::DiskChanged {
+            // A grown one is followed: the blobs are made longer before anything is written.
+            Some(before) if before.disk_id != new.disk_id || before.size_bytes > new.size_bytes => {
+                return Err(ApplyError::DiskShrank {
                     disk: disk.id.clone(),
                     from: before.size_bytes,
                     to: new.size_bytes,

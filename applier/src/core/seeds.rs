@@ -56,15 +56,34 @@ impl Seeds {
         match sure(&self.patience, || self.vault.store.create_page(&name, length)).await {
             Ok(_) => Ok(()),
             // Ours, from before a crash, or an answer that was lost.
-            Err(error) if error.is(Refusal::AlreadyExists) => {
-                let found = sure(&self.patience, || self.vault.store.properties(&name, None)).await?.length;
-                if found == length {
-                    return Ok(());
-                }
-                Err(ApplyError::SeedLength { name, found, wanted: length })
-            }
+            Err(error) if error.is(Refusal::AlreadyExists) => self.grow(&name, length).await,
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Makes a blob at least so long. A disk grows only, so two appliers that do this never spoil it: the length is
+    /// looked at with the ETag that growing it must meet.
+    pub(super) async fn grow(&self, name: &str, length: u64) -> Result<(), ApplyError> {
+        for tried in 0..self.patience.tries {
+            let properties = match sure(&self.patience, || self.vault.store.properties(name, None)).await {
+                Err(error) if error.is(Refusal::NotFound) => {
+                    return Err(ApplyError::SeedLost { name: name.to_owned() });
+                }
+                properties => properties?,
+            };
+            if properties.length >= length {
+                return Ok(());
+            }
+            match self.vault.store.grow_page(name, length, &properties.etag).await {
+                Ok(_) => return Ok(()),
+                // Written or grown meanwhile, or nobody knows: looked at again.
+                Err(StoreError::Unknown { .. }) => {}
+                Err(error) if error.is(Refusal::Condition) => {}
+                Err(source) => return Err(ApplyError::NotGrown { name: name.to_owned(), source }),
+            }
+            self.patience.pause(tried).await;
+        }
+        Err(ApplyError::Restless { name: name.to_owned() })
     }
 
     /// The blob's sequence number; `None`: there is no such blob.

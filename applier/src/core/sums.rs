@@ -174,6 +174,15 @@ impl Seeds {
         }
     }
 
+    /// The disk has grown: nothing is known of what was added.
+    pub(super) async fn grow_sums(&self, seed: &Seed) -> Result<(), ApplyError> {
+        match self.grow(&self.sum_name(seed), sums::blob_bytes(seed.size_bytes)).await {
+            // It is made with the right length when it is fenced.
+            Err(ApplyError::SeedLost { .. }) => Ok(()),
+            grown => grown,
+        }
+    }
+
     /// The keys of the file, which gets a header when it has none that can be used.
     pub(super) async fn sum_keys(
         &self,

@@ -139,6 +139,10 @@ impl BlobStore for Faulty {
         self.pass("page_ranges", name, self.store.page_ranges(name, snapshot)).await
     }
 
+    async fn grow_page(&self, name: &str, length: u64, if_match: &ETag) -> Result<ETag> {
+        self.pass("grow_page", name, self.store.grow_page(name, length, if_match)).await
+    }
+
     async fn raise_sequence(&self, name: &str, sequence: u64, lease: Option<&LeaseId>) -> Result<u64> {
         self.pass("raise_sequence", name, self.store.raise_sequence(name, sequence, lease)).await
     }

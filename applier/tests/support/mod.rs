@@ -92,8 +92,20 @@ impl Source {
             id: disk_id(slot),
             size_bytes: *size,
             path: format!("/dev/d{slot}"),
+            left_out: false,
         });
         self.log.append(Body::Disks(v1::Disks { disks: disks.collect() })).await.unwrap();
+    }
+
+    /// The disk grows by zeros, and the log says so.
+    pub async fn grow(&mut self, slot: u32, size: u64) {
+        self.sizes[slot as usize - 1] = size;
+        let image = self.images.get_mut(&slot).unwrap();
+        image.resize(size.next_multiple_of(BLOCK_BYTES) as usize, 0);
+        for images in self.history.values_mut() {
+            images.get_mut(&slot).unwrap().resize(size.next_multiple_of(BLOCK_BYTES) as usize, 0);
+        }
+        self.name_disks().await;
     }
 
     /// Another process server takes over: the next record has a higher epoch.

@@ -204,7 +204,7 @@ mod tests {
     use super::*;
 
     fn assembler() -> Assembler {
-        let disk = v1::Disk { slot: 1, id: "a".into(), size_bytes: 1024 * BLOCK_BYTES, path: String::new() };
+        let disk = v1::Disk { slot: 1, id: "a".into(), size_bytes: 1024 * BLOCK_BYTES, ..Default::default() };
         Assembler::new(&[disk], RecordNumber(4))
     }
 

@@ -25,7 +25,7 @@ impl From<&v1::Assignment> for Assigned {
         };
         Self {
             display_name: assignment.display_name.clone(),
-            settings: assignment.settings.unwrap_or_default(),
+            settings: assignment.settings.clone().unwrap_or_default(),
             compression_level: level,
             points: assignment.points.clone(),
         }

@@ -34,6 +34,8 @@ pub enum HelloRefused {
     DiskTwice(String),
     #[error("disk {id} has a size of {size_bytes} bytes")]
     DiskSize { id: String, size_bytes: u64 },
+    #[error("disk {id} shrank from {from} to {to} bytes, which its seed disk cannot follow")]
+    Shrank { id: String, from: u64, to: u64 },
 }
 
 impl HelloRefused {
@@ -49,6 +51,10 @@ impl HelloRefused {
             }
             Self::DiskId(_) | Self::DiskTwice(_) => {
                 format!("give the disk a serial number of its own, or leave it out: {INCLUDE}")
+            }
+            Self::Shrank { .. } => {
+                "give the disk its size back, or remove the ProtectedServer and protect the machine anew"
+                    .to_owned()
             }
             Self::DiskSize { .. } => {
                 format!(
@@ -93,10 +99,17 @@ pub fn judge(
     let (mut changed, mut resized) = (false, false);
     for reported in &hello.disks {
         let next_slot = set.iter().map(|disk| disk.slot).max().unwrap_or(0) + 1;
-        let mut disk = reported.clone();
+        let mut disk = v1::Disk { left_out: false, ..reported.clone() };
         match set.iter_mut().find(|known| known.id == reported.id) {
             Some(known) => {
                 disk.slot = known.slot;
+                if known.left_out {
+                    changes.push(format!("disk {} is protected again", disk.id));
+                }
+                if known.size_bytes > disk.size_bytes {
+                    let (id, from, to) = (disk.id, known.size_bytes, disk.size_bytes);
+                    return Err(HelloRefused::Shrank { id, from, to });
+                }
                 if known.size_bytes != disk.size_bytes {
                     resized = true;
                     changes.push(format!(
@@ -119,6 +132,10 @@ pub fn judge(
         disks.push(disk);
     }
     // A disk that is not reported stays in the set: its slot must never be given to another one.
+    for known in set.iter_mut().filter(|known| !known.left_out) {
+        known.left_out = !disks.iter().any(|disk: &v1::Disk| disk.slot == known.slot);
+        changed |= known.left_out;
+    }
 
     let lost = missing(hello.believes.as_ref(), log, recent);
     let vault_went_back = lost.is_some();
@@ -196,7 +213,7 @@ mod tests {
     }
 
     fn disk(id: &str, slot: u32) -> v1::Disk {
-        v1::Disk { slot, id: id.into(), size_bytes: 1 << 20, path: "/dev/x".into() }
+        v1::Disk { slot, id: id.into(), size_bytes: 1 << 20, path: "/dev/x".into(), left_out: false }
     }
 
     fn log(last: u64, disks: &[v1::Disk]) -> LogState {
@@ -228,6 +245,16 @@ mod tests {
         let set = judged.new_set.unwrap();
         assert_eq!(set.iter().map(|disk| disk.id.as_str()).collect::<Vec<_>>(), ["a", "b", "c"]);
         assert_eq!(judged.full_copy_reason, "");
+        assert_eq!(set.iter().map(|disk| disk.left_out).collect::<Vec<_>>(), [true, false, false]);
+    }
+
+    #[test]
+    fn a_disk_that_comes_back_is_compared_with_the_vault() {
+        let left_out = v1::Disk { left_out: true, ..disk("b", 5) };
+        let judged =
+            judged(&hello(&[disk("a", 4), disk("b", 5)], Some((5, 3))), &log(5, &[disk("a", 4), left_out]));
+        assert_eq!(judged.full_copy_reason, "DisksChanged: disk b is protected again");
+        assert!(judged.new_set.unwrap().iter().all(|disk| !disk.left_out));
     }
 
     #[test]
@@ -258,6 +285,22 @@ mod tests {
     fn an_agent_without_memory_copies_everything_unless_the_log_is_empty() {
         assert_ne!(judged(&hello(&[disk("a", 0)], None), &log(5, &[disk("a", 4)])).full_copy_reason, "");
         assert_eq!(judged(&hello(&[disk("a", 0)], None), &log(0, &[])).full_copy_reason, "");
+    }
+
+    #[test]
+    fn a_grown_disk_is_named_in_the_log_and_compared_and_a_shrunk_one_refused() {
+        let mut grown = disk("a", 0);
+        grown.size_bytes *= 2;
+        let judged = judged(&hello(&[grown.clone()], Some((5, 3))), &log(5, &[disk("a", 4)]));
+        assert!(judged.full_copy_reason.starts_with("DiskResized: "), "{}", judged.full_copy_reason);
+        assert_eq!(judged.new_set.unwrap()[0].size_bytes, grown.size_bytes);
+        let refused = judge(
+            &hello(&[disk("a", 0)], Some((5, 3))),
+            &server(),
+            &log(5, &[v1::Disk { slot: 4, ..grown }]),
+            &BTreeMap::new(),
+        );
+        assert!(matches!(refused, Err(HelloRefused::Shrank { .. })), "{refused:?}");
     }
 
     #[test]

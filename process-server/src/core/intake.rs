@@ -106,7 +106,8 @@ impl Intake {
 
     /// `None`: not assigned any more.
     fn settings(&mut self) -> Option<v1::Down> {
-        let settings = self.assigned.borrow_and_update().as_ref().map(|assigned| assigned.settings)?;
+        let settings =
+            self.assigned.borrow_and_update().as_ref().map(|assigned| assigned.settings.clone())?;
         Some(v1::Down { message: Some(v1::down::Message::Settings(settings)) })
     }
 

@@ -31,6 +31,7 @@ use lifeboat_replication::{
     ids::{DiskSlot, ServerId, sequence_number},
     journal::{self, JournalError},
     log::{LogReader, LogState, Patience, ReadError},
+    planted::Planted,
     store::StoreError,
     sums::{self, GROUP_ROWS, HEADER_PAGE, Header, ROW_BLOCKS, ROW_BYTES, SUM_BYTES, UNKNOWN},
     vault::{Vault, layout},
@@ -96,6 +97,7 @@ pub(super) struct Offer {
     files: BTreeMap<u32, File>,
     /// The log's end when the session began.
     tip: LogState,
+    planted: Option<Planted>,
 }
 
 impl Offer {
@@ -106,6 +108,7 @@ impl Offer {
         env: &Env,
         disks: &[v1::Disk],
         tip: LogState,
+        planted: Option<Planted>,
     ) -> Result<Self, Unusable> {
         let look = async {
             let position = catalogue::read::<Position>(vault, server).await?;
@@ -118,6 +121,7 @@ impl Offer {
                 rows: disks.iter().map(|disk| (disk.slot, sums::rows(disk.size_bytes))).collect(),
                 files: BTreeMap::new(),
                 tip,
+                planted,
             };
             for disk in disks {
                 if let Some(file) = offer.file(disk).await? {
@@ -210,7 +214,9 @@ impl Offer {
             if bytes > MOST_CHANGED {
                 return Err(Unusable::Behind { bytes });
             }
-            self.add_blocks(data, &mut changed).await?;
+            if self.planted != Some(Planted::ChecksumsIgnoreLaterRecords) {
+                self.add_blocks(data, &mut changed).await?;
+            }
         }
         for file in self.files.values() {
             let of_position = file.sequence & 0xffff_ffff == position.last_number.0 & 0xffff_ffff;

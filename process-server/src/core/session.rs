@@ -86,7 +86,7 @@ impl Session {
         let down = self.accepted.down.clone();
         let Some(begun) = self.begin(uploaded).await else { return };
         let asked =
-            self.assigned.borrow().as_ref().map(|assigned| (assigned.settings, assigned.points.clone()));
+            self.assigned.borrow().as_ref().map(|assigned| (assigned.settings.clone(), assigned.points.clone()));
         let Some((settings, requests)) = asked else { return };
         let (offer, sums) = self.offer(&begun).await;
         let last = &begun.tip;
@@ -124,10 +124,13 @@ impl Session {
         if !self.hello.resynchronizing && judged.full_copy_reason.is_empty() {
             return (None, None);
         }
-        let Shared { vault, env, .. } = &self.shared;
+        let Shared { vault, env, log_options, .. } = &self.shared;
         let looked = match judged.vault_went_back {
             true => Err(Unusable::OtherLog),
-            false => Offer::look(vault, &self.server, env, &judged.disks, begun.tip.clone()).await,
+            false => {
+                let (disks, tip) = (&judged.disks, begun.tip.clone());
+                Offer::look(vault, &self.server, env, disks, tip, log_options.planted).await
+            }
         };
         match looked {
             Ok(offer) => {

@@ -171,6 +171,10 @@ impl BlobStore for Metered {
         self.figures.note("page_ranges", self.store.page_ranges(name, snapshot)).await
     }
 
+    async fn grow_page(&self, name: &str, length: u64, if_match: &ETag) -> Result<ETag> {
+        self.figures.note("grow_page", self.store.grow_page(name, length, if_match)).await
+    }
+
     async fn raise_sequence(&self, name: &str, sequence: u64, lease: Option<&LeaseId>) -> Result<u64> {
         self.figures.note("raise_sequence", self.store.raise_sequence(name, sequence, lease)).await
     }

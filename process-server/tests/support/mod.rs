@@ -193,6 +193,9 @@ impl BlobStore for Faulty {
     async fn page_ranges(&self, name: &str, snapshot: Option<&SnapshotId>) -> Result<Vec<Range<u64>>> {
         self.inner.page_ranges(name, snapshot).await
     }
+    async fn grow_page(&self, name: &str, length: u64, if_match: &ETag) -> Result<ETag> {
+        self.inner.grow_page(name, length, if_match).await
+    }
     async fn raise_sequence(&self, name: &str, sequence: u64, lease: Option<&LeaseId>) -> Result<u64> {
         self.inner.raise_sequence(name, sequence, lease).await
     }
@@ -366,7 +369,13 @@ impl Agent {
     }
 
     pub async fn hello(&self, believes: Option<&v1::Durable>) {
-        let disk = v1::Disk { slot: 0, id: "serial-1".into(), size_bytes: 1 << 30, path: "/dev/vda".into() };
+        let disk = v1::Disk {
+            slot: 0,
+            id: "serial-1".into(),
+            size_bytes: 1 << 30,
+            path: "/dev/vda".into(),
+            left_out: false,
+        };
         let believes = believes.cloned();
         let believes =
             believes.map(|v1::Durable { number, epoch, chain }| v1::DurableMark { number, epoch, chain });

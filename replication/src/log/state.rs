@@ -29,19 +29,22 @@ pub struct LogDisk {
     pub id: String,
     pub size_bytes: u64,
     pub path: String,
+    /// It has no part in points.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub left_out: bool,
 }
 
 impl From<&v1::Disk> for LogDisk {
     fn from(disk: &v1::Disk) -> Self {
-        let v1::Disk { slot, id, size_bytes, path } = disk.clone();
-        Self { slot: DiskSlot(slot), id, size_bytes, path }
+        let v1::Disk { slot, id, size_bytes, path, left_out } = disk.clone();
+        Self { slot: DiskSlot(slot), id, size_bytes, path, left_out }
     }
 }
 
 impl From<&LogDisk> for v1::Disk {
     fn from(disk: &LogDisk) -> Self {
-        let LogDisk { slot, id, size_bytes, path } = disk.clone();
-        Self { slot: slot.0, id, size_bytes, path }
+        let LogDisk { slot, id, size_bytes, path, left_out } = disk.clone();
+        Self { slot: slot.0, id, size_bytes, path, left_out }
     }
 }
 

@@ -35,6 +35,11 @@ pub(super) fn create_page(name: &str, length: u64) -> Result<()> {
     check(allowed, "create page blob", name, "a page blob has whole pages of 512 bytes and 8 TiB at most")
 }
 
+pub(super) fn grow_page(name: &str, length: u64) -> Result<()> {
+    let allowed = length.is_multiple_of(PAGE_BYTES) && length <= MAX_PAGE_BLOB_BYTES;
+    check(allowed, "grow page blob", name, "a page blob has whole pages of 512 bytes and 8 TiB at most")
+}
+
 pub(super) fn write_pages(name: &str, offset: u64, length: usize) -> Result<()> {
     let aligned = offset.is_multiple_of(PAGE_BYTES) && (length as u64).is_multiple_of(PAGE_BYTES);
     let allowed = aligned && (1..=MAX_WRITE_BYTES).contains(&length);

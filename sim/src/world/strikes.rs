@@ -3,7 +3,7 @@
 use std::{sync::atomic::Ordering, time::Duration};
 
 use futures::FutureExt as _;
-use lifeboat_replication::{store::BlobStore as _, vault::layout};
+use lifeboat_replication::{ids::DiskSlot, store::BlobStore as _, vault::layout};
 use tokio::{task::JoinHandle, time::Instant};
 
 use super::{APPLIERS, Policy, World, hostile::Site};
@@ -13,6 +13,8 @@ use crate::{
     program::{Crash, Program},
 };
 
+/// What blocks hold that were written while nothing was tracked; apart from what is written otherwise.
+const UNSEEN: u64 = 1 << 40;
 /// Longer than a lease lasts.
 const PAUSE: Duration = Duration::from_secs(32);
 const BACKUP_EVERY: Duration = Duration::from_secs(8);
@@ -22,13 +24,25 @@ const OUTAGE: Duration = Duration::from_secs(180);
 impl World {
     /// What happens in this tick.
     pub(super) fn strike(&self, site: &mut Site, tick: u64) {
-        self.strike_programs(site);
+        self.strike_programs(site, tick);
         self.strike_network(site);
         self.strike_orchestration(site, tick);
         self.strike_store(site);
     }
 
-    fn strike_programs(&self, site: &mut Site) {
+    /// While a server starts, nothing is tracked: blocks change, some to what they were once.
+    fn write_unseen(&self, tick: u64) {
+        let dice = &self.net.dice;
+        for change in 0..dice.below(Class::Reboot, 8) {
+            let disk = dice.below(Class::Reboot, self.load.disk_blocks.len() as u64) as usize;
+            let blocks = self.load.disk_blocks.get(disk).copied().unwrap_or(1);
+            let block = dice.below(Class::Reboot, u64::from(blocks)) as u32;
+            let value = if change % 2 == 0 { 0 } else { UNSEEN + tick * 8 + change };
+            self.machine.write_unseen((DiskSlot(disk as u32 + 1), block), value);
+        }
+    }
+
+    fn strike_programs(&self, site: &mut Site, tick: u64) {
         let dice = &self.net.dice;
         let below = |class: Class, bound: usize| dice.below(class, bound as u64) as usize;
         if dice.roll(Class::ProcessServerCrash) {
@@ -47,6 +61,7 @@ impl World {
             site.agent.crash(Crash::Now, Duration::from_secs(1 + dice.below(Class::Reboot, 20)));
             self.machine.reboot();
             self.net.mark("reboot", format_args!(""));
+            self.write_unseen(tick);
         }
         if dice.roll(Class::Pause) {
             let lasts = PAUSE + Duration::from_millis(dice.below(Class::Pause, 40_000));

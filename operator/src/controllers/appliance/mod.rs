@@ -270,7 +270,7 @@ async fn tell_programs(
             identity,
             process_servers: plan::process_server_endpoints(appliance, validated, domain),
             applier: Some(plan::applier_endpoint(appliance, domain)),
-            servers: plan::assignments(&fetched.servers, &fetched.policies, &keys),
+            servers: plan::assignments(&fetched.servers, &fetched.policies, &keys, context.now()),
             data_addresses: plan::data_addresses(appliance, validated, &fetched.services, domain),
             management_addresses,
         },

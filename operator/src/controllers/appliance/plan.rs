@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::Service;
 use kube::ResourceExt as _;
 use lifeboat_crds::{
-    ProtectedServer, ReplicationAppliance, ReplicationPolicy, ReplicationPolicySpec, server::Replication,
+    ProtectedServer, ReplicationAppliance, ReplicationPolicy, ReplicationPolicySpec,
+    server::{DiskSelector, Replication},
 };
 use lifeboat_replication::wire::v1;
 
@@ -101,6 +102,7 @@ pub fn assignments(
     servers: &[ProtectedServer],
     policies: &BTreeMap<String, ReplicationPolicy>,
     keys: &BTreeMap<String, Vec<u8>>,
+    now: jiff::Timestamp,
 ) -> Vec<v1::Assignment> {
     let mut all: Vec<v1::Assignment> = servers
         .iter()
@@ -117,7 +119,7 @@ pub fn assignments(
                 server_id,
                 display_name: format!("{}/{}", server.namespace().unwrap_or_default(), server.name_any()),
                 process_server,
-                settings: Some(settings(server, &policy)),
+                settings: Some(settings(server, &policy, now)),
                 compression_level: policy.compression.level,
                 public_key_sha256: keys.get(&server.name_any()).cloned().unwrap_or_default(),
                 points: Vec::new(),
@@ -128,7 +130,7 @@ pub fn assignments(
     all
 }
 
-fn settings(server: &ProtectedServer, policy: &ReplicationPolicySpec) -> v1::Settings {
+fn settings(server: &ProtectedServer, policy: &ReplicationPolicySpec, now: jiff::Timestamp) -> v1::Settings {
     let ReplicationPolicySpec {
         round_interval,
         rpo_threshold,
@@ -138,6 +140,7 @@ fn settings(server: &ProtectedServer, policy: &ReplicationPolicySpec) -> v1::Set
         max_freezes_per_hour,
         freeze_timeout,
         app_consistent,
+        resynchronization,
     } = policy;
     let micros =
         |duration: &lifeboat_crds::Duration| u64::try_from(duration.get().as_micros()).unwrap_or(u64::MAX);
@@ -150,6 +153,19 @@ fn settings(server: &ProtectedServer, policy: &ReplicationPolicySpec) -> v1::Set
         app_consistent_interval_micros: app_consistent.as_ref().map_or(0, |app| micros(&app.interval)),
         app_freeze_timeout_micros: app_consistent.as_ref().map_or(0, |app| micros(&app.freeze_timeout)),
         hook_timeout_micros: app_consistent.as_ref().map_or(0, |app| micros(&app.hook_timeout)),
+        resynchronize: server.spec.resynchronize.clone().unwrap_or_default(),
+        // A time zone that does not exist is a condition of the policy; until it is mended nothing begins by itself.
+        resynchronization_waits: !resynchronization.allows(now).unwrap_or(false),
+        exclude: server.spec.disks.iter().flat_map(|disks| &disks.exclude).map(selector).collect(),
+    }
+}
+
+fn selector(selector: &DiskSelector) -> v1::DiskSelector {
+    let DiskSelector { serial, path, wwn } = selector.clone();
+    v1::DiskSelector {
+        serial: serial.unwrap_or_default(),
+        path: path.unwrap_or_default(),
+        wwn: wwn.unwrap_or_default(),
     }
 }
 
@@ -186,6 +202,7 @@ mod tests {
             &[paused, deleted, server("db-3")],
             &BTreeMap::new(),
             &BTreeMap::from([("db-1".to_owned(), vec![7])]),
+            jiff::Timestamp::UNIX_EPOCH,
         );
         let told: Vec<(&str, bool, usize)> = all
             .iter()
@@ -198,5 +215,22 @@ mod tests {
             })
             .collect();
         assert_eq!(told, [("prod/db-1", true, 1), ("prod/db-3", false, 0)]);
+    }
+
+    #[test]
+    fn a_resynchronization_waits_outside_of_the_policys_window_and_is_asked_for_by_value() {
+        let mut asked = server("db-1");
+        asked.spec.resynchronize = Some("2".to_owned());
+        let mut policy = ReplicationPolicySpec::default();
+        let told = |policy: &ReplicationPolicySpec, hour: i64| {
+            let now = jiff::Timestamp::from_second(hour * 3600).unwrap();
+            let settings = settings(&asked, policy, now);
+            (settings.resynchronize, settings.resynchronization_waits)
+        };
+        assert_eq!(told(&policy, 12), ("2".to_owned(), false));
+        let window = serde_json::json!({"from": "18:00", "to": "06:00"});
+        policy.resynchronization.window = Some(serde_json::from_value(window).unwrap());
+        assert_eq!(told(&policy, 12), ("2".to_owned(), true));
+        assert_eq!(told(&policy, 3), ("2".to_owned(), false));
     }
 }

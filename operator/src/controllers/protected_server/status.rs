@@ -7,7 +7,7 @@ use lifeboat_crds::{
     conditions::{self, ConditionType, Observation, Reason, met, unknown, unmet},
     server::{FailoverState, Issue, Replication, Rpo, ServerPhase, Severity},
 };
-use lifeboat_replication::{env::Micros, wire::v1};
+use lifeboat_replication::{env::Micros, resync::Cause, wire::v1};
 
 use super::figures::{agent, disks, progress, recovery_points, rpo_seconds, time, whole};
 use super::request;
@@ -20,6 +20,8 @@ use crate::{
 const SILENT_SECONDS: u64 = 15;
 /// The reference system's: heartbeat lost for this long is critical.
 const LOST_SECONDS: u64 = 15 * 60;
+/// The agent's code for a resynchronization that has to wait.
+const RESYNCHRONIZATION_REQUIRED: &str = "ResynchronizationRequired";
 /// RPO of this many times the threshold is critical.
 const CRITICAL_RPO_FACTOR: u64 = 4;
 
@@ -118,7 +120,11 @@ fn phase(
     }
     let had_points = report.last_point_micros > 0
         || before.recovery_points.as_ref().is_some_and(|points| points.count > 0);
-    match (report.complete, report.last_point_micros > 0, had_points) {
+    let again = report
+        .heartbeat
+        .as_ref()
+        .is_some_and(|heartbeat| !heartbeat.resynchronization.is_empty() && report.connected);
+    match (report.complete && !again, report.last_point_micros > 0, had_points) {
         (true, true, _) => ServerPhase::Protected,
         (_, _, true) => ServerPhase::Resynchronizing,
         (_, _, false) => ServerPhase::InitialReplication,
@@ -186,8 +192,8 @@ impl Facts<'_> {
             self.initial_replication_complete(),
             self.rpo_met(),
         ];
-        if let Some(lost) = self.resynchronization() {
-            all.push(met(ConditionType::ResynchronizationRequired, Reason::TrackingLost, lost));
+        if let Some((reason, message)) = self.resynchronization() {
+            all.push(met(ConditionType::ResynchronizationRequired, reason, message));
         }
         let (ready, abnormal) = self.ready(&all);
         all.push(ready);
@@ -328,10 +334,20 @@ impl Facts<'_> {
         }
     }
 
-    fn resynchronization(&self) -> Option<String> {
-        let lost =
-            self.report()?.heartbeat.as_ref()?.issues.iter().find(|issue| issue.code == "TrackingLost")?;
-        Some(format!("{}: {}", lost.message, lost.remedy))
+    /// Set while it waits for the policy's window, or for somebody to ask for it.
+    fn resynchronization(&self) -> Option<(Reason, String)> {
+        let heartbeat = self.report()?.heartbeat.as_ref()?;
+        let waits = heartbeat.issues.iter().find(|issue| issue.code == RESYNCHRONIZATION_REQUIRED)?;
+        let reason = match Cause::of(&format!("{}: ", heartbeat.resynchronization)).0 {
+            Cause::TrackingLost | Cause::Requested => Reason::TrackingLost,
+            Cause::UncleanShutdown => Reason::UncleanShutdown,
+            Cause::DiskResized => Reason::DiskResized,
+            Cause::DisksChanged => Reason::DisksChanged,
+            Cause::PassthroughWrites => Reason::PassthroughWrites,
+            Cause::JournalDamaged => Reason::JournalDamaged,
+            Cause::AgentAnew => Reason::AgentAnew,
+        };
+        Some((reason, format!("{}; {}", waits.message, waits.remedy)))
     }
 }
 

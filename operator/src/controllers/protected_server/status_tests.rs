@@ -200,3 +200,23 @@ fn figures_alone_are_not_significant_and_states_are() {
     report(&mut later).error = "closed".into();
     assert!(is_significant(Some(&first), &status(&db, &later, now())));
 }
+
+#[test]
+fn a_resynchronization_that_has_to_wait_is_a_condition_with_its_reason_and_remedy() {
+    let mut findings = healthy();
+    report(&mut findings).heartbeat.as_mut().unwrap().resynchronization = "UncleanShutdown".into();
+    let seen = status(&server("db-1"), &findings, now());
+    assert_eq!(seen.phase, Some(ServerPhase::Resynchronizing), "it runs");
+    assert!(conditions::find(&seen.conditions, ConditionType::ResynchronizationRequired).is_none());
+    report(&mut findings).heartbeat.as_mut().unwrap().issues.push(v1::AgentIssue {
+        code: "ResynchronizationRequired".into(),
+        severity: "Warning".into(),
+        message: "the server was restarted".into(),
+        remedy: "wait for the window".into(),
+    });
+    let seen = status(&server("db-1"), &findings, now());
+    let condition = conditions::find(&seen.conditions, ConditionType::ResynchronizationRequired).unwrap();
+    assert_eq!((condition.status.as_str(), condition.reason.as_str()), ("True", "UncleanShutdown"));
+    assert_eq!(condition.message, "the server was restarted; wait for the window");
+    assert_eq!(seen.issues[0].code, "ResynchronizationRequired");
+}

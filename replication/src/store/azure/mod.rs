@@ -24,8 +24,8 @@ use azure_storage_blob::{
         BlobClientAcquireLeaseOptions, BlobClientBreakLeaseOptions, BlobClientCreateSnapshotOptions,
         BlobClientDeleteOptions, BlobContainerClientListBlobsOptions, DeleteSnapshotsOptionType, HttpRange,
         ListBlobsIncludeItem, PageBlobClientClearPagesOptions, PageBlobClientCreateOptions,
-        PageBlobClientListPageRangesOptions, PageBlobClientSetSequenceNumberOptions,
-        PageBlobClientUploadPagesOptions, SequenceNumberActionType,
+        PageBlobClientListPageRangesOptions, PageBlobClientResizeOptions,
+        PageBlobClientSetSequenceNumberOptions, PageBlobClientUploadPagesOptions, SequenceNumberActionType,
     },
 };
 use bytes::Bytes;
@@ -197,6 +197,17 @@ impl BlobStore for AzureStore {
         let options = PageBlobClientCreateOptions::default().if_not_exists();
         let answer = call.run(self.blob(name).page_blob_client().create(length, Some(options))).await;
         etag(&call, answer.map_err(errors::taken)?.headers())
+    }
+
+    async fn grow_page(&self, name: &str, length: u64, if_match: &ETag) -> Result<ETag> {
+        limits::grow_page(name, length)?;
+        let call = self.call("grow page blob", name);
+        let options = PageBlobClientResizeOptions {
+            if_match: Some(Etag::from(if_match.0.clone())),
+            ..Default::default()
+        };
+        let answer = call.run(self.blob(name).page_blob_client().resize(length, Some(options))).await?;
+        etag(&call, answer.headers())
     }
 
     async fn write_pages(

@@ -99,6 +99,7 @@ pub fn cases() -> Vec<Case> {
         page:
             new_pages_are_zeros,
             what_is_written_is_read_and_listed,
+            a_page_blob_grows_by_zeros_if_nobody_has_changed_it,
             cleared_pages_are_zeros_and_not_listed,
             the_sequence_number_only_rises,
             a_higher_sequence_number_fences_writes_and_clears,

@@ -203,3 +203,26 @@ pub(super) async fn other_kinds_are_refused(t: &Trial<'_>) -> Checked {
     }
     Ok(())
 }
+
+pub(super) async fn a_page_blob_grows_by_zeros_if_nobody_has_changed_it(t: &Trial<'_>) -> Checked {
+    let name = disk(t).await?;
+    let before = done("properties", t.store.properties(&name, None).await)?.etag;
+    done("write", t.store.write_pages(&name, LENGTH - 512, pages(1, 1), None, ANY).await)?;
+    refused("stale", t.store.grow_page(&name, 2 * LENGTH, &before).await, Refusal::Condition)?;
+    done("raise", t.store.raise_sequence(&name, 7, None).await)?;
+    let snapshot = done("snapshot", t.store.snapshot(&name, None, None).await)?;
+    let etag = done("properties", t.store.properties(&name, None).await)?.etag;
+    done("grow", t.store.grow_page(&name, 2 * LENGTH, &etag).await)?;
+    let properties = done("properties", t.store.properties(&name, None).await)?;
+    equal("length, number", (properties.length, properties.sequence_number), (2 * LENGTH, 7))?;
+    let mut expected = vec![0; 2 * LENGTH as usize];
+    expected[LENGTH as usize - 512..LENGTH as usize].fill(1);
+    equal("content", done("get", t.store.get(&name, None, None).await)?, Bytes::from(expected))?;
+    equal(
+        "its snapshot",
+        done("properties", t.store.properties(&name, Some(&snapshot)).await)?.length,
+        LENGTH,
+    )?;
+    done("write behind", t.store.write_pages(&name, LENGTH, pages(2, 1), None, 7).await)?;
+    refused("fenced", t.store.write_pages(&name, LENGTH, pages(2, 1), None, 6).await, Refusal::Condition)
+}

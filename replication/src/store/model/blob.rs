@@ -97,6 +97,16 @@ impl Content {
         Self::Page(Pages::zeros(length))
     }
 
+    pub(super) fn resize(&mut self, length: u64) -> Result<(), Denied> {
+        match self {
+            Self::Page(pages) => {
+                pages.resize(length);
+                Ok(())
+            }
+            Self::Block(_) | Self::Append(_) => Err((Refusal::Kind, "InvalidBlobType")),
+        }
+    }
+
     pub(super) fn kind(&self) -> BlobKind {
         match self {
             Self::Block(_) => BlobKind::Block,

@@ -304,6 +304,19 @@ impl BlobStore for ModelStore {
         self.call("create page blob", name, |state| state.create(name, Content::zeros(length)))
     }
 
+    async fn grow_page(&self, name: &str, length: u64, if_match: &ETag) -> Result<ETag> {
+        limits::grow_page(name, length)?;
+        self.call("grow page blob", name, |state| {
+            let blob = state.blob(name)?;
+            if blob.version.etag() != *if_match {
+                return Err((Refusal::Condition, "ConditionNotMet"));
+            }
+            blob.lease.allows_write(None).map_err(lease)?;
+            blob.version.content.resize(length)?;
+            state.changed(name)
+        })
+    }
+
     async fn write_pages(
         &self,
         name: &str,

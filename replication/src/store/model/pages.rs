@@ -29,6 +29,14 @@ impl Pages {
         Self { length, chunks: BTreeMap::new() }
     }
 
+    /// What is cut off is gone.
+    pub(super) fn resize(&mut self, length: u64) {
+        if length < self.length {
+            self.clear(length..self.length);
+        }
+        self.length = length;
+    }
+
     /// The caller has checked alignment and end.
     pub(super) fn write(&mut self, offset: u64, content: &Bytes) {
         for piece in pieces(offset..offset + content.len() as u64) {
