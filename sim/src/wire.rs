@@ -61,7 +61,6 @@ impl Dial for SimDial {
                 if let Some(down::Message::Durable(durable)) = &message.message {
                     net.saw_durable(durable);
                 }
-                if hop(&net, &net.down_cuts, to, &broken).await || to_agent.send(message).await.is_err() {
                 match &message.message {
                     Some(down::Message::Welcome(welcome))
                         if welcome.sums.as_ref().is_some_and(|sums| !sums.disks.is_empty()) =>
@@ -73,7 +72,7 @@ impl Dial for SimDial {
                     }
                     _ => {}
                 }
-                if hop(&net, to, &broken).await || to_agent.send(message).await.is_err() {
+                if hop(&net, &net.down_cuts, to, &broken).await || to_agent.send(message).await.is_err() {
                     break;
                 }
             }

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lifeboat_agent::kernel::remove_pins;
+use lifeboat_agent::kernel::removepins;
 use lifeboat_process_server::edge::persisted::PersistedConfiguration;
 use lifeboat_recovery::{BlockIndex, IndexOptions, PointSelector};
 use lifeboat_replication::{
@@ -80,7 +80,7 @@ pub struct Protected {
     pub agent: Program,
     pub id: ServerId,
     _watchdog: Program,
-    _pins: Pins,
+    pins: Pins,
     pub disk: Loop,
 }
 
@@ -333,7 +333,7 @@ impl Protected {
             agent: Program::new("lifeboat-agent", home, &format!("agent-{number}.log"), agent),
             disk,
             id,
-            _pins: Pins(pins),
+            pins: Pins(pins),
         }
     }
 
@@ -342,9 +342,16 @@ impl Protected {
     }
 }
 
+impl Protected {
+    /// The kernel tracks no more, and nobody knows what has changed. The agent must not run.
+    pub fn forget_marks(&self) {
+        removepins(&self.pins.0).unwrap();
+    }
+}
+
 impl Drop for Pins {
     fn drop(&mut self) {
-        _ = remove_pins(&self.0);
+        _ = removepins(&self.0);
     }
 }
 
