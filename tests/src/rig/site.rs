@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lifeboat_agent::kernel::removepins;
+use lifeboat_agent::kernel::remove_pins;
 use lifeboat_process_server::edge::persisted::PersistedConfiguration;
 use lifeboat_recovery::{BlockIndex, IndexOptions, PointSelector};
 use lifeboat_replication::{
@@ -345,13 +345,13 @@ impl Protected {
 impl Protected {
     /// The kernel tracks no more, and nobody knows what has changed. The agent must not run.
     pub fn forget_marks(&self) {
-        removepins(&self.pins.0).unwrap();
+        remove_pins(&self.pins.0).unwrap();
     }
 }
 
 impl Drop for Pins {
     fn drop(&mut self) {
-        _ = removepins(&self.0);
+        _ = remove_pins(&self.0);
     }
 }
 
