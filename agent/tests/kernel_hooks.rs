@@ -171,7 +171,9 @@ impl Postgres {
         command.arg(postgres_binaries().join("postgres")).arg("-D").arg(data).arg("-k").arg(sockets);
         command.args(["-p", "5432", "-c", "listen_addresses=", "-c", "shared_buffers=16MB"]);
         settings.iter().for_each(|setting| _ = command.args(["-c", setting]));
-        let process = Process(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+        let process = Process(
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap(),
+        );
         let server = Self { sockets: sockets.to_owned(), _process: process };
         for _ in 0..600 {
             if ask_postgres(&server.sockets, "SELECT 1").is_some() {
@@ -254,7 +256,9 @@ impl MariaDb {
         command.arg(format!("--pid-file={}.pid", socket.display()));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let process = Process(command.spawn().unwrap_or_else(|error| {
-            panic!("MariaDB is missing, so its hook cannot be tested: run dev/setup (mariadb-server): {error}")
+            panic!(
+                "MariaDB is missing, so its hook cannot be tested: run dev/setup (mariadb-server): {error}"
+            )
         }));
         let server = Self { socket: socket.to_owned(), _process: process };
         for _ in 0..600 {

@@ -378,19 +378,11 @@ impl BlockIndex {
         snapshot: &SnapshotId,
         range: std::ops::Range<u64>,
     ) -> Result<Bytes, IndexError> {
-        let mut tried = 0;
-        loop {
-            match self.vault.store.get(name, Some(snapshot), Some(range.clone())).await {
-                Ok(content) => return Ok(content),
-                Err(StoreError::Unknown { .. }) if tried + 1 < self.patience.tries => {
-                    self.patience.pause(tried).await;
-                    tried += 1;
-                }
-                Err(error) if error.is(Refusal::NotFound) => {
-                    return Err(IndexError::Missing { what: format!("{name} (snapshot {})", snapshot.0) });
-                }
-                Err(error) => return Err(error.into()),
+        match self.patience.sure(|| self.vault.store.get(name, Some(snapshot), Some(range.clone()))).await {
+            Err(error) if error.is(Refusal::NotFound) => {
+                Err(IndexError::Missing { what: format!("{name} (snapshot {})", snapshot.0) })
             }
+            content => Ok(content?),
         }
     }
 

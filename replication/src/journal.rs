@@ -94,21 +94,13 @@ impl Source {
     async fn fetch(&self, vault: &Vault, patience: &Patience) -> Result<Bytes, JournalError> {
         // One byte more than there should be shows that it is too long, and bounds what is fetched.
         let range = 0..self.length.min(segment::MAX_SEALED_BYTES) + 1;
-        let mut tried = 0;
-        loop {
-            match vault.cache.get(&self.name, None, Some(range.clone())).await {
-                Ok(sealed) => return Ok(sealed),
-                // Of an empty blob there is no range.
-                Err(error) if error.is(Refusal::Range) => return Ok(Bytes::new()),
-                Err(StoreError::Unknown { .. }) if tried + 1 < patience.tries => {
-                    patience.pause(tried).await;
-                    tried += 1;
-                }
-                Err(error) if error.is(Refusal::NotFound) => {
-                    return Err(JournalError::Missing { name: self.name.clone(), record: self.record });
-                }
-                Err(error) => return Err(error.into()),
+        match patience.sure(|| vault.cache.get(&self.name, None, Some(range.clone()))).await {
+            // Of an empty blob there is no range.
+            Err(error) if error.is(Refusal::Range) => Ok(Bytes::new()),
+            Err(error) if error.is(Refusal::NotFound) => {
+                Err(JournalError::Missing { name: self.name.clone(), record: self.record })
             }
+            sealed => Ok(sealed?),
         }
     }
 }

@@ -27,23 +27,6 @@ pub(super) struct Seeds {
     pub planted: Option<Planted>,
 }
 
-/// Repeats a call without an answer.
-pub(super) async fn sure<T, F>(patience: &Patience, mut call: impl FnMut() -> F) -> Result<T, StoreError>
-where
-    F: Future<Output = Result<T, StoreError>>,
-{
-    let mut tried = 0;
-    loop {
-        match call().await {
-            Err(StoreError::Unknown { .. }) if tried + 1 < patience.tries => {
-                patience.pause(tried).await;
-                tried += 1;
-            }
-            answer => return answer,
-        }
-    }
-}
-
 impl Seeds {
     pub(super) fn name(&self, disk_id: &str) -> String {
         layout::seed_disk(&self.server, disk_id)
@@ -53,7 +36,7 @@ impl Seeds {
     pub(super) async fn create(&self, disk: &LogDisk) -> Result<(), ApplyError> {
         let name = self.name(&disk.id);
         let length = vhd::blob_bytes(disk.size_bytes);
-        match sure(&self.patience, || self.vault.store.create_page(&name, length)).await {
+        match self.patience.sure(|| self.vault.store.create_page(&name, length)).await {
             Ok(_) => Ok(()),
             // Ours, from before a crash, or an answer that was lost.
             Err(error) if error.is(Refusal::AlreadyExists) => self.grow(&name, length).await,
@@ -65,7 +48,7 @@ impl Seeds {
     /// looked at with the ETag that growing it must meet.
     pub(super) async fn grow(&self, name: &str, length: u64) -> Result<(), ApplyError> {
         for tried in 0..self.patience.tries {
-            let properties = match sure(&self.patience, || self.vault.store.properties(name, None)).await {
+            let properties = match self.patience.sure(|| self.vault.store.properties(name, None)).await {
                 Err(error) if error.is(Refusal::NotFound) => {
                     return Err(ApplyError::SeedLost { name: name.to_owned() });
                 }
@@ -93,7 +76,7 @@ impl Seeds {
 
     pub(super) async fn sequence_of(&self, disk_id: &str) -> Result<Option<u64>, StoreError> {
         let name = self.name(disk_id);
-        match sure(&self.patience, || self.vault.store.properties(&name, None)).await {
+        match self.patience.sure(|| self.vault.store.properties(&name, None)).await {
             Ok(properties) => Ok(Some(properties.sequence_number)),
             Err(error) if error.is(Refusal::NotFound) => Ok(None),
             Err(error) => Err(error),
@@ -107,7 +90,7 @@ impl Seeds {
         snapshot: &str,
     ) -> Result<Option<u64>, StoreError> {
         let (name, snapshot) = (self.name(disk_id), SnapshotId(snapshot.to_owned()));
-        match sure(&self.patience, || self.vault.store.properties(&name, Some(&snapshot))).await {
+        match self.patience.sure(|| self.vault.store.properties(&name, Some(&snapshot))).await {
             Ok(properties) => Ok(Some(properties.sequence_number)),
             Err(error) if error.is(Refusal::NotFound) => Ok(None),
             Err(error) => Err(error),
@@ -117,7 +100,7 @@ impl Seeds {
     /// Raises the sequence number and returns what it is then.
     pub(super) async fn raise(&self, seed: &Seed, sequence: u64) -> Result<u64, ApplyError> {
         let name = self.name(&seed.disk_id);
-        match sure(&self.patience, || self.vault.store.raise_sequence(&name, sequence, None)).await {
+        match self.patience.sure(|| self.vault.store.raise_sequence(&name, sequence, None)).await {
             Err(error) if error.is(Refusal::NotFound) => Err(ApplyError::SeedLost { name }),
             raised => Ok(raised?),
         }
@@ -140,7 +123,7 @@ impl Seeds {
         let sequence = self.tag(sequence);
         let store = &self.vault.store;
         let written =
-            sure(&self.patience, || store.write_pages(&name, offset, content.clone(), None, sequence)).await;
+            self.patience.sure(|| store.write_pages(&name, offset, content.clone(), None, sequence)).await;
         fenced(written, name).map(drop)
     }
 
@@ -155,7 +138,7 @@ impl Seeds {
         let sequence = self.tag(sequence);
         let range = offset..offset + length;
         let store = &self.vault.store;
-        let cleared = sure(&self.patience, || store.clear_pages(&name, range.clone(), None, sequence)).await;
+        let cleared = self.patience.sure(|| store.clear_pages(&name, range.clone(), None, sequence)).await;
         fenced(cleared, name).map(drop)
     }
 
@@ -172,7 +155,7 @@ impl Seeds {
     pub(super) async fn snapshot(&self, seed: &Seed, sequence: u64) -> Result<SnapshotId, ApplyError> {
         let name = self.name(&seed.disk_id);
         for tried in 0..self.patience.tries {
-            let properties = match sure(&self.patience, || self.vault.store.properties(&name, None)).await {
+            let properties = match self.patience.sure(|| self.vault.store.properties(&name, None)).await {
                 Err(error) if error.is(Refusal::NotFound) => return Err(ApplyError::SeedLost { name }),
                 properties => properties?,
             };

@@ -30,7 +30,7 @@ use roaring::RoaringBitmap;
 
 use super::{
     ApplyError, Figures,
-    seeds::{self, Seeds, fenced, sure},
+    seeds::{self, Seeds, fenced},
 };
 
 /// Sums of data that a batch may bring; 20 MiB. A batch of an honest agent has a fifth of it.
@@ -162,13 +162,13 @@ impl Seeds {
     /// Raises the sequence number, of a new file when there is none, and returns what it is then.
     pub(super) async fn raise_sums(&self, seed: &Seed, sequence: u64) -> Result<u64, ApplyError> {
         let (name, store) = (self.sum_name(seed), &self.vault.store);
-        let raise = || sure(&self.patience, || store.raise_sequence(&name, sequence, None));
+        let raise = || self.patience.sure(|| store.raise_sequence(&name, sequence, None));
         match raise().await {
             Err(error) if error.is(Refusal::NotFound) => {}
             raised => return Ok(raised?),
         }
         let length = sums::blob_bytes(seed.size_bytes);
-        match sure(&self.patience, || store.create_page(&name, length)).await {
+        match self.patience.sure(|| store.create_page(&name, length)).await {
             Err(error) if !error.is(Refusal::AlreadyExists) => Err(error.into()),
             _ => Ok(raise().await?),
         }
@@ -223,7 +223,7 @@ impl Seeds {
         entropy: &dyn Entropy,
     ) -> Result<(), ApplyError> {
         let name = self.sum_name(seed);
-        let found = match sure(&self.patience, || self.vault.store.properties(&name, None)).await {
+        let found = match self.patience.sure(|| self.vault.store.properties(&name, None)).await {
             Err(error) if error.is(Refusal::NotFound) => return Ok(()),
             properties => properties?.sequence_number,
         };
@@ -314,7 +314,7 @@ impl Seeds {
 
     async fn read_sums(&self, name: &str, range: Range<u64>) -> Result<Vec<u8>, ApplyError> {
         let get = || self.vault.store.get(name, None, Some(range.clone()));
-        match sure(&self.patience, get).await {
+        match self.patience.sure(get).await {
             // Gone since it was fenced: the next batch begins it anew.
             Err(error) if error.is(Refusal::NotFound) => {
                 Err(ApplyError::Superseded { name: name.to_owned() })
@@ -332,7 +332,7 @@ impl Seeds {
     ) -> Result<(), ApplyError> {
         let content = bytes::Bytes::from(content);
         let write = || self.vault.store.write_pages(name, offset, content.clone(), None, sequence);
-        match sure(&self.patience, write).await {
+        match self.patience.sure(write).await {
             Err(error) if error.is(Refusal::NotFound) => {
                 Err(ApplyError::Superseded { name: name.to_owned() })
             }

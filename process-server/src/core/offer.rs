@@ -289,16 +289,8 @@ impl Offer {
     }
 
     async fn get(&self, name: &str, range: Range<u64>) -> Result<Vec<u8>, StoreError> {
-        let mut tried = 0;
-        loop {
-            match self.vault.store.get(name, None, Some(range.clone())).await {
-                Err(StoreError::Unknown { .. }) if tried + 1 < self.patience.tries => {
-                    self.patience.pause(tried).await;
-                    tried += 1;
-                }
-                content => return Ok(content?.to_vec()),
-            }
-        }
+        let content = self.patience.sure(|| self.vault.store.get(name, None, Some(range.clone()))).await?;
+        Ok(content.to_vec())
     }
 
     /// Blocks that changed behind the position become unknown.
@@ -320,17 +312,8 @@ impl Offer {
     async fn is_the_same(&self, file: &File) -> Result<(), Unusable> {
         let went_back = || Unusable::WentBack { disk: file.disk_id.clone() };
         let page = self.get(&file.name, 0..HEADER_PAGE).await?;
-        let mut tried = 0;
-        let sequence = loop {
-            match self.vault.store.properties(&file.name, None).await {
-                Err(StoreError::Unknown { .. }) if tried + 1 < self.patience.tries => {
-                    self.patience.pause(tried).await;
-                    tried += 1;
-                }
-                properties => break properties?.sequence_number,
-            }
-        };
-        if page != file.page || sequence < file.sequence { Err(went_back()) } else { Ok(()) }
+        let found = self.patience.sure(|| self.vault.store.properties(&file.name, None)).await?;
+        if page != file.page || found.sequence_number < file.sequence { Err(went_back()) } else { Ok(()) }
     }
 }
 

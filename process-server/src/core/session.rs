@@ -85,8 +85,11 @@ impl Session {
         let (pieces, uploaded) = mpsc::channel(UPLOADED);
         let down = self.accepted.down.clone();
         let Some(begun) = self.begin(uploaded).await else { return };
-        let asked =
-            self.assigned.borrow().as_ref().map(|assigned| (assigned.settings.clone(), assigned.points.clone()));
+        let asked = self
+            .assigned
+            .borrow()
+            .as_ref()
+            .map(|assigned| (assigned.settings.clone(), assigned.points.clone()));
         let Some((settings, requests)) = asked else { return };
         let (offer, sums) = self.offer(&begun).await;
         let last = &begun.tip;

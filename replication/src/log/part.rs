@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use bytes::Bytes;
 
-use super::retry::{Patience, sure};
+use super::retry::Patience;
 use crate::{
     ids::{Epoch, ServerId},
     store::{Properties, Refusal, StoreError},
@@ -61,7 +61,7 @@ pub async fn lengths(
     let mut parts = Vec::new();
     let mut after = None;
     loop {
-        let page = sure(patience, || vault.store.list(&prefix, false, after.as_deref())).await?;
+        let page = patience.sure(|| vault.store.list(&prefix, false, after.as_deref())).await?;
         parts.extend(
             page.blobs
                 .iter()
@@ -82,7 +82,7 @@ pub async fn properties(
     patience: &Patience,
 ) -> Result<Properties, StoreError> {
     let name = part.blob(server);
-    sure(patience, || vault.store.properties(&name, None)).await
+    patience.sure(|| vault.store.properties(&name, None)).await
 }
 
 /// Up to 4 MiB from `offset`; empty when the part ends there; `None` when it ends before.
@@ -94,7 +94,7 @@ pub async fn read(
     patience: &Patience,
 ) -> Result<Option<Bytes>, StoreError> {
     let name = part.blob(server);
-    match sure(patience, || vault.store.get(&name, None, Some(offset..offset + READ_BYTES))).await {
+    match patience.sure(|| vault.store.get(&name, None, Some(offset..offset + READ_BYTES))).await {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if error.is(Refusal::Range) => {
             let length = properties(vault, server, part, patience).await?.length;

@@ -24,33 +24,25 @@ impl Patience {
     }
 
     /// Repeats a call until its answer is known. Only for calls that change nothing, or that may be done twice.
-    pub async fn sure<T, F>(&self, call: impl FnMut() -> F) -> Result<T, StoreError>
+    pub async fn sure<T, F>(&self, mut call: impl FnMut() -> F) -> Result<T, StoreError>
     where
         F: Future<Output = Result<T, StoreError>>,
     {
-        sure(self, call).await
+        let mut tried = 0;
+        loop {
+            match call().await {
+                Err(StoreError::Unknown { .. }) if tried + 1 < self.tries => {
+                    self.pause(tried).await;
+                    tried += 1;
+                }
+                answer => return answer,
+            }
+        }
     }
 
     pub async fn pause(&self, tried: u32) {
         let pause = FIRST_PAUSE.saturating_mul(1 << tried.min(10)).min(LONGEST_PAUSE);
         let jitter = self.env.entropy.next_u64() % (u64::try_from(pause.as_micros()).unwrap_or(1).max(1));
         sleep(pause + Duration::from_micros(jitter)).await;
-    }
-}
-
-/// Only for calls that change nothing, or that may be done twice.
-pub(super) async fn sure<T, F>(patience: &Patience, mut call: impl FnMut() -> F) -> Result<T, StoreError>
-where
-    F: Future<Output = Result<T, StoreError>>,
-{
-    let mut tried = 0;
-    loop {
-        match call().await {
-            Err(StoreError::Unknown { .. }) if tried + 1 < patience.tries => {
-                patience.pause(tried).await;
-                tried += 1;
-            }
-            answer => return answer,
-        }
     }
 }

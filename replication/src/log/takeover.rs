@@ -15,7 +15,7 @@ use super::{
     LogOptions, LogWriter, PartName, WriteError,
     frame::{self, ChainKey, FrameError, RawFrame},
     part,
-    retry::{Patience, sure},
+    retry::Patience,
     state::{HeaderBase, Illegal, LogState, Start},
 };
 use crate::{
@@ -247,9 +247,9 @@ impl Taker<'_> {
             return Ok(true);
         }
         if !self.waits() || self.is_own(part).await? {
-            sure(&self.patience, || store.break_lease(&blob)).await?;
+            self.patience.sure(|| store.break_lease(&blob)).await?;
         }
-        match sure(&self.patience, || store.acquire_lease(&blob, &self.lease, LEASE_TERM)).await {
+        match self.patience.sure(|| store.acquire_lease(&blob, &self.lease, LEASE_TERM)).await {
             Ok(()) => {}
             Err(error) if error.is(Refusal::Lease) && self.waits() => {
                 return Err(TakeOverError::Busy { server: self.server.clone() });
@@ -257,7 +257,7 @@ impl Taker<'_> {
             Err(error) if error.is(Refusal::Lease) => return Ok(false),
             Err(error) => return Err(error.into()),
         }
-        match sure(&self.patience, || store.seal(&blob, &self.lease)).await {
+        match self.patience.sure(|| store.seal(&blob, &self.lease)).await {
             Ok(()) => Ok(true),
             Err(error) if error.is(Refusal::Lease) || error.is(Refusal::Sealed) => Ok(false),
             Err(error) => Err(error.into()),
@@ -301,12 +301,12 @@ impl Taker<'_> {
         let name = PartName { epoch, part: 0 };
         let blob = name.blob(self.server);
         // Who made the blob does not matter: whoever leases it and writes the header opens the epoch.
-        match sure(&self.patience, || self.vault.store.create_append(&blob)).await {
+        match self.patience.sure(|| self.vault.store.create_append(&blob)).await {
             Ok(_) => {}
             Err(error) if error.is(Refusal::AlreadyExists) => {}
             Err(error) => return Err(error.into()),
         }
-        match sure(&self.patience, || self.vault.store.acquire_lease(&blob, &self.lease, LEASE_TERM)).await {
+        match self.patience.sure(|| self.vault.store.acquire_lease(&blob, &self.lease, LEASE_TERM)).await {
             Ok(()) => {}
             Err(error) if error.is(Refusal::Lease) => return Ok(None),
             Err(error) => return Err(error.into()),

@@ -17,7 +17,7 @@ use super::{
     decide::{self, Next},
     frame::{self, Chain, ChainKey, Encoded, TooLarge},
     part,
-    retry::{Patience, sure},
+    retry::Patience,
     state::{HeaderBase, Illegal, LogState},
 };
 use crate::{
@@ -156,7 +156,7 @@ impl LogWriter {
         let name = PartName { epoch: self.state.epoch, part };
         let lease = LeaseId(self.env.entropy.uuid());
         let blob = name.blob(&self.server);
-        let leased = sure(&patience, || self.vault.store.acquire_lease(&blob, &lease, LEASE_TERM)).await;
+        let leased = patience.sure(|| self.vault.store.acquire_lease(&blob, &lease, LEASE_TERM)).await;
         if leased.is_err() {
             return Err(self.fenced());
         }

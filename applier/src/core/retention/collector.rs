@@ -16,7 +16,7 @@ use super::{PinWatch, Swept, ages::Keep, plan::plan, sweep};
 use crate::core::{
     ApplyError,
     point::{is_reached, stands},
-    seeds::{Seeds, sure},
+    seeds::Seeds,
 };
 
 /// What keeps something from being deleted. Applying goes on.
@@ -108,7 +108,7 @@ impl Collector {
     /// An applier that had nothing to apply for long may have an old list.
     async fn is_current(&self, seeds: &Seeds, etag: Option<&ETag>) -> Result<(), CollectError> {
         let name = layout::catalogue(&seeds.server, "points.json");
-        let found = match sure(&seeds.patience, || seeds.vault.store.properties(&name, None)).await {
+        let found = match seeds.patience.sure(|| seeds.vault.store.properties(&name, None)).await {
             Err(error) if error.is(Refusal::NotFound) => None,
             found => Some(found?.etag),
         };

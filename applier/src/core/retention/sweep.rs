@@ -18,10 +18,7 @@ use lifeboat_replication::{
     vault::layout,
 };
 
-use crate::core::{
-    Figures,
-    seeds::{Seeds, sure},
-};
+use crate::core::{Figures, seeds::Seeds};
 
 /// Blobs deleted before records are applied again.
 const DELETES: usize = 1000;
@@ -76,13 +73,13 @@ async fn snapshots(
     let prefix = layout::disks_prefix(&seeds.server);
     let mut after = None;
     loop {
-        let page = sure(&seeds.patience, || store.list(&prefix, true, after.as_deref())).await?;
+        let page = seeds.patience.sure(|| store.list(&prefix, true, after.as_deref())).await?;
         for blob in &page.blobs {
             let (Some(snapshot), BlobKind::Page) = (&blob.snapshot, blob.kind) else { continue };
             if is_listed(listed, &seeds.server, blob, snapshot) {
                 continue;
             }
-            let found = sure(&seeds.patience, || store.properties(&blob.name, Some(snapshot))).await;
+            let found = seeds.patience.sure(|| store.properties(&blob.name, Some(snapshot))).await;
             let sequence = match found {
                 Err(error) if error.is(Refusal::NotFound) => continue,
                 found => found?.sequence_number,
@@ -121,7 +118,7 @@ async fn segments(
     let prefix = layout::journal_prefix(&seeds.server);
     let mut after = None;
     loop {
-        let page = sure(&seeds.patience, || cache.list(&prefix, false, after.as_deref())).await?;
+        let page = seeds.patience.sure(|| cache.list(&prefix, false, after.as_deref())).await?;
         let (mut doomed, mut over) = (Vec::new(), false);
         for blob in page.blobs {
             // Names are in order of epoch, then record.
@@ -164,7 +161,7 @@ async fn delete(
     name: &str,
     snapshot: Option<&SnapshotId>,
 ) -> Result<(), StoreError> {
-    match sure(&seeds.patience, || store.delete(name, snapshot)).await {
+    match seeds.patience.sure(|| store.delete(name, snapshot)).await {
         Err(error) if !error.is(Refusal::NotFound) => Err(error),
         _ => Ok(()),
     }
