@@ -239,6 +239,12 @@ async fn blob_call(store: &ModelStore, call: &Call) -> Result<Answer, StoreError
             let id = store.snapshot(name, call.lease().as_ref(), if_match.as_ref()).await?;
             Ok(done(StatusCode::CREATED).with("x-ms-snapshot", id.0))
         }
+        ("PUT", Some("properties")) if call.header("x-ms-blob-content-length").is_some() => {
+            let length = call.number("x-ms-blob-content-length").unwrap_or_default();
+            let if_match = ETag(call.header("if-match").unwrap_or_default().to_owned());
+            let etag = store.grow_page(name, length, &if_match).await?;
+            Ok(done(StatusCode::OK).etag(&etag))
+        }
         ("PUT", Some("properties")) => {
             let wanted = call.number("x-ms-blob-sequence-number").unwrap_or_default();
             let raised = store.raise_sequence(name, wanted, call.lease().as_ref()).await?;

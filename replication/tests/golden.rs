@@ -78,7 +78,13 @@ fn same(name: &str, written: &[u8]) {
 }
 
 fn disk() -> LogDisk {
-    LogDisk { slot: DiskSlot(1), id: "ata-QEMU_1".into(), size_bytes: 1 << 20, path: "/dev/sda".into() }
+    LogDisk {
+        slot: DiskSlot(1),
+        id: "ata-QEMU_1".into(),
+        size_bytes: 1 << 20,
+        path: "/dev/sda".into(),
+        left_out: false,
+    }
 }
 
 fn extents() -> Vec<ExtentData> {

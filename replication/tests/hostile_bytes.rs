@@ -308,7 +308,8 @@ fn names_of_blobs() {
 #[test]
 fn messages_of_the_wire() {
     let _alone = alone();
-    let disk = v1::Disk { slot: 1, id: "a".into(), size_bytes: 1 << 30, path: "/dev/sda".into() };
+    let disk =
+        v1::Disk { slot: 1, id: "a".into(), size_bytes: 1 << 30, path: "/dev/sda".into(), left_out: false };
     let hello = v1::Hello {
         protocol: 1,
         server_id: SERVER.into(),

@@ -27,6 +27,7 @@ use lifeboat_replication::{
     store::{ETag, Refusal, StoreError},
     sums::SumKeys,
     vault::{RetentionPolicy, Vault, layout},
+    vhd,
 };
 use tokio::sync::{Semaphore, watch};
 
@@ -35,9 +36,8 @@ use super::{
     plan::{Batch, PointRule},
     point,
     retention::Collector,
-    seeds::{self, Seeds},
+    seeds::Seeds,
     sums::Pending,
-    vhd,
 };
 
 /// Longest pause between tries of a server that cannot go on.

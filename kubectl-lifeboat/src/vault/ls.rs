@@ -60,8 +60,14 @@ fn screen(vault: &str, servers: &[ServerSummary], now: Timestamp) -> String {
     for server in servers {
         for disk in &server.disks {
             let size = text::bytes(disk.size_bytes);
-            screen +=
-                &format!("\n  {} disk {}: {} ({}), {size}", name(server), disk.slot, disk.path, disk.id);
+            let left_out = if disk.left_out { ", left out of newer points" } else { "" };
+            screen += &format!(
+                "\n  {} disk {}: {} ({}), {size}{left_out}",
+                name(server),
+                disk.slot,
+                disk.path,
+                disk.id
+            );
         }
         if let Some(run) = &server.closed_by {
             screen += &format!("\n  {} is closed by failover run {run}", name(server));
@@ -94,14 +100,11 @@ fn row(server: &ServerSummary, now: Timestamp) -> Vec<String> {
         |point: &lifeboat_recovery::book::sweep::PointName| format!("{} ({})", point.number, point.t0);
     let last = Timestamp::from_microsecond(server.last_activity_micros).ok();
     let last = last.filter(|_| server.last_activity.is_some());
+    let disks: Vec<_> = server.disks.iter().filter(|disk| !disk.left_out).collect();
     vec![
         name(server),
         server.id.clone(),
-        format!(
-            "{} ({})",
-            server.disks.len(),
-            text::bytes(server.disks.iter().map(|disk| disk.size_bytes).sum())
-        ),
+        format!("{} ({})", disks.len(), text::bytes(disks.iter().map(|disk| disk.size_bytes).sum())),
         server.snapshots.to_string(),
         window.map_or("none".into(), |window| point(&window.oldest)),
         window.map_or("none".into(), |window| point(&window.newest)),

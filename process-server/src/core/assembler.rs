@@ -260,7 +260,8 @@ mod tests {
     /// Sums that overflow stop a program that checks for it, and with it the sessions of others.
     #[test]
     fn zero_runs_without_end_do_not_overflow_the_sums() {
-        let disk = v1::Disk { slot: 1, id: "a".into(), size_bytes: 8 << 40, path: String::new() };
+        let disk =
+            v1::Disk { slot: 1, id: "a".into(), size_bytes: 8 << 40, path: String::new(), left_out: false };
         let mut assembler = Assembler::new(&[disk], RecordNumber(0));
         let all = v1::Extent { disk_slot: 1, first_block: 0, blocks: (8_u64 << 40 >> 12) as u32, zero: true };
         for sequence in 0..160 {

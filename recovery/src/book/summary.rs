@@ -50,6 +50,8 @@ pub struct DiskSummary {
     pub id: String,
     pub path: String,
     pub size_bytes: u64,
+    /// Excluded or gone: newer points do not have it, older ones may.
+    pub left_out: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -70,8 +72,8 @@ pub struct Stored {
 
 impl From<&LogDisk> for DiskSummary {
     fn from(disk: &LogDisk) -> Self {
-        let LogDisk { slot, id, size_bytes, path } = disk.clone();
-        Self { slot: slot.0, id, path, size_bytes }
+        let LogDisk { slot, id, size_bytes, path, left_out } = disk.clone();
+        Self { slot: slot.0, id, path, size_bytes, left_out }
     }
 }
 

@@ -167,6 +167,10 @@ impl BlobStore for Tampered {
         read_only("clear pages", name)
     }
 
+    async fn grow_page(&self, name: &str, _: u64, _: &ETag) -> Result<ETag> {
+        read_only("grow page", name)
+    }
+
     async fn raise_sequence(&self, name: &str, _: u64, _: Option<&LeaseId>) -> Result<u64> {
         read_only("raise sequence", name)
     }

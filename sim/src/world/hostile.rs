@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lifeboat_replication::store::model::ModelStore;
+use lifeboat_replication::{ids::DiskSlot, store::model::ModelStore};
 use tokio::{
     task::JoinHandle,
     time::{Instant, sleep},
