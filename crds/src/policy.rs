@@ -219,10 +219,10 @@ fn automatic() -> bool {
 #[serde(rename_all = "camelCase")]
 pub struct Window {
     /// Its beginning, as in `18:00`.
-    #[schemars(regex(pattern = "^([01][0-9]|2[0-3]):[0-5][0-9]$"))]
+    #[schemars(length(max = 5), regex(pattern = "^([01][0-9]|2[0-3]):[0-5][0-9]$"))]
     pub from: String,
     /// Its end, as in `06:00`; earlier than `from` means the next day.
-    #[schemars(regex(pattern = "^([01][0-9]|2[0-3]):[0-5][0-9]$"))]
+    #[schemars(length(max = 5), regex(pattern = "^([01][0-9]|2[0-3]):[0-5][0-9]$"))]
     pub to: String,
     /// Name of a time zone, as in `Europe/Berlin`.
     #[serde(default = "utc")]

@@ -68,7 +68,7 @@ pub struct ProtectedServerSpec {
 pub struct Disks {
     /// Disks that are left out. They have no part in points made from then on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64))]
+    #[schemars(length(max = 64), extend("x-kubernetes-list-type" = "atomic"))]
     pub exclude: Vec<DiskSelector>,
 }
 
