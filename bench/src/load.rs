@@ -69,7 +69,8 @@ pub struct Written {
 impl Fio<'_> {
     fn command(&self) -> Command {
         let mut fio = Command::new("fio");
-        fio.args(["--name=load", "--rw=randwrite", "--direct=1", "--ioengine=libaio", "--time_based"])
+        // As a thread, so that it ends with the process that is killed.
+        fio.args(["--name=load", "--thread", "--rw=randwrite", "--direct=1", "--ioengine=libaio", "--time_based"])
             // The first MiB is left to markers.
             .args([
                 "--offset=1m",

@@ -79,7 +79,9 @@ impl Load {
     fn start(file: &Path) -> Self {
         let mut fio = Command::new("fio");
         fio.args([
+            // As a thread, so that it ends with the process that is killed.
             "--name=load",
+            "--thread",
             "--rw=randwrite",
             "--bsrange=4k-64k",
             "--size=96m",

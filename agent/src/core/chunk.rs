@@ -17,8 +17,10 @@ use crate::edge::BlockSource;
 
 /// Longest single read: 1 MiB, from where disks read at full speed.
 const RUN_BLOCKS: u32 = 256;
-/// Scattered blocks are read this many at a time: more than a disk's useful queue depth costs memory only.
+/// This many are under way at a time: more than a disk's useful queue depth costs memory only.
 const READS_AT_ONCE: usize = 16;
+/// Scattered blocks are handed over together up to this much: waking a reader costs as much as a short read.
+const TOGETHER_BLOCKS: u32 = 64;
 /// A chunk of zeros covers at most this much, so that it is never long under way.
 const COVERED_BLOCKS: u64 = (64 << 20) / BLOCK_BYTES;
 /// Extents of one chunk, so that its message stays below the limit: 16 bytes each.
@@ -71,14 +73,34 @@ pub async fn read(source: &dyn BlockSource, rest: &BlockSet, limits: &Limits) ->
         if batch.is_empty() {
             break;
         }
-        let reads = batch.into_iter().map(|run| async move { (run, source.read(run).await) });
-        let mut reads = stream::iter(reads).buffered(READS_AT_ONCE);
-        while let Some((run, read)) = reads.next().await {
-            let fail = |source| ReadError { disk: run.disk, first: run.first, blocks: run.blocks, source };
-            content.add(run, &read.map_err(fail)?).map_err(fail)?;
+        let mut reads =
+            stream::iter(together(batch)).map(|runs| source.read_each(runs)).buffered(READS_AT_ONCE);
+        while let Some(answers) = reads.next().await {
+            for (run, read) in answers {
+                let fail =
+                    |source| ReadError { disk: run.disk, first: run.first, blocks: run.blocks, source };
+                content.add(run, &read.map_err(fail)?).map_err(fail)?;
+            }
         }
     }
     Ok(content.finish())
+}
+
+/// Neighbours in order, in groups of [`TOGETHER_BLOCKS`]; a longer run is alone.
+fn together(runs: Vec<BlockRun>) -> Vec<Vec<BlockRun>> {
+    let mut groups: Vec<Vec<BlockRun>> = Vec::new();
+    let mut blocks = 0;
+    for run in runs {
+        match groups.last_mut().filter(|_| blocks + run.blocks <= TOGETHER_BLOCKS) {
+            Some(group) => group.push(run),
+            None => {
+                groups.push(vec![run]);
+                blocks = 0;
+            }
+        }
+        blocks += run.blocks;
+    }
+    groups
 }
 
 #[derive(Default)]

@@ -1,6 +1,6 @@
 //! Content of the disks, read past the page cache.
 //!
-//! In: runs of blocks. Out: their bytes. Bounded by `READERS` reads under way and as many waiting; further callers
+//! In: runs of blocks. Out: their bytes. Bounded by `READERS` jobs under way and as many waiting; further callers
 //! wait for a place. O_DIRECT, since a buffered read of the block device can return what an earlier one has cached
 //! while a file system has written newer blocks through its own cache.
 
@@ -27,9 +27,11 @@ const READERS: usize = 4;
 /// Buffers for O_DIRECT begin at a page.
 const ALIGNMENT: usize = 4096;
 
+type Answers = Vec<(BlockRun, io::Result<Bytes>)>;
+
 struct Job {
-    run: BlockRun,
-    answer: oneshot::Sender<io::Result<Bytes>>,
+    runs: Vec<BlockRun>,
+    answer: oneshot::Sender<Answers>,
 }
 
 struct Opened {
@@ -84,10 +86,18 @@ impl BlockSource for DiskReader {
     }
 
     async fn read(&self, run: BlockRun) -> io::Result<Bytes> {
-        let (answer, result) = oneshot::channel();
-        let ended = || io::Error::other("the disk readers have ended");
-        self.jobs.send(Job { run, answer }).await.map_err(|_| ended())?;
-        result.await.map_err(|_| ended())?
+        let answer = self.read_each(vec![run]).await.pop();
+        answer.map_or_else(|| Err(ended()), |(_, content)| content)
+    }
+
+    async fn read_each(&self, runs: Vec<BlockRun>) -> Answers {
+        let (answer, answers) = oneshot::channel();
+        let job = Job { runs: runs.clone(), answer };
+        let answers = match self.jobs.send(job).await {
+            Ok(()) => answers.await.ok(),
+            Err(_) => None,
+        };
+        answers.unwrap_or_else(|| runs.into_iter().map(|run| (run, Err(ended()))).collect())
     }
 }
 
@@ -95,10 +105,15 @@ impl BlockSource for DiskReader {
 fn work(disks: &[Opened], queue: &Mutex<mpsc::Receiver<Job>>) {
     loop {
         let job = queue.lock().unwrap_or_else(PoisonError::into_inner).blocking_recv();
-        let Some(Job { run, answer }) = job else { return };
-        // Nobody waits for the answer any more when the session ended: not an error.
-        _ = answer.send(read(disks, run));
+        let Some(Job { runs, answer }) = job else { return };
+        let answers = runs.into_iter().map(|run| (run, read(disks, run))).collect();
+        // Nobody waits for the answers any more when the session ended: not an error.
+        _ = answer.send(answers);
     }
+}
+
+fn ended() -> io::Error {
+    io::Error::other("the disk readers have ended")
 }
 
 fn read(disks: &[Opened], run: BlockRun) -> io::Result<Bytes> {

@@ -40,6 +40,18 @@ use super::{
     sums::Pending,
 };
 
+/// So many looks at a log find nothing new before they become rarer.
+const QUIET_LOOKS: u32 = 8;
+/// And by so much at most.
+const RARER: u32 = 8;
+
+/// Each look is paid for, and a server that writes nothing should cost next to nothing. What a log holds can be
+/// recovered before it is applied, so nobody waits for it.
+fn between_looks(poll_interval: Duration, quiet: u32) -> Duration {
+    let doublings = quiet.saturating_sub(QUIET_LOOKS).min(RARER.ilog2());
+    poll_interval.saturating_mul(1 << doublings)
+}
+
 /// Longest pause between tries of a server that cannot go on.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
@@ -141,7 +153,7 @@ impl Applier {
 
     /// Applies for ever; errors go into the status and are tried again with growing pauses.
     pub async fn run(mut self) {
-        let mut failed: u32 = 0;
+        let (mut failed, mut quiet): (u32, u32) = (0, 0);
         loop {
             let done = self.step().await;
             if done.is_ok() && failed > 0 {
@@ -149,8 +161,11 @@ impl Applier {
                 failed = 0;
             }
             match done {
-                Ok(Step::Applied { .. }) => {}
-                Ok(Step::CaughtUp) => tokio::time::sleep(self.options.poll_interval).await,
+                Ok(Step::Applied { .. }) => quiet = 0,
+                Ok(Step::CaughtUp) => {
+                    tokio::time::sleep(between_looks(self.options.poll_interval, quiet)).await;
+                    quiet = quiet.saturating_add(1);
+                }
                 Err(error) => {
                     let pause =
                         self.options.poll_interval.saturating_mul(1 << failed.min(5)).min(LONGEST_PAUSE);

@@ -1,4 +1,4 @@
-//! How old the vault is: markers are written on the disk, and read back from the vault through the block index.
+//! How old the vault is: markers are written on the disk, and looked for in the records as the log shows them.
 
 use std::{
     io::{Seek as _, Write as _},
@@ -14,8 +14,9 @@ use lifeboat_recovery::PointSelector;
 use lifeboat_replication::{
     env::Env,
     ids::DiskSlot,
-    log::LogReader,
-    wire::v1::{RecordKind, log_record::Body},
+    journal,
+    log::{LogReader, Patience},
+    wire::v1::{self, RecordKind, log_record::Body},
 };
 use lifeboat_tests::rig::{Loop, Site, SiteOptions, point};
 
@@ -65,19 +66,23 @@ fn ages(mib_per_second: u32) -> Vec<f64> {
     let first = site.wait_for("the first copy ends", |records| point(records).is_some()).len();
     let disk = &site.servers[0].disk;
     let churn = Fio { disk, block_kib: 16, depth: 8, mib_per_second: Some(mib_per_second), time: TIME * 4 };
-    let _churn = churn.start();
+    let churn = churn.start();
     // Until rates and batches have settled.
     thread::sleep(Duration::from_secs(4));
 
     let written = Arc::new(Mutex::new(Vec::new()));
     let stop = Arc::new(AtomicBool::new(false));
-    thread::scope(|scope| {
+    let readable = thread::scope(|scope| {
         let (marked, ended) = (Arc::clone(&written), Arc::clone(&stop));
         scope.spawn(move || mark(disk, &marked, &ended));
-        let ages = read_markers(&site, first, &written);
+        let readable = follow(&site, first);
         stop.store(true, Ordering::Relaxed);
-        ages
-    })
+        readable
+    });
+    let end = Instant::now();
+    drop(churn);
+    let markers = markers(&site, &readable);
+    ages_of(&written.lock().unwrap(), &readable, &markers, end)
 }
 
 /// Writes a number into the disk's first block again and again, and notes when each was written.
@@ -98,42 +103,78 @@ fn mark(disk: &Loop, written: &Mutex<Vec<Instant>>, stop: &AtomicBool) {
     }
 }
 
-fn read_markers(site: &Site, first: usize, written: &Mutex<Vec<Instant>>) -> Vec<f64> {
-    let server = &site.servers[0].id;
-    let mut ages = Vec::new();
+/// A record from which on a point could be recovered.
+struct Readable {
+    data: v1::Data,
+    /// When the log showed it.
+    since: Instant,
+}
+
+/// Follows the log. Nothing is opened meanwhile: whoever recovers a machine does not do it every second beside the
+/// production's load on the same cores.
+fn follow(site: &Site, first: usize) -> Vec<Readable> {
     let began = Instant::now();
     site.block_on(async {
-        let mut reader = LogReader::from_start(&site.vault, server, &Env::system());
-        let mut seen = 0;
+        let mut reader = LogReader::from_start(&site.vault, &site.servers[0].id, &Env::system());
+        let (mut seen, mut readable) = (0, Vec::new());
         while began.elapsed() < TIME {
-            let mut newest = None;
             while let Some(entry) = reader.next().await.unwrap() {
                 if let Body::Data(data) = entry.body {
                     seen += 1;
                     if seen > first && data.complete && data.kind() == RecordKind::Exact {
-                        newest = Some(data.number);
+                        readable.push(Readable { data, since: Instant::now() });
                     }
                 }
             }
-            let Some(number) = newest else {
-                tokio::time::sleep(Duration::from_millis(50)).await;
-                continue;
-            };
-            let index = site.open_async(PointSelector::Number(number)).await;
-            let block = index.read(DiskSlot(index.disks().next().unwrap().slot.0), 0, 1).await.unwrap();
-            let marker = u64::from_le_bytes(block[..8].try_into().unwrap());
-            let read = Instant::now();
-            let written = written.lock().unwrap();
-            let markers = usize::try_from(marker).unwrap().min(written.len());
-            ages.extend(
-                written[ages.len().min(markers)..markers].iter().map(|at| (read - *at).as_secs_f64()),
-            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        // What never became readable is as old as it is now, at least.
-        let written = written.lock().unwrap();
-        let overdue = written[ages.len().min(written.len())..].iter().map(|at| at.elapsed().as_secs_f64());
-        let overdue: Vec<f64> = overdue.filter(|age| *age > RPO_SECONDS).collect();
-        ages.extend(overdue);
-    });
+        readable
+    })
+}
+
+/// The marker that each record carries, from the journal; that of the last one is compared with what the block index
+/// gives for the whole point.
+fn markers(site: &Site, readable: &[Readable]) -> Vec<Option<u64>> {
+    let patience = Patience::new(Env::system());
+    let number = |block: &[u8]| u64::from_le_bytes(block[..8].try_into().unwrap());
+    site.block_on(async {
+        let mut markers = Vec::new();
+        for Readable { data, .. } in readable {
+            let mut marker = None;
+            for source in journal::sources(data).unwrap() {
+                let extents = source.read(&site.vault, &patience).await.unwrap();
+                let block = extents.iter().find(|extent| extent.run.first == 0);
+                marker = marker.or_else(|| Some(number(block?.data.as_ref()?)));
+            }
+            markers.push(marker);
+        }
+        if let (Some(last), Some(Some(marker))) = (readable.last(), markers.last()) {
+            let index = site.open_async(PointSelector::Number(last.data.number)).await;
+            let slot = index.disks().next().unwrap().slot;
+            assert_eq!(number(&index.read(DiskSlot(slot.0), 0, 1).await.unwrap()), *marker);
+        }
+        markers
+    })
+}
+
+/// Seconds from each marker's write until a record with it or a later one was readable; what never became readable is
+/// as old as it was at the end, at least.
+fn ages_of(written: &[Instant], readable: &[Readable], markers: &[Option<u64>], end: Instant) -> Vec<f64> {
+    let Some(from) = markers.iter().flatten().next() else {
+        return written.iter().map(|at| (end - *at).as_secs_f64()).collect();
+    };
+    let mut ages = Vec::new();
+    // Numbered from one; the ones before the first record that was seen say nothing.
+    let mut next = usize::try_from(*from).unwrap();
+    for (readable, marker) in readable.iter().zip(markers) {
+        let Some(marker) = marker else { continue };
+        let reached = usize::try_from(*marker).unwrap().min(written.len());
+        while next < reached {
+            ages.push((readable.since - written[next]).as_secs_f64());
+            next += 1;
+        }
+    }
+    let overdue = written[next.min(written.len())..].iter().filter(|at| **at < end);
+    ages.extend(overdue.map(|at| (end - *at).as_secs_f64()).filter(|age| *age > RPO_SECONDS));
     ages
 }
