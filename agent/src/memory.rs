@@ -67,6 +67,8 @@ impl Flip {
 struct State {
     disks: Vec<v1::Disk>,
     content: BTreeMap<Address, Tag>,
+    /// What a block held before its last write.
+    before: BTreeMap<Address, Tag>,
     writes: BTreeMap<u64, Write>,
     next_write: u64,
     generation: usize,
@@ -135,6 +137,7 @@ impl Machine {
         let mut state = State {
             disks: disks.collect(),
             content: BTreeMap::new(),
+            before: BTreeMap::new(),
             writes: BTreeMap::new(),
             next_write: 0,
             generation: 0,
@@ -184,6 +187,7 @@ impl Machine {
         if let Some(write) = state.writes.get_mut(&write).filter(|write| !write.landed) {
             write.landed = true;
             write.old = state.content.insert(write.address, write.new).unwrap_or(0);
+            state.before.insert(write.address, write.old);
         }
     }
 
@@ -218,6 +222,13 @@ impl Machine {
     /// Changes a block without leaving a mark: written while nothing was tracked.
     pub fn write_unseen(&self, address: Address, tag: Tag) {
         self.state().content.insert(address, tag);
+    }
+
+    /// As [`Machine::write_unseen`], with what the block held before its last write: for the vault, what it once held.
+    pub fn undo_unseen(&self, address: Address) {
+        let state = &mut *self.state();
+        let before = state.before.get(&address).copied().unwrap_or(0);
+        state.content.insert(address, before);
     }
 
     /// Writers stand still: nothing may be issued. Over as soon as the limit has passed, whatever the agent does.

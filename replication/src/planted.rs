@@ -59,6 +59,4 @@ planted! {
     TrustExpiredFreeze,
     /// The process server offers checksums as if nothing had been committed behind the applier's position.
     ChecksumsIgnoreLaterRecords,
-    /// The applier writes its position before the checksums: they are behind it after a crash.
-    ChecksumsAfterPosition,
 }

@@ -20,7 +20,7 @@ use lifeboat_replication::{
     catalogue::{self, FORMAT, Point, Points, Position, Seed},
     env::Env,
     errors::chain,
-    ids::{DiskSlot, RecordNumber, ServerId},
+    ids::{RecordNumber, ServerId},
     log::{LogReader, LogState, Patience},
     planted::Planted,
     recoverable::journal_begins,
@@ -32,12 +32,11 @@ use lifeboat_replication::{
 use tokio::sync::{Semaphore, watch};
 
 use super::{
-    ApplyError, Figures, Options, Status, batch,
+    ApplyError, Options, Status, batch,
     plan::{Batch, PointRule},
     point,
     retention::Collector,
     seeds::Seeds,
-    sums::Pending,
 };
 
 /// So many looks at a log find nothing new before they become rarer.
@@ -260,7 +259,6 @@ impl Applier {
     ) -> Result<Step, ApplyError> {
         let mut figures = self.status.borrow().figures;
         let mut seeds = loaded.seeds();
-        let mut late = None;
         if !batch.records.is_empty() {
             let sequence = self.fence(loaded, batch, rule, &mut seeds).await?;
             // The footer of a disk that grew stays where it was until what was added is copied, as all of it is.
@@ -281,9 +279,10 @@ impl Applier {
             let pending =
                 batch::write(&self.seeds, &seeds, &loaded.sums, &batch.records, sequence, &mut figures)
                     .await?;
-            match self.options.planted {
-                Some(Planted::ChecksumsAfterPosition) => late = Some((pending, sequence)),
-                _ => self.write_sums(&seeds, pending, sequence, &mut figures).await?,
+            for (slot, pending) in pending {
+                if let Some(seed) = seeds.get(&slot.0) {
+                    self.seeds.write_sums(seed, pending, sequence, &mut figures).await?;
+                }
             }
             if let (true, Some(record), Some(log)) = (batch.point, batch.records.last(), &batch.end) {
                 let point = point::cut(&self.seeds, log, record, sequence).await?;
@@ -293,10 +292,7 @@ impl Applier {
         }
         let Some(log) = batch.end.take() else { return Ok(Step::CaughtUp) };
         let number = log.last_number;
-        self.advance(loaded, log, seeds.clone()).await?;
-        if let Some((pending, sequence)) = late {
-            self.write_sums(&seeds, pending, sequence, &mut figures).await?;
-        }
+        self.advance(loaded, log, seeds).await?;
         figures.batches += 1;
         figures.records += batch.records.len() as u64;
         self.status.send_modify(|status| {
@@ -304,21 +300,6 @@ impl Applier {
             loaded.tell(status);
         });
         Ok(Step::Applied { number, point: batch.point })
-    }
-
-    async fn write_sums(
-        &self,
-        seeds: &BTreeMap<u32, Seed>,
-        pending: BTreeMap<DiskSlot, Pending>,
-        sequence: u64,
-        figures: &mut Figures,
-    ) -> Result<(), ApplyError> {
-        for (slot, pending) in pending {
-            if let Some(seed) = seeds.get(&slot.0) {
-                self.seeds.write_sums(seed, pending, sequence, figures).await?;
-            }
-        }
-        Ok(())
     }
 
     /// Makes the seed disks that the batch needs and raises the sequence numbers of all to the batch's. When one is

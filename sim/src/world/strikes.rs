@@ -37,8 +37,11 @@ impl World {
             let disk = dice.below(Class::Reboot, self.load.disk_blocks.len() as u64) as usize;
             let blocks = self.load.disk_blocks.get(disk).copied().unwrap_or(1);
             let block = dice.below(Class::Reboot, u64::from(blocks)) as u32;
-            let value = if change % 2 == 0 { 0 } else { UNSEEN + tick * 8 + change };
-            self.machine.write_unseen((DiskSlot(disk as u32 + 1), block), value);
+            let address = (DiskSlot(disk as u32 + 1), block);
+            match change % 2 {
+                0 => self.machine.undo_unseen(address),
+                _ => self.machine.write_unseen(address, UNSEEN + tick * 8 + change),
+            }
         }
     }
 
