@@ -1,7 +1,7 @@
 //! Whole sites on this machine: agent, process server and applier as programs of their own, a blob store, block
 //! devices. What the data-plane tests and the benchmarks stand on.
 //!
-//! Needs root, loop devices, fio and eBPF. A part that cannot be set up ends the run with a panic that says why.
+//! Needs root, loop devices, fio and eBPF; for served points qemu-storage-daemon and /dev/fuse. A part that cannot be set up ends the run with a panic that says why.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a rig that cannot be set up is a failed run")]
 #![allow(clippy::disallowed_methods, reason = "real programs run in real time")]
@@ -11,12 +11,18 @@ pub mod disk;
 pub mod link;
 #[path = "../../process-server/tests/support/pki.rs"]
 pub mod pki;
+pub mod process;
 pub mod program;
+pub mod random;
+pub mod served;
 pub mod site;
 
 pub use self::{
     disk::{Loop, Mounted, run},
     link::{Link, Mode},
+    process::Process,
     program::Program,
+    random::Random,
+    served::{Offered, Served, offered},
     site::{Site, SiteOptions, StoreAddress, now, point},
 };

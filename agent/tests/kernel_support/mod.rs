@@ -19,8 +19,9 @@ use lifeboat_replication::{blocks::BlockSet, env::Env, ids::ServerId};
 /// Runs a command to its end; its words are part of the failure.
 pub fn run(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program).args(arguments).stdin(Stdio::null()).output();
-    let output =
-        output.unwrap_or_else(|error| panic!("{program} (apt-get install xfsprogs fio util-linux): {error}"));
+    let output = output.unwrap_or_else(|error| {
+        panic!("{program} (apt-get install btrfs-progs xfsprogs fio util-linux): {error}")
+    });
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{program} {arguments:?}: {error}");
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
@@ -90,10 +91,16 @@ impl Mounted {
         match file_system {
             "ext4" => run("mkfs.ext4", &["-q", "-F", disk.name()]),
             "xfs" => run("mkfs.xfs", &["-q", "-f", disk.name()]),
+            "btrfs" => run("mkfs.btrfs", &["-q", "-f", disk.name()]),
             other => panic!("no such file system: {other}"),
         };
+        Self::existing(&disk.path)
+    }
+
+    /// What stands on the device already.
+    pub fn existing(device: &Path) -> Self {
         let point = tempfile::Builder::new().prefix("lifeboat-mount-").tempdir().unwrap();
-        run("mount", &["-o", "discard", disk.name(), point.path().to_str().unwrap()]);
+        run("mount", &["-o", "discard", device.to_str().unwrap(), point.path().to_str().unwrap()]);
         Self { point: Some(point) }
     }
 

@@ -79,7 +79,7 @@ impl Default for SiteOptions<'_> {
 pub struct Protected {
     pub agent: Program,
     pub id: ServerId,
-    _watchdog: Program,
+    pub watchdog: Program,
     pins: Pins,
     pub disk: Loop,
 }
@@ -102,7 +102,7 @@ pub struct Site {
     /// Of the process server and the applier: `http://…/metrics`.
     pub metrics: [SocketAddr; 2],
     runtime: tokio::runtime::Runtime,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl Site {
@@ -211,8 +211,13 @@ impl Site {
             vault,
             metrics: [probes, applier_probes].map(|port| local(port).parse().unwrap()),
             runtime,
-            _dir: dir,
+            dir,
         }
+    }
+
+    /// How programs open the vault.
+    pub fn vault_config(&self) -> PathBuf {
+        self.dir.path().join("vault.json")
     }
 
     /// Of the first server with a disk.
@@ -329,7 +334,7 @@ impl Protected {
                 .collect();
         let watchdog = vec!["thaw-watchdog".to_owned(), "--thaw-socket".to_owned(), socket];
         Self {
-            _watchdog: Program::new("lifeboat-agent", home, &format!("watchdog-{number}.log"), watchdog),
+            watchdog: Program::new("lifeboat-agent", home, &format!("watchdog-{number}.log"), watchdog),
             agent: Program::new("lifeboat-agent", home, &format!("agent-{number}.log"), agent),
             disk,
             id,
