@@ -1,10 +1,10 @@
 //! The command line.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{install, kernel, state};
+use crate::{assess, install, kernel, state};
 
 /// The mobility agent of Lifeboat: tracks and replicates the disks of this server.
 #[derive(Debug, Parser)]
@@ -31,6 +31,13 @@ pub enum Command {
     Uninstall(UninstallArgs),
     /// List the disks that can be protected, and why others cannot.
     Disks(DiskArgs),
+    /// Measure how much of this server's disks changes, and say what uplink, spool and storage it will need.
+    ///
+    /// Needs neither an appliance nor an enrolment, only root. Changes are tracked as `run` does it, beside a running
+    /// agent if there is one; samples of the disks are read and compressed to learn what would be sent. Nothing is
+    /// written, and nothing stays in the kernel when it ends, however it ends. Run it for a day or longer, with the
+    /// server at its usual work. Ctrl-C prints the figures up to then.
+    Assess(Assess),
     /// Thaw frozen file systems when the agent does not (lifeboat-thaw.service).
     ThawWatchdog(SocketArg),
     /// Let applications go on that the agent had prepared for a point when it ended (lifeboat-agent.service).
@@ -114,6 +121,39 @@ pub struct DiskArgs {
     /// Protect only this disk; may be given several times. Loop devices are protected only when named.
     #[arg(long = "include-disk", value_name = "PATH")]
     pub include: Vec<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct Assess {
+    #[command(flatten)]
+    pub disks: DiskArgs,
+    /// How long to measure.
+    #[arg(long = "for", default_value = "24h", value_name = "TIME", value_parser = assess::parse_length)]
+    pub length: Duration,
+    /// Time between rounds, as `roundInterval` of the ReplicationPolicy to be used: 1s to 5m. Longer rounds carry less
+    /// of what is written again and again; the report compares.
+    #[arg(long, default_value = "15s", value_name = "TIME", value_parser = assess::parse_length)]
+    pub interval: Duration,
+    /// The RPO for which the uplink is sized, besides 1m, 5m and 15m.
+    #[arg(long, default_value = "5m", value_name = "TIME", value_parser = assess::parse_length)]
+    pub rpo: Duration,
+    /// Share of one processor's time, in percent, for reading and compressing samples. 0 reads nothing: then all is
+    /// taken to be full and not to compress.
+    #[arg(long, default_value_t = 2, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub sample: u8,
+    /// How to print the report, on standard output.
+    #[arg(long, value_enum, default_value_t = Output::Text)]
+    pub output: Output,
+    /// Time between two lines of progress on standard error; 0s: none.
+    #[arg(long, default_value = "30s", value_name = "TIME", value_parser = assess::parse_length)]
+    pub progress: Duration,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    Text,
+    /// For programs; the book's page "Plan capacity" explains the fields.
+    Json,
 }
 
 #[derive(Debug, Args)]

@@ -6,8 +6,10 @@
 //!                                   enrol (token → certificate) ──► state (/var/lib/lifeboat-agent) ─────┘
 //! ```
 //!
+//! `assess` measures over the same kernel edge, before there is anything to replicate to.
 //! `core` decides and owns no thread, clock or socket; the simulation runs it as it is.
 
+pub mod assess;
 pub mod cli;
 pub mod core;
 pub mod edge;

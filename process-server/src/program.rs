@@ -25,6 +25,7 @@ use crate::{
         persisted::{self, PersistedConfiguration},
         seal_pool::SealPool,
         spool_dir::DirSpool,
+        throttled::{Throttle, Throttled},
     },
     figures,
     net::{
@@ -148,9 +149,12 @@ pub async fn run(config: Config, env: Env, stop: impl Future<Output = ()>) -> Re
     ports.spawn(ended("certificate watch", outer_reload.run()));
     tracing::info!(name = config.name, data = %config.data_listen, "listening");
 
+    let throttle = Arc::new(Throttle::default());
+    ports.spawn(ended("bandwidth", obey(Arc::clone(&throttle), directories.clone())));
+
     let (stopping, stopped) = watch::channel(false);
     let servers = async {
-        let vault = open_vault(&config, &store_figures, &vault_closed).await;
+        let vault = open_vault(&config, &store_figures, &throttle, &vault_closed).await;
         let shared = Shared {
             vault,
             env,
@@ -182,9 +186,14 @@ pub async fn run(config: Config, env: Env, stop: impl Future<Output = ()>) -> Re
 }
 
 /// Tries until it is open; why it is not is reported and keeps the program from being ready.
-async fn open_vault(config: &Config, figures: &StoreFigures, closed: &watch::Sender<String>) -> Vault {
+async fn open_vault(
+    config: &Config,
+    figures: &StoreFigures,
+    throttle: &Arc<Throttle>,
+    closed: &watch::Sender<String>,
+) -> Vault {
     loop {
-        match try_open(config, figures).await {
+        match try_open(config, figures, throttle).await {
             Ok(vault) => {
                 tracing::info!(vault = vault.id, "vault open");
                 closed.send_replace(String::new());
@@ -204,13 +213,30 @@ async fn open_vault(config: &Config, figures: &StoreFigures, closed: &watch::Sen
 async fn try_open(
     config: &Config,
     figures: &StoreFigures,
+    throttle: &Arc<Throttle>,
 ) -> Result<Vault, Box<dyn std::error::Error + Send + Sync>> {
     let vault_config = VaultConfig::read(&config.vault_config)?;
     let (store, cache) = vault_config.connect()?;
     let keys = Arc::new(vault_config.keys()?);
-    let store = Metered::new(store, figures.clone());
-    let cache = Metered::new(cache, figures.clone());
+    // Outside of the meter: a call that waits for its turn is not a slow store.
+    let store = Throttled::new(Metered::new(store, figures.clone()), Arc::clone(throttle));
+    let cache = Throttled::new(Metered::new(cache, figures.clone()), Arc::clone(throttle));
     Ok(vault::open(store, cache, keys).await?)
+}
+
+/// Follows the limit of the newest configuration. The last one stays while no operator is attached, and over a restart.
+async fn obey(throttle: Arc<Throttle>, mut directories: watch::Receiver<Option<Arc<Directory>>>) {
+    loop {
+        let limit = directories.borrow_and_update().as_ref().map_or(0, |directory| directory.upload_limit);
+        if limit != throttle.limit() {
+            tracing::info!(bytes_per_second = limit, "uploads are limited (0: not)");
+            throttle.set_limit(limit);
+        }
+        if directories.changed().await.is_err() {
+            // The control port has ended, and the program ends with it.
+            return;
+        }
+    }
 }
 
 async fn listen(address: std::net::SocketAddr) -> Result<TcpListener, ProgramError> {

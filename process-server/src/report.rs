@@ -48,6 +48,11 @@ impl Sources {
         if closed.is_empty() { self.store_trouble.borrow().clone() } else { closed }
     }
 
+    /// Bytes a second that may be uploaded; 0: no limit.
+    pub fn upload_limit(&self) -> u64 {
+        self.directory.borrow().as_ref().map_or(0, |directory| directory.upload_limit)
+    }
+
     /// Compared with the one before.
     pub fn turn(&self) -> Turn {
         let members = self.members.borrow().clone();
@@ -110,6 +115,7 @@ impl Reporter {
             vault_error: self.sources.vault_error(),
             servers,
             time_micros: self.sources.env.wall.now().0,
+            upload_limit_bytes_per_second: self.sources.upload_limit(),
         };
         let oldest = now.at.checked_sub(RATE_WINDOW);
         self.samples.push_back(now);

@@ -204,6 +204,7 @@ fn configuration(agent: &Leaf, other: &Leaf) -> v1::Configuration {
             v1::ProcessServerAddress { name: "ps-1".into(), data_addresses: vec!["10.0.0.2:9443".into()] },
         ],
         management_addresses: vec!["10.0.0.9:443".into()],
+        upload_limit_bytes_per_second: 5 << 20,
     }
 }
 
@@ -377,6 +378,7 @@ async fn only_the_operator_attaches_and_its_configuration_is_kept() {
         assert_eq!((report.name.as_str(), report.vault_error.as_str()), ("ps-0", "the vault is away"));
         assert_eq!(report.servers.len(), 1);
         if report.configuration_generation == 12 {
+            assert_eq!(report.upload_limit_bytes_per_second, 5 << 20);
             break;
         }
     }

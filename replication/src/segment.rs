@@ -63,14 +63,9 @@ pub enum SegmentError {
 /// Compresses and encrypts. `level` is zstd's (1 to 19).
 pub fn seal(keys: &DataKeys, name: &str, extents: &[ExtentData], level: i32) -> Result<Bytes, SegmentError> {
     let invalid = |what| SegmentError::Invalid { name: name.to_owned(), what };
-    let plain =
-        plain_text(extents).ok_or_else(|| invalid("an extent's data is not as long as its blocks"))?;
-    if plain.len() > MAX_PLAIN_BYTES {
-        return Err(invalid("it is larger than 32 MiB"));
-    }
-    let compressed = zstd::bulk::compress(&plain, level).map_err(|_| invalid("zstd failed"))?;
+    let (plain_bytes, compressed) = compress(extents, level).map_err(invalid)?;
     let (key_id, key) = keys.current();
-    let mut sealed = header(key_id, plain.len()).ok_or_else(|| invalid("the key id is too long"))?;
+    let mut sealed = header(key_id, plain_bytes).ok_or_else(|| invalid("the key id is too long"))?;
     let aad = associated(&sealed, name);
     let mut cipher = compressed;
     segment_key(key, name)
@@ -78,6 +73,23 @@ pub fn seal(keys: &DataKeys, name: &str, extents: &[ExtentData], level: i32) -> 
         .ok_or_else(|| invalid("encryption failed"))?;
     sealed.extend_from_slice(&cipher);
     Ok(Bytes::from(sealed))
+}
+
+/// How long a segment of these extents would be under a key without a name: what there is to send, without a key.
+pub fn sealed_length(extents: &[ExtentData], level: i32) -> Result<u64, SegmentError> {
+    let (_, compressed) = compress(extents, level)
+        .map_err(|what| SegmentError::Invalid { name: "without a name".to_owned(), what })?;
+    Ok((MAGIC.len() + 2 + 4 + compressed.len() + AES_256_GCM.tag_len()) as u64)
+}
+
+/// The length of the plain text, and the plain text compressed.
+fn compress(extents: &[ExtentData], level: i32) -> Result<(usize, Vec<u8>), &'static str> {
+    let plain = plain_text(extents).ok_or("an extent's data is not as long as its blocks")?;
+    if plain.len() > MAX_PLAIN_BYTES {
+        return Err("it is larger than 32 MiB");
+    }
+    let compressed = zstd::bulk::compress(&plain, level).map_err(|_| "zstd failed")?;
+    Ok((plain.len(), compressed))
 }
 
 /// Decrypts, verifies and decompresses.
@@ -199,6 +211,14 @@ mod tests {
         let extents = [extent(1, 7, Some(b"a"), 3), extent(2, 0, None, 900), extent(1, 8, Some(b"z"), 1)];
         let sealed = seal(&keys, "journal/x", &extents, 1).unwrap();
         assert_eq!(open(&keys, "journal/x", &sealed).unwrap(), extents);
+    }
+
+    #[test]
+    fn the_length_is_known_without_a_key() {
+        let keys = keys();
+        let extents = [extent(1, 7, Some(b"a"), 3), extent(2, 0, None, 900)];
+        let sealed = seal(&keys, "journal/x", &extents, 1).unwrap().len() - keys.current().0.0.len();
+        assert_eq!(sealed_length(&extents, 1).unwrap(), sealed as u64);
     }
 
     #[test]

@@ -13,10 +13,10 @@ use serde_json::{Value, json};
 #[test]
 fn what_this_version_does_not_know_is_refused_and_not_dropped() {
     let mut spec = appliance();
-    spec["bandwidth"] = json!([]);
+    spec["roles"] = json!(["Ingest"]);
     refused(
         &create(&object("ReplicationAppliance", &namespace(), "berlin", spec)),
-        r#"unknown field "spec.bandwidth""#,
+        r#"unknown field "spec.roles""#,
     );
 }
 

@@ -5,6 +5,8 @@
 //! Maps, programs and links are pinned in a bpf file system, so tracking goes on while no agent runs. Everything is
 //! pinned before `READY` is set in the control words: a start that was cut off leaves pins that no later one takes
 //! up. A fresh start removes what is there (which detaches the old programs) and begins with all blocks to copy.
+//!
+//! [`Pins::unpinned`] pins nothing: tracking then lives as long as the process and ends with it, however that ends.
 
 use std::{
     fs::{self, File},
@@ -15,7 +17,7 @@ use std::{
 };
 
 use aya::{
-    Btf, EbpfLoader,
+    Btf, Ebpf, EbpfLoader,
     maps::{HashMap as BpfHash, Map},
     programs::{BtfTracePoint, links::FdLink},
 };
@@ -61,7 +63,7 @@ mod pod {
     unsafe impl aya::Pod for super::DiskEntry {}
 }
 
-/// Everything pinned, opened and mapped. Dropping it leaves the pins and the tracking as they are.
+/// Everything opened and mapped. Dropping it leaves pins, and the tracking that they stand for, as they are.
 #[derive(Debug)]
 pub(super) struct Pins {
     pub(super) marks: Mapped,
@@ -73,7 +75,9 @@ pub(super) struct Pins {
     /// Held so that the programs stay attached even if somebody removes the pins.
     _links: Vec<OwnedFd>,
     /// Locked, so that a second agent cannot take marks away from the first.
-    _lock: File,
+    _lock: Option<File>,
+    /// Holds programs and links where nothing is pinned.
+    _unpinned: Option<Ebpf>,
 }
 
 /// Why pins of other disks, or of another size, cannot be used.
@@ -114,12 +118,40 @@ impl Pins {
             Err(start) => start,
         };
         clear(folder).map_err(kernel("remove old pins"))?;
-        load(folder, disks, layout).map_err(unsupported)?;
+        load(Some(folder), disks, layout).map_err(unsupported)?;
         let mut pins = Self::map(folder, layout, &lock).map_err(kernel("map its bitmaps"))?;
         pins.fill(layout, digest);
         attach_links(folder, &mut pins).map_err(kernel("open its links"))?;
         pins.control[CONTROL_READY].store(1, SeqCst);
         Ok((pins, start))
+    }
+
+    /// For a process that only watches: no other run takes the marks up, and nothing is left behind.
+    pub(super) fn unpinned(disks: &[Disk], layout: &Layout) -> Result<Self, TrackError> {
+        let ebpf = load(None, disks, layout).map_err(unsupported)?;
+        Self::map_unpinned(ebpf, layout).map_err(kernel("map its bitmaps"))
+    }
+
+    fn map_unpinned(ebpf: Ebpf, layout: &Layout) -> io::Result<Self> {
+        let map = |name: &str, words: usize| match ebpf.map(name) {
+            Some(Map::Array(data)) => Mapped::new(data.fd().as_fd(), words),
+            _ => Err(io::Error::other(format!("the program has no array {name}"))),
+        };
+        let program = |name: &str| {
+            let program = ebpf.program(name).ok_or_else(|| io::Error::other(name.to_owned()))?;
+            program.fd().map_err(io::Error::other)?.as_fd().try_clone_to_owned()
+        };
+        Ok(Self {
+            marks: map("MARKS", layout.mark_words().ok_or(io::ErrorKind::OutOfMemory)? as usize)?,
+            summary: map("SUMMARY", layout.summary_words())?,
+            extents: map("EXTENT_TABLE", EXTENT_WORDS)?,
+            control: map("CONTROL", CONTROL_WORDS)?,
+            issue: program("issue")?,
+            complete: program("complete")?,
+            _links: Vec::new(),
+            _lock: None,
+            _unpinned: Some(ebpf),
+        })
     }
 
     fn resume(folder: &Path, layout: &Layout, digest: [u64; 4], lock: &File) -> Result<Self, Start> {
@@ -168,7 +200,8 @@ impl Pins {
             issue: sys::open_pinned(&folder.join("program_issue"))?,
             complete: sys::open_pinned(&folder.join("program_complete"))?,
             _links: Vec::new(),
-            _lock: lock.try_clone()?,
+            _lock: Some(lock.try_clone()?),
+            _unpinned: None,
         })
     }
 
@@ -217,8 +250,8 @@ fn attach_links(folder: &Path, pins: &mut Pins) -> io::Result<()> {
     Ok(())
 }
 
-/// Loads, fills and attaches; everything is pinned in `folder`.
-fn load(folder: &Path, disks: &[Disk], layout: &Layout) -> Result<(), Box<dyn std::error::Error>> {
+/// Loads, fills and attaches. Everything is pinned in `folder`; without one, tracking ends when the result is dropped.
+fn load(folder: Option<&Path>, disks: &[Disk], layout: &Layout) -> Result<Ebpf, Box<dyn std::error::Error>> {
     let btf = Btf::from_sys_fs()?;
     let words = layout.mark_words().ok_or("the disks are larger than 140 TiB together")?;
     let mut ebpf = EbpfLoader::new()
@@ -227,6 +260,7 @@ fn load(folder: &Path, disks: &[Disk], layout: &Layout) -> Result<(), Box<dyn st
         .map_max_entries("SUMMARY", u32::try_from(layout.summary_words())?)
         .load(PROGRAM)?;
     for (name, file) in MAPS {
+        let Some(folder) = folder else { break };
         let map = ebpf.map(name).ok_or_else(|| format!("the program has no map {name}"))?;
         match map {
             Map::Array(data) | Map::HashMap(data) => data.pin(folder.join(file))?,
@@ -246,12 +280,16 @@ fn load(folder: &Path, disks: &[Disk], layout: &Layout) -> Result<(), Box<dyn st
             ebpf.program_mut(function).ok_or_else(|| format!("the program has no function {function}"))?;
         let program: &mut BtfTracePoint = program.try_into()?;
         program.load(tracepoint, &btf)?;
+        let Some(folder) = folder else {
+            program.attach()?;
+            continue;
+        };
         program.pin(folder.join(format!("program_{function}")))?;
         let link = program.attach()?;
         let link: FdLink = program.take_link(link)?.into();
         link.pin(folder.join(format!("link_{function}")))?;
     }
-    Ok(())
+    Ok(ebpf)
 }
 
 /// Two words for the program, two for server and disks.

@@ -108,18 +108,7 @@ impl Tracker {
         let layout = Layout::new(disks);
         let folder = options.pins.join(options.server.as_str());
         let (pins, start) = Pins::open(&folder, options.server.as_str(), disks, &layout)?;
-        let mut tracker = Self {
-            pins,
-            layout,
-            disks: disks.to_vec(),
-            sysfs: options.sysfs.clone(),
-            wall: options.wall.clone(),
-            flipped: true,
-            carried: Harvest::default(),
-            held: BlockSet::default(),
-            suspects: Suspects::default(),
-            to_copy_left: 0,
-        };
+        let mut tracker = Self::over(pins, layout, disks, options.sysfs.clone(), options.wall.clone());
         // A barrier also for the old generation of a run that was killed between its flip and the barrier.
         sys::membarrier_global().map_err(no_membarrier)?;
         // What an earlier run flipped and did not take is held from now on.
@@ -137,6 +126,37 @@ impl Tracker {
             .map(|disk| bits::count(&tracker.pins.marks[tracker.layout.words(Set::ToCopy, disk)]))
             .sum();
         Ok(tracker)
+    }
+
+    /// Only watches: begins with nothing to copy, disturbs no agent that replicates, and leaves nothing in the kernel
+    /// when it is dropped or its process is killed.
+    pub fn unpinned(sysfs: PathBuf, wall: Arc<dyn Wall>, disks: &[Disk]) -> Result<Self, TrackError> {
+        let layout = Layout::new(disks);
+        let pins = Pins::unpinned(disks, &layout)?;
+        sys::membarrier_global().map_err(no_membarrier)?;
+        let mut tracker = Self::over(pins, layout, disks, sysfs, wall);
+        tracker.flipped = false;
+        Ok(tracker)
+    }
+
+    fn over(pins: Pins, layout: Layout, disks: &[Disk], sysfs: PathBuf, wall: Arc<dyn Wall>) -> Self {
+        Self {
+            pins,
+            layout,
+            disks: disks.to_vec(),
+            sysfs,
+            wall,
+            flipped: true,
+            carried: Harvest::default(),
+            held: BlockSet::default(),
+            suspects: Suspects::default(),
+            to_copy_left: 0,
+        }
+    }
+
+    /// Bytes that requests were issued for so far (written or discarded), of each disk in the order given.
+    pub fn issued_bytes(&self) -> Vec<u64> {
+        (0..self.disks.len()).map(|disk| self.pins.counter(disk, COUNT_ISSUED_BYTES)).collect()
     }
 
     pub fn counters(&self) -> Counters {

@@ -97,4 +97,7 @@ pub struct ProcessServerStatus {
     pub upload_backlog_seconds: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ingest_bytes_per_second: Option<u64>,
+    /// Its share of the limit that `spec.bandwidth` sets now; absent: it may send as fast as it can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upload_limit_bytes_per_second: Option<u64>,
 }

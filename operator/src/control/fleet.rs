@@ -58,6 +58,8 @@ pub struct Desired {
     pub servers: Vec<v1::Assignment>,
     pub data_addresses: Vec<v1::ProcessServerAddress>,
     pub management_addresses: Vec<String>,
+    /// Of each process server, in bytes a second; 0: no limit.
+    pub upload_limit: u64,
 }
 
 /// All that is known of one server's replication.
@@ -248,8 +250,15 @@ impl Fleet {
 
     /// Opens, keeps and closes streams so that they are as desired, and sends what has changed. Safe to repeat.
     pub fn sync(&self, key: &ApplianceKey, desired: Desired) {
-        let Desired { identity, process_servers, applier, mut servers, data_addresses, management_addresses } =
-            desired;
+        let Desired {
+            identity,
+            process_servers,
+            applier,
+            mut servers,
+            data_addresses,
+            management_addresses,
+            upload_limit,
+        } = desired;
         for server in &mut servers {
             server.points = self.points(key, &server.server_id);
         }
@@ -279,6 +288,7 @@ impl Fleet {
                 servers,
                 process_servers: data_addresses,
                 management_addresses,
+                upload_limit_bytes_per_second: upload_limit,
             };
             let changed = *current != wanted || current.generation == 0;
             if changed {

@@ -15,6 +15,7 @@
 mod assembler;
 pub mod assignment;
 mod backoff;
+pub mod bandwidth;
 mod commit;
 pub mod hello;
 mod ingest;

@@ -4,3 +4,4 @@ pub mod metered;
 pub mod persisted;
 pub mod seal_pool;
 pub mod spool_dir;
+pub mod throttled;

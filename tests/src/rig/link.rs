@@ -35,6 +35,8 @@ struct Shared {
     streams: Mutex<Vec<TcpStream>>,
     /// Bytes a second towards the store, over all connections; 0: no limit.
     limit: AtomicU64,
+    /// Bytes that went towards the store.
+    sent: AtomicU64,
     turn: Mutex<()>,
 }
 
@@ -47,6 +49,7 @@ impl Link {
             mode: Mutex::new(Mode::Open),
             streams: Mutex::default(),
             limit: AtomicU64::new(0),
+            sent: AtomicU64::new(0),
             turn: Mutex::default(),
         });
         let accepting = Arc::clone(&shared);
@@ -72,6 +75,11 @@ impl Link {
     /// Bytes a second towards the store; 0: no limit.
     pub fn limit(&self, bytes_per_second: u64) {
         self.shared.limit.store(bytes_per_second, Ordering::Relaxed);
+    }
+
+    /// Bytes that went towards the store so far, headers of HTTP among them.
+    pub fn sent(&self) -> u64 {
+        self.shared.sent.load(Ordering::Relaxed)
     }
 }
 
@@ -125,6 +133,7 @@ impl Shared {
             self.wait_while_silent();
             if limited {
                 self.take_turn(count as u64);
+                self.sent.fetch_add(count as u64, Ordering::Relaxed);
             }
             to.write_all(&buffer[..count])?;
         }

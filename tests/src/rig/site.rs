@@ -55,6 +55,8 @@ pub struct SiteOptions<'a> {
     pub round_interval: Duration,
     pub point_interval: Duration,
     pub spool_bytes: u64,
+    /// Bytes a second that the process server may upload; 0: no limit.
+    pub upload_limit: u64,
     pub applier: bool,
     /// Servers beside those with disks: enrolled, but without an agent.
     pub without_agent: usize,
@@ -69,6 +71,7 @@ impl Default for SiteOptions<'_> {
             round_interval: Duration::from_secs(1),
             point_interval: Duration::from_secs(15),
             spool_bytes: 256 << 20,
+            upload_limit: 0,
             applier: true,
             without_agent: 0,
         }
@@ -164,6 +167,7 @@ impl Site {
                 data_addresses: vec![local(data)],
             }],
             management_addresses,
+            upload_limit_bytes_per_second: options.upload_limit,
         };
         runtime.block_on(PersistedConfiguration::new(&home.join("spool")).save(&configuration)).unwrap();
 

@@ -4,6 +4,7 @@
 //! it), then pods, then what they are told. Every step is safe to repeat, and each is reported in a condition of its
 //! own, however far the pass came.
 
+pub mod bandwidth;
 pub mod build;
 mod fetch;
 pub mod names;
@@ -264,13 +265,15 @@ async fn tell_programs(
         );
     }
     let identity = context.fleet.identity(key, authority, context.now()).map_err(|error| pki(&error))?;
+    let servers = plan::assignments(&fetched.servers, &fetched.policies, &keys, context.now());
     context.fleet.sync(
         key,
         Desired {
             identity,
             process_servers: plan::process_server_endpoints(appliance, validated, domain),
             applier: Some(plan::applier_endpoint(appliance, domain)),
-            servers: plan::assignments(&fetched.servers, &fetched.policies, &keys, context.now()),
+            upload_limit: bandwidth::share(&validated.bandwidth, &servers, context.now()),
+            servers,
             data_addresses: plan::data_addresses(appliance, validated, &fetched.services, domain),
             management_addresses,
         },

@@ -292,15 +292,21 @@ fn health_of(server: &ProcessServer) -> (Health, &'static str, String) {
     };
     let used =
         (report.spool_used_bytes.saturating_mul(100)).checked_div(report.spool_size_bytes).unwrap_or(0);
+    let limited = || match report.upload_limit_bytes_per_second {
+        0 => String::new(),
+        limit => format!("; spec.bandwidth limits it to {limit} bytes/s now"),
+    };
     let spool = || {
         format!(
-            "the spool is {used} % full: the uplink or the vault is too slow for what is written, or the spool too small"
+            "the spool is {used} % full: the uplink or the vault is too slow for what is written, or the spool too small{}",
+            limited()
         )
     };
     let backlog = || {
         format!(
-            "the oldest record has waited {} s for its upload: check the uplink and the vault",
-            report.upload_backlog_seconds
+            "the oldest record has waited {} s for its upload: check the uplink and the vault{}",
+            report.upload_backlog_seconds,
+            limited()
         )
     };
     if !report.vault_error.is_empty() {
@@ -333,6 +339,11 @@ fn process_server(server: &ProcessServer, findings: &Findings) -> ProcessServerS
         spool_used_bytes: server.report.as_ref().map(|report| rounded(report.spool_used_bytes)),
         upload_backlog_seconds: server.report.as_ref().map(|report| report.upload_backlog_seconds / 10 * 10),
         ingest_bytes_per_second: server.report.as_ref().map(|report| rounded(report.ingest_bytes_per_second)),
+        upload_limit_bytes_per_second: server
+            .report
+            .as_ref()
+            .map(|report| report.upload_limit_bytes_per_second)
+            .filter(|limit| *limit > 0),
     }
 }
 

@@ -24,6 +24,7 @@ pub(crate) fn appliance() -> ReplicationAppliance {
         appliers: Default::default(),
         process_servers: Default::default(),
         exposure: Default::default(),
+        bandwidth: Vec::new(),
     };
     spec.process_servers.replicas = 2;
     spec.process_servers.spool.size.0 = "1Gi".into();

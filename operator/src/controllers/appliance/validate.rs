@@ -7,17 +7,19 @@ use lifeboat_crds::{
     refs::SecretKeyRef,
 };
 
+use super::bandwidth::{self, Limit};
 use crate::runtime::Failure;
 
 /// The part of the volume that file system and its reserve take.
 const VOLUME_OVERHEAD_PERCENT: u64 = 10;
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Validated {
     pub replicas: i32,
     pub spool_bytes: u64,
     pub credential: Credential,
     pub node_ports: bool,
+    pub bandwidth: Vec<Limit>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,11 +55,13 @@ pub fn validate(appliance: &ReplicationAppliance) -> Result<Validated, Failure> 
             format!("spec.processServers.spool.size is {}: write it like 50Gi", size.0),
         )
     })?;
+    let replicas = spec.process_servers.replicas.max(0);
     Ok(Validated {
-        replicas: spec.process_servers.replicas.max(0),
+        replicas,
         spool_bytes: bytes / 100 * (100 - VOLUME_OVERHEAD_PERCENT),
         credential,
         node_ports: spec.exposure.kind == ExposureType::NodePort,
+        bandwidth: bandwidth::validate(&spec.bandwidth, replicas)?,
     })
 }
 

@@ -1,0 +1,267 @@
+//! A blob store that sends no faster than the operator allows: `spec.bandwidth` of the appliance.
+//!
+//! In: segments that are put and appends to logs, of all servers of this process server. What counts is the content;
+//! headers of HTTP, TLS and TCP come to it (3 % with large segments). Reads and calls without content pass.
+//!
+//! - **Order.** Appends go before segments: an append is small, what it acknowledges is already in the vault, and the
+//!   log's lease is renewed by the same task. None waits longer than [`LONGEST_APPEND`], whatever the limit says.
+//! - **Fairness.** Segments go in the order in which they were asked for; a server asks for a few at a time
+//!   (`core::upload`), so one with much to send waits as often as every other.
+//! - **Loss.** None: who waits here holds its place in the spool. A full spool stops reading from agents, and what they
+//!   have not sent stays marked there.
+//! - **Cancellation.** Dropping a call that waits gives its place up. One that is dropped later stays paid for.
+
+use std::{
+    ops::Range,
+    pin::pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use lifeboat_replication::store::{
+    BlobStore, ETag, LeaseId, ListPage, Properties, PutCondition, Result, SnapshotId,
+};
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep, timeout_at},
+};
+
+use crate::core::bandwidth::Bucket;
+
+/// A lease lasts 30 s and is renewed between appends: waiting and the call itself stay well below.
+const LONGEST_APPEND: Duration = Duration::from_secs(5);
+
+/// The limit of a process server, shared by its stores.
+#[derive(Debug)]
+pub struct Throttle {
+    state: Mutex<State>,
+    /// The limit or who waits has changed.
+    changed: Notify,
+    /// First come, first served.
+    puts: tokio::sync::Mutex<()>,
+    appends: tokio::sync::Mutex<()>,
+}
+
+#[derive(Debug)]
+struct State {
+    bucket: Bucket,
+    appends_waiting: usize,
+}
+
+/// Counts an append as waiting until it is dropped.
+struct Waiting<'a>(&'a Throttle);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.state().appends_waiting -= 1;
+        self.0.changed.notify_waiters();
+    }
+}
+
+impl Default for Throttle {
+    fn default() -> Self {
+        let state = State { bucket: Bucket::new(Instant::now()), appends_waiting: 0 };
+        Self {
+            state: Mutex::new(state),
+            changed: Notify::new(),
+            puts: tokio::sync::Mutex::default(),
+            appends: tokio::sync::Mutex::default(),
+        }
+    }
+}
+
+impl Throttle {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Bytes a second from now on; 0: no limit.
+    pub fn set_limit(&self, limit: u64) {
+        self.state().bucket.set_limit(limit, Instant::now());
+        self.changed.notify_waiters();
+    }
+
+    pub fn limit(&self) -> u64 {
+        self.state().bucket.limit()
+    }
+
+    /// Returns when so many bytes may be put.
+    async fn put(&self, bytes: usize) {
+        let _turn = self.puts.lock().await;
+        loop {
+            let mut changed = pin!(self.changed.notified());
+            // Before looking, so that nothing in between is missed.
+            changed.as_mut().enable();
+            let wait = {
+                let mut state = self.state();
+                let now = Instant::now();
+                match (state.appends_waiting, state.bucket.wait(now)) {
+                    (0, Duration::ZERO) => return state.bucket.charge(bytes as u64, now),
+                    (0, wait) => Some(wait),
+                    _ => None,
+                }
+            };
+            let waited = async {
+                match wait {
+                    Some(wait) => sleep(wait).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! { biased;
+                () = changed => {}
+                () = waited => {}
+            }
+        }
+    }
+
+    /// Returns when so many bytes may be appended, at the latest after [`LONGEST_APPEND`].
+    async fn append(&self, bytes: usize) {
+        let deadline = Instant::now() + LONGEST_APPEND;
+        self.state().appends_waiting += 1;
+        let _waiting = Waiting(self);
+        let ready = async {
+            let _turn = self.appends.lock().await;
+            loop {
+                let mut changed = pin!(self.changed.notified());
+                changed.as_mut().enable();
+                let wait = self.state().bucket.wait(Instant::now());
+                if wait.is_zero() {
+                    return self.state().bucket.charge(bytes as u64, Instant::now());
+                }
+                tokio::select! { biased;
+                    () = changed => {}
+                    () = sleep(wait) => {}
+                }
+            }
+        };
+        if timeout_at(deadline, ready).await.is_err() {
+            self.state().bucket.charge(bytes as u64, Instant::now());
+        }
+    }
+}
+
+#[derive(Debug)]
+pub struct Throttled {
+    store: Arc<dyn BlobStore>,
+    throttle: Arc<Throttle>,
+}
+
+impl Throttled {
+    pub fn new(store: Arc<dyn BlobStore>, throttle: Arc<Throttle>) -> Arc<Self> {
+        Arc::new(Self { store, throttle })
+    }
+}
+
+#[async_trait]
+impl BlobStore for Throttled {
+    async fn ensure_container(&self) -> Result<()> {
+        self.store.ensure_container().await
+    }
+
+    async fn properties(&self, name: &str, snapshot: Option<&SnapshotId>) -> Result<Properties> {
+        self.store.properties(name, snapshot).await
+    }
+
+    async fn get(
+        &self,
+        name: &str,
+        snapshot: Option<&SnapshotId>,
+        range: Option<Range<u64>>,
+    ) -> Result<Bytes> {
+        self.store.get(name, snapshot, range).await
+    }
+
+    async fn list(&self, prefix: &str, with_snapshots: bool, after: Option<&str>) -> Result<ListPage> {
+        self.store.list(prefix, with_snapshots, after).await
+    }
+
+    async fn put(&self, name: &str, content: Bytes, condition: &PutCondition) -> Result<ETag> {
+        self.throttle.put(content.len()).await;
+        self.store.put(name, content, condition).await
+    }
+
+    async fn delete(&self, name: &str, snapshot: Option<&SnapshotId>) -> Result<()> {
+        self.store.delete(name, snapshot).await
+    }
+
+    async fn create_append(&self, name: &str) -> Result<ETag> {
+        self.store.create_append(name).await
+    }
+
+    async fn append(&self, name: &str, content: Bytes, lease: &LeaseId, position: u64) -> Result<()> {
+        self.throttle.append(content.len()).await;
+        self.store.append(name, content, lease, position).await
+    }
+
+    async fn seal(&self, name: &str, lease: &LeaseId) -> Result<()> {
+        self.store.seal(name, lease).await
+    }
+
+    async fn create_page(&self, name: &str, length: u64) -> Result<ETag> {
+        self.store.create_page(name, length).await
+    }
+
+    async fn write_pages(
+        &self,
+        name: &str,
+        offset: u64,
+        content: Bytes,
+        lease: Option<&LeaseId>,
+        sequence_at_most: u64,
+    ) -> Result<ETag> {
+        self.store.write_pages(name, offset, content, lease, sequence_at_most).await
+    }
+
+    async fn clear_pages(
+        &self,
+        name: &str,
+        range: Range<u64>,
+        lease: Option<&LeaseId>,
+        sequence_at_most: u64,
+    ) -> Result<ETag> {
+        self.store.clear_pages(name, range, lease, sequence_at_most).await
+    }
+
+    async fn page_ranges(&self, name: &str, snapshot: Option<&SnapshotId>) -> Result<Vec<Range<u64>>> {
+        self.store.page_ranges(name, snapshot).await
+    }
+
+    async fn grow_page(&self, name: &str, length: u64, if_match: &ETag) -> Result<ETag> {
+        self.store.grow_page(name, length, if_match).await
+    }
+
+    async fn raise_sequence(&self, name: &str, sequence: u64, lease: Option<&LeaseId>) -> Result<u64> {
+        self.store.raise_sequence(name, sequence, lease).await
+    }
+
+    async fn snapshot(
+        &self,
+        name: &str,
+        lease: Option<&LeaseId>,
+        if_match: Option<&ETag>,
+    ) -> Result<SnapshotId> {
+        self.store.snapshot(name, lease, if_match).await
+    }
+
+    async fn acquire_lease(&self, name: &str, lease: &LeaseId, term: Duration) -> Result<()> {
+        self.store.acquire_lease(name, lease, term).await
+    }
+
+    async fn renew_lease(&self, name: &str, lease: &LeaseId) -> Result<()> {
+        self.store.renew_lease(name, lease).await
+    }
+
+    async fn release_lease(&self, name: &str, lease: &LeaseId) -> Result<()> {
+        self.store.release_lease(name, lease).await
+    }
+
+    async fn break_lease(&self, name: &str) -> Result<()> {
+        self.store.break_lease(name).await
+    }
+}
+
+#[cfg(test)]
+#[path = "throttled_tests.rs"]
+mod tests;
