@@ -398,6 +398,7 @@ fn assignment(
         compression_level: 1,
         public_key_sha256,
         points: Vec::new(),
+        lost_epoch: 0,
     }
 }
 

@@ -123,6 +123,7 @@ pub fn assignments(
                 compression_level: policy.compression.level,
                 public_key_sha256: keys.get(&server.name_any()).cloned().unwrap_or_default(),
                 points: Vec::new(),
+                lost_epoch: 0,
             })
         })
         .collect();
