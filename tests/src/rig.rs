@@ -9,6 +9,7 @@
 #[path = "../../agent/tests/kernel_support/mod.rs"]
 pub mod disk;
 pub mod link;
+pub mod load;
 #[path = "../../process-server/tests/support/pki.rs"]
 pub mod pki;
 pub mod program;
@@ -17,6 +18,7 @@ pub mod site;
 pub use self::{
     disk::{Loop, Mounted, run},
     link::{Link, Mode},
+    load::{Load, assert_nothing_lost, fill, sessions},
     program::Program,
-    site::{Site, SiteOptions, StoreAddress, now, point},
+    site::{Control, Site, SiteOptions, StoreAddress, now, point},
 };
