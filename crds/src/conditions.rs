@@ -124,6 +124,12 @@ words! {
         PodsFailing = "PodsFailing",
         /// Servers still use this appliance.
         InUse = "InUse",
+        /// A server was moved since its process server is silent or its pod not ready.
+        ProcessServerLost = "ProcessServerLost",
+        /// A server was moved since its process server goes: fewer are asked for.
+        ProcessServerLeaves = "ProcessServerLeaves",
+        /// A server was moved since others have fewer.
+        Rebalanced = "Rebalanced",
 
         // Server.
         /// The enrolment token waits to be used.

@@ -246,6 +246,9 @@ pub struct ProtectedServerStatus {
     /// The process server that serves it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub process_server: Option<String>,
+    /// Its last move to another process server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_move: Option<Move>,
     /// Written on a change of state and from time to time; live figures are in metrics and `kubectl lifeboat status`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rpo: Option<Rpo>,
@@ -273,6 +276,25 @@ pub struct ProtectedServerStatus {
     /// The run that has this server at the moment, or the last one that has left machines.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failover: Option<FailoverState>,
+}
+
+/// A move from one process server to another. Nothing is copied again for it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Move {
+    /// The process server that had it.
+    pub from: String,
+    /// The one that has it since.
+    pub to: String,
+    pub time: Time,
+    /// Why, as in events: ProcessServerLost, ProcessServerLeaves, Rebalanced.
+    pub reason: String,
+    /// Why, for people.
+    #[schemars(length(max = 1024))]
+    pub message: String,
+    /// Writers up to this epoch are given up: the new process server fences them and does not wait for their lease.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lost_epoch: Option<u64>,
 }
 
 /// Where a server stands.

@@ -260,6 +260,34 @@ async fn a_fenced_process_server_stops_and_says_so() {
     assert_eq!(world.numbers().await, [1]);
 }
 
+/// Once the operator has given the first one up, nobody waits for its lease, though it renews it.
+#[tokio::test(start_paused = true)]
+async fn by_order_a_log_is_taken_from_a_process_server_that_lives_and_not_from_a_later_one() {
+    let world = World::new();
+    let mut first = world.process_server("ps-0");
+    let (mut agent, _) = first.welcome(None).await;
+    agent.record(1, 1).await;
+    let believes = agent.durable(1).await;
+
+    let mut second = world.process_server("ps-1");
+    second.until("busy", |status| status.report.error.contains("another process server holds")).await;
+    sleep(Duration::from_secs(120)).await;
+    assert!(first.status.borrow().holds_log, "it renews its lease");
+    second.lose(1);
+    second.until("taken over by order", |status| status.holds_log).await;
+    agent.record(2, 1).await;
+    first.until("fenced", |status| !status.holds_log).await;
+
+    // The same order, read again by whoever restarts: the second one's epoch is a later one.
+    let mut third = world.process_server("ps-2");
+    third.lose(1);
+    third.until("busy", |status| status.report.error.contains("another process server holds")).await;
+    sleep(Duration::from_secs(120)).await;
+    assert!(second.status.borrow().holds_log && !third.status.borrow().holds_log);
+    let (_, welcome) = second.welcome(Some(&believes)).await;
+    assert_eq!((welcome.last_number, welcome.full_copy_reason.as_str()), (1, ""));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_newer_hello_takes_the_place_of_the_older_connection() {
     let world = World::new();

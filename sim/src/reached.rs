@@ -56,6 +56,8 @@ counters! {
     segments_uploaded,
     /// Handovers while one was under way.
     double_handovers,
+    /// Handovers by which the operator gave the log's writer up.
+    ordered_handovers,
     /// Programs that crashed between two awaits, not at a tick of the world.
     crashes_at_an_await,
     /// A process server of the old side found the log closed.

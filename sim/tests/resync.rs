@@ -90,6 +90,7 @@ impl Site {
             settings,
             compression_level: 1,
             points: Vec::new(),
+            lost: None,
         };
         let (assigned, assignment) = watch::channel(Some(assigned));
         let (listener, connections) = mpsc::channel(4);

@@ -9,6 +9,7 @@
 #[path = "../../agent/tests/kernel_support/mod.rs"]
 pub mod disk;
 pub mod link;
+pub mod load;
 #[path = "../../process-server/tests/support/pki.rs"]
 pub mod pki;
 pub mod process;
@@ -20,9 +21,10 @@ pub mod site;
 pub use self::{
     disk::{Loop, Mounted, run},
     link::{Link, Mode},
+    load::{Load, assert_nothing_lost, fill, sessions},
     process::Process,
     program::Program,
     random::Random,
     served::{Offered, Served, offered},
-    site::{Site, SiteOptions, StoreAddress, now, point},
+    site::{Control, Site, SiteOptions, StoreAddress, now, point},
 };

@@ -1,4 +1,6 @@
-//! Which streams there are, what was sent and what was heard.
+//! Which streams there are and what was sent.
+
+mod heard;
 
 use std::{
     collections::BTreeMap,
@@ -6,15 +8,14 @@ use std::{
     time::Duration,
 };
 
-use lifeboat_replication::{env::Micros, wire::v1};
+use lifeboat_replication::wire::v1;
 use tokio::{sync::watch, task::JoinHandle, time::Instant};
 use tonic::transport::{Certificate, ClientTlsConfig};
 
+pub use self::heard::Figures;
+use self::heard::Heard;
 use super::{applier, enrol::Registrar, process_server};
 use crate::pki::{Authority, OPERATOR_URI, PkiError, renewal_due};
-
-/// A report older than this says nothing any more: process servers report every few seconds.
-const REPORT_LIFE: Duration = Duration::from_secs(20);
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ApplianceKey {
@@ -62,32 +63,11 @@ pub struct Desired {
     pub upload_limit: u64,
 }
 
-/// All that is known of one server's replication.
-#[derive(Debug, Clone)]
-pub struct Figures {
-    pub process_server: String,
-    /// The process server's time of the report.
-    pub time: Micros,
-    /// How long ago it arrived.
-    pub age: Duration,
-    pub report: v1::ServerReport,
-}
-
-#[derive(Debug, Clone)]
-struct Heard<T> {
-    message: T,
-    at: Instant,
-}
-
-impl<T> Heard<T> {
-    fn fresh(&self) -> Option<&T> {
-        (self.at.elapsed() < REPORT_LIFE).then_some(&self.message)
-    }
-}
-
 struct Appliance {
     configuration: watch::Sender<v1::Configuration>,
     streams: BTreeMap<Endpoint, JoinHandle<()>>,
+    /// Since when a process server is listened to, by name.
+    listening: BTreeMap<String, Instant>,
     applier_stream: Option<(Endpoint, JoinHandle<()>)>,
     applier_servers: watch::Sender<Vec<String>>,
     identity: Identity,
@@ -95,6 +75,22 @@ struct Appliance {
     applier: Option<Heard<v1::ApplierReport>>,
     /// Why a stream cannot be opened, by name of the pod.
     troubles: BTreeMap<String, String>,
+}
+
+impl Appliance {
+    fn new(identity: Identity) -> Self {
+        Self {
+            configuration: watch::channel(v1::Configuration::default()).0,
+            streams: BTreeMap::new(),
+            listening: BTreeMap::new(),
+            applier_stream: None,
+            applier_servers: watch::channel(Vec::new()).0,
+            identity,
+            reports: BTreeMap::new(),
+            applier: None,
+            troubles: BTreeMap::new(),
+        }
+    }
 }
 
 impl Drop for Appliance {
@@ -266,16 +262,7 @@ impl Fleet {
         if appliances.get(key).is_some_and(|known| known.identity != identity) {
             appliances.remove(key);
         }
-        let known = appliances.entry(key.clone()).or_insert_with(|| Appliance {
-            configuration: watch::channel(v1::Configuration::default()).0,
-            streams: BTreeMap::new(),
-            applier_stream: None,
-            applier_servers: watch::channel(Vec::new()).0,
-            identity: identity.clone(),
-            reports: BTreeMap::new(),
-            applier: None,
-            troubles: BTreeMap::new(),
-        });
+        let known = appliances.entry(key.clone()).or_insert_with(|| Appliance::new(identity.clone()));
         known.applier_servers.send_if_modified(|ids| {
             let wanted: Vec<String> = servers.iter().map(|server| server.server_id.clone()).collect();
             let changed = *ids != wanted;
@@ -303,7 +290,9 @@ impl Fleet {
             }
             keep
         });
+        known.listening.retain(|name, _| process_servers.iter().any(|endpoint| endpoint.name == *name));
         for endpoint in process_servers {
+            known.listening.entry(endpoint.name.clone()).or_insert_with(Instant::now);
             if !known.streams.contains_key(&endpoint) {
                 let stream = process_server::run(
                     self.clone(),
@@ -339,64 +328,5 @@ impl Fleet {
     /// Closes every stream of an appliance that is gone.
     pub fn forget(&self, key: &ApplianceKey) {
         self.appliances().remove(key);
-    }
-
-    pub(super) fn heard(&self, key: &ApplianceKey, name: &str, report: v1::Report) {
-        if let Some(known) = self.appliances().get_mut(key) {
-            known.troubles.remove(name);
-            known.reports.insert(name.to_owned(), Heard { message: report, at: Instant::now() });
-        }
-    }
-
-    pub(super) fn heard_applier(&self, key: &ApplianceKey, name: &str, report: v1::ApplierReport) {
-        if let Some(known) = self.appliances().get_mut(key) {
-            known.troubles.remove(name);
-            known.applier = Some(Heard { message: report, at: Instant::now() });
-        }
-    }
-
-    pub(super) fn trouble(&self, key: &ApplianceKey, name: &str, why: String) {
-        if let Some(known) = self.appliances().get_mut(key) {
-            known.troubles.insert(name.to_owned(), why);
-        }
-    }
-
-    /// Why nothing is heard of a pod.
-    pub fn trouble_of(&self, key: &ApplianceKey, name: &str) -> Option<String> {
-        self.appliances().get(key)?.troubles.get(name).cloned()
-    }
-
-    /// The last report of a process server, unless it is too old.
-    pub fn report(&self, key: &ApplianceKey, process_server: &str) -> Option<v1::Report> {
-        self.appliances().get(key)?.reports.get(process_server)?.fresh().cloned()
-    }
-
-    /// What the process server that has it reports of a server.
-    pub fn figures(&self, key: &ApplianceKey, process_server: &str, server_id: &str) -> Option<Figures> {
-        let appliances = self.appliances();
-        let heard = appliances.get(key)?.reports.get(process_server)?;
-        let report = heard.fresh()?;
-        let found = report.servers.iter().find(|server| server.server_id == server_id)?.clone();
-        Some(Figures {
-            process_server: process_server.to_owned(),
-            time: Micros(report.time_micros),
-            age: heard.at.elapsed(),
-            report: found,
-        })
-    }
-
-    pub fn applier_report(&self, key: &ApplianceKey) -> Option<v1::ApplierReport> {
-        self.appliances().get(key)?.applier.as_ref()?.fresh().cloned()
-    }
-
-    /// What the applier reports of a server.
-    pub fn applied(&self, key: &ApplianceKey, server_id: &str) -> Option<v1::AppliedServer> {
-        self.applier_report(key)?.servers.into_iter().find(|server| server.server_id == server_id)
-    }
-
-    /// For tests without process servers.
-    #[cfg(test)]
-    pub fn pretend(&self, key: &ApplianceKey, name: &str, report: v1::Report) {
-        self.heard(key, name, report);
     }
 }

@@ -9,7 +9,7 @@ use super::{error::Backoffs, events::Events, metrics::Metrics, settings::Setting
 use crate::{
     control::Fleet,
     controllers::{
-        protected_server::{Budget, Written},
+        protected_server::{Budget, Places, Written},
         vaults::Vaults,
     },
 };
@@ -28,6 +28,8 @@ pub struct Context {
     pub vaults: Vaults,
     /// How long data is kept, as the vaults say.
     pub kept: Written,
+    /// Where every server is.
+    pub places: Places,
     /// Of writes of figures.
     pub budget: Budget,
     /// A run takes hold of its servers while nobody else looks.

@@ -1,6 +1,6 @@
 //! What the operator wants for one server.
 
-use lifeboat_replication::wire::v1;
+use lifeboat_replication::{ids::Epoch, wire::v1};
 
 /// `None` in the channel that carries it means: not assigned to this process server (any more).
 #[derive(Debug, Clone, PartialEq)]
@@ -12,6 +12,8 @@ pub struct Assigned {
     pub compression_level: i32,
     /// Points that are asked for; the agent answers in its heartbeats.
     pub points: Vec<v1::PointRequest>,
+    /// The writer that was given up: its lease is not waited for.
+    pub lost: Option<Epoch>,
 }
 
 /// Fast enough for a core to keep up with a disk; what an assignment without a level gets.
@@ -28,6 +30,7 @@ impl From<&v1::Assignment> for Assigned {
             settings: assignment.settings.clone().unwrap_or_default(),
             compression_level: level,
             points: assignment.points.clone(),
+            lost: (assignment.lost_epoch > 0).then_some(Epoch(assignment.lost_epoch)),
         }
     }
 }

@@ -164,7 +164,13 @@ impl Ingest {
     /// One try, with the pause after it when it fails.
     async fn attempt(&self, tried: u32) -> Option<LogWriter> {
         let Shared { vault, env, writer, log_options, .. } = &self.shared;
-        let order = if self.held { Order::WhenFree } else { Order::Resume };
+        let lost = self.assigned.borrow().as_ref().and_then(|assigned| assigned.lost);
+        let order = match lost {
+            // What this program has held itself is later than what was given up before.
+            _ if self.held => Order::WhenFree,
+            Some(lost) => Order::Handover { lost },
+            None => Order::Resume,
+        };
         let taken = LogWriter::take_over(vault, &self.server, writer, env, order, log_options.clone()).await;
         let error = match taken {
             Ok(log) => {

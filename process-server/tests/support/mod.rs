@@ -275,8 +275,13 @@ impl World {
         let spool = Arc::new(MemSpool::default());
         let shared = self.shared(name, Arc::clone(&spool), Arc::clone(&space));
         let settings = v1::Settings { round_interval_micros: 1_000_000, ..Default::default() };
-        let assigned =
-            Assigned { display_name: "default/web".into(), settings, compression_level: 1, points: vec![] };
+        let assigned = Assigned {
+            display_name: "default/web".into(),
+            settings,
+            compression_level: 1,
+            points: vec![],
+            lost: None,
+        };
         let (assign, assigned) = watch::channel(Some(assigned));
         let ingest = Ingest::new(shared, self.server.clone(), assigned);
         let status = ingest.status();
@@ -323,6 +328,15 @@ impl ProcessServer {
         let waited = timeout(Duration::from_secs(300), self.status.wait_for(reached)).await;
         let reached = waited.is_ok_and(|status| status.is_ok());
         assert!(reached, "never {what}: {:?}", *self.status.borrow());
+    }
+
+    /// The operator has given up the writer of this epoch.
+    pub fn lose(&self, epoch: u32) {
+        self.assign.send_modify(|assigned| {
+            if let Some(assigned) = assigned {
+                assigned.lost = Some(lifeboat_replication::ids::Epoch(epoch));
+            }
+        });
     }
 
     /// Stops it as a crash does.

@@ -30,8 +30,14 @@ impl Ca {
 
     /// For a listener of process server `ps-0` on loopback.
     pub fn listener(&self) -> Leaf {
-        let names = ["ps-0.main.lifeboat", "localhost"].map(str::to_owned);
-        self.leaf(CertificateParams::new(names.to_vec()).unwrap(), ExtendedKeyUsagePurpose::ServerAuth)
+        self.listener_of(&["ps-0"])
+    }
+
+    /// For listeners of these process servers on loopback.
+    pub fn listener_of(&self, process_servers: &[&str]) -> Leaf {
+        let names = process_servers.iter().map(|name| format!("{name}.main.lifeboat"));
+        let names: Vec<String> = names.chain(["localhost".to_owned()]).collect();
+        self.leaf(CertificateParams::new(names).unwrap(), ExtendedKeyUsagePurpose::ServerAuth)
     }
 
     pub fn client(&self, uri: &str) -> Leaf {

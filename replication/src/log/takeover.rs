@@ -35,7 +35,11 @@ pub enum Order {
     /// Only if no writer holds it, or an earlier run of the same writer does: at a program's start, when that run has
     /// ended. Never after being fenced: two runs by mistake would take the log from each other for ever.
     Resume,
-    /// By order of the operator: whoever holds it is fenced.
+    /// By order of the operator, which has given a writer up: that of epoch `lost` and earlier ones are fenced. A
+    /// later one is left alone as with `Resume`, so that an order that comes late, or is read again after a restart,
+    /// takes nothing from whoever has the log since.
+    Handover { lost: Epoch },
+    /// Whoever holds it is fenced.
     Forced,
     /// By a failover, which closes the log.
     Failover { run: String },
@@ -148,7 +152,7 @@ impl Taker<'_> {
             loop {
                 let properties = part::properties(self.vault, self.server, part, &self.patience).await?;
                 let held = properties.lease != LeaseState::Free && !properties.sealed;
-                if self.waits() && held && !self.is_own(part).await? {
+                if self.waits_for(part) && held && !self.is_own(part).await? {
                     return Err(TakeOverError::Busy { server: self.server.clone() });
                 }
                 match self.read(part).await? {
@@ -167,14 +171,18 @@ impl Taker<'_> {
         self.options.planted == Some(planted)
     }
 
-    /// Nobody else is fenced.
-    fn waits(&self) -> bool {
-        matches!(self.order, Order::WhenFree | Order::Resume)
+    /// The writer of this part is not fenced, if it is another one.
+    fn waits_for(&self, part: PartName) -> bool {
+        match self.order {
+            Order::WhenFree | Order::Resume => true,
+            Order::Handover { lost } => part.epoch > lost,
+            Order::Forced | Order::Failover { .. } | Order::Release { .. } => false,
+        }
     }
 
     /// Opened by an earlier run of this writer, which has ended?
     async fn is_own(&self, name: PartName) -> Result<bool, TakeOverError> {
-        if self.order != Order::Resume {
+        if !matches!(self.order, Order::Resume | Order::Handover { .. }) {
             return Ok(false);
         }
         let bytes = part::read_all(self.vault, self.server, name, &self.patience).await?;
@@ -246,12 +254,13 @@ impl Taker<'_> {
         if part::properties(self.vault, self.server, part, &self.patience).await?.sealed {
             return Ok(true);
         }
-        if !self.waits() || self.is_own(part).await? {
+        let waits = self.waits_for(part);
+        if !waits || self.is_own(part).await? {
             self.patience.sure(|| store.break_lease(&blob)).await?;
         }
         match self.patience.sure(|| store.acquire_lease(&blob, &self.lease, LEASE_TERM)).await {
             Ok(()) => {}
-            Err(error) if error.is(Refusal::Lease) && self.waits() => {
+            Err(error) if error.is(Refusal::Lease) && waits => {
                 return Err(TakeOverError::Busy { server: self.server.clone() });
             }
             Err(error) if error.is(Refusal::Lease) => return Ok(false),
@@ -323,7 +332,8 @@ impl Taker<'_> {
         let order = match (&self.order, &state.closed_run) {
             (Order::Failover { run }, _) => Some(Body::Closed(v1::Closed { run: run.clone() })),
             (Order::Release { run }, Some(_)) => Some(Body::Release(v1::Release { run: run.clone() })),
-            (Order::Release { .. }, None) | (Order::WhenFree | Order::Resume | Order::Forced, _) => None,
+            (Order::Release { .. }, None)
+            | (Order::WhenFree | Order::Resume | Order::Handover { .. } | Order::Forced, _) => None,
         };
         if let Some(order) = order {
             state.apply(&order).map_err(WriteError::from)?;

@@ -14,7 +14,12 @@ use std::{
 use lifeboat_agent::memory::Machine;
 use lifeboat_process_server::core::{Assigned, spool::MemSpool};
 use lifeboat_replication::{
-    env::Env, ids::ServerId, keys::DataKeys, planted::Planted, store::model::ModelStore, vault::Vault,
+    env::Env,
+    ids::{Epoch, ServerId},
+    keys::DataKeys,
+    planted::Planted,
+    store::model::ModelStore,
+    vault::Vault,
     wire::v1,
 };
 use tokio::sync::watch;
@@ -197,6 +202,7 @@ impl World {
             settings,
             compression_level: 1,
             points: lock(&self.asked).clone(),
+            lost: None,
         }
     }
 
@@ -210,11 +216,11 @@ impl World {
     }
 
     /// The operator gives the server to `node`, and the others do not hear of it.
-    fn assign_also(&self, node: usize) {
-        self.net.mark("assign also", format_args!("{node}"));
+    fn assign_also(&self, node: usize, lost: Option<Epoch>) {
+        self.net.mark("assign also", format_args!("{node}, given up: {lost:?}"));
         self.net.assign(node);
         if let Some(assignment) = self.assignments.get(node) {
-            assignment.send_replace(Some(self.assigned()));
+            assignment.send_replace(Some(Assigned { lost, ..self.assigned() }));
         }
     }
 
@@ -243,8 +249,8 @@ impl World {
     fn tell_changes(&self) {
         for assignment in &self.assignments {
             assignment.send_if_modified(|assigned| {
-                if assigned.is_some() {
-                    *assigned = Some(self.assigned());
+                if let Some(assigned) = assigned {
+                    *assigned = Assigned { lost: assigned.lost, ..self.assigned() };
                 }
                 assigned.is_some()
             });

@@ -3,7 +3,12 @@
 use std::{sync::atomic::Ordering, time::Duration};
 
 use futures::FutureExt as _;
-use lifeboat_replication::{ids::DiskSlot, store::BlobStore as _, vault::layout};
+use lifeboat_replication::{
+    ids::{DiskSlot, Epoch},
+    log::PartName,
+    store::BlobStore as _,
+    vault::layout,
+};
 use tokio::{task::JoinHandle, time::Instant};
 
 use super::{APPLIERS, Policy, World, hostile::Site};
@@ -118,7 +123,11 @@ impl World {
         }
         if dice.roll(Class::TwoTakers) {
             let node = node(Class::TwoTakers);
-            self.assign_also(node);
+            // As when the operator has given up the one that does not hear it.
+            let ordered = dice.below(Class::TwoTakers, 2) == 0;
+            let lost = if ordered { self.newest_epoch() } else { None };
+            self.net.count(|reached| reached.ordered_handovers += u64::from(lost.is_some()));
+            self.assign_also(node, lost);
             site.assign_at = Some((in_ms(Class::TwoTakers, 60_000), node));
         }
         if site.resume_at.take_if(|at| *at <= now).is_some() {
@@ -183,7 +192,7 @@ impl World {
     }
 
     /// Of the newest part of the log, by somebody with a portal.
-    fn break_lease(&self) {
+    fn newest_part(&self) -> Option<String> {
         let prefix = layout::log_prefix(&self.server);
         let mut newest = None;
         let mut after: Option<String> = None;
@@ -195,7 +204,18 @@ impl World {
                 break;
             }
         }
-        if let Some(name) = newest {
+        newest
+    }
+
+    /// What the operator can know of the log's writer.
+    fn newest_epoch(&self) -> Option<Epoch> {
+        let name = self.newest_part()?;
+        let part: PartName = name.rsplit('/').next()?.parse().ok()?;
+        Some(part.epoch)
+    }
+
+    fn break_lease(&self) {
+        if let Some(name) = self.newest_part() {
             self.net.mark("lease broken", format_args!("{name}"));
             let _ = self.model.break_lease(&name).now_or_never();
         }

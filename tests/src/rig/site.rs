@@ -3,8 +3,8 @@
 
 use std::{
     fs::{self, File},
-    io::Write as _,
-    net::SocketAddr,
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::Arc,
@@ -13,7 +13,7 @@ use std::{
 };
 
 use lifeboat_agent::kernel::remove_pins;
-use lifeboat_process_server::edge::persisted::PersistedConfiguration;
+use lifeboat_process_server::{edge::persisted::PersistedConfiguration, net::peer::OPERATOR_URI};
 use lifeboat_recovery::{BlockIndex, IndexOptions, PointSelector};
 use lifeboat_replication::{
     catalogue::{self, Position},
@@ -30,7 +30,8 @@ use serde_json::json;
 use super::{Link, Loop, Program, pki::Ca};
 use crate::{blob_store::BlobStore, programs::free_ports};
 
-const PROCESS_SERVER: &str = "ps-0";
+/// As the operator names those of an appliance `main`.
+const PROCESS_SERVERS: [&str; 2] = ["main-process-server-0", "main-process-server-1"];
 /// Longer than any wait here should be: a restarted process server waits for its former lease of 30 s.
 const PATIENCE: Duration = Duration::from_secs(240);
 
@@ -58,6 +59,8 @@ pub struct SiteOptions<'a> {
     /// Bytes a second that the process server may upload; 0: no limit.
     pub upload_limit: u64,
     pub applier: bool,
+    /// A second process server, which has no server yet.
+    pub second_process_server: bool,
     /// Servers beside those with disks: enrolled, but without an agent.
     pub without_agent: usize,
 }
@@ -73,8 +76,24 @@ impl Default for SiteOptions<'_> {
             spool_bytes: 256 << 20,
             upload_limit: 0,
             applier: true,
+            second_process_server: false,
             without_agent: 0,
         }
+    }
+}
+
+/// Of one process server.
+#[derive(Clone, Copy)]
+struct Ports {
+    data: u16,
+    management: u16,
+    control: u16,
+    probes: u16,
+}
+
+impl Ports {
+    fn of(ports: &[u16]) -> Self {
+        Self { data: ports[0], management: ports[1], control: ports[2], probes: ports[3] }
     }
 }
 
@@ -87,6 +106,18 @@ pub struct Protected {
     pub disk: Loop,
 }
 
+/// The way to the process servers' control ports.
+pub struct Control {
+    pub ca_pem: String,
+    /// The operator's.
+    pub certificate_pem: String,
+    pub key_pem: String,
+    /// Names and control ports, in order.
+    pub process_servers: Vec<(String, String)>,
+    /// What they were started with.
+    pub configuration: v1::Configuration,
+}
+
 /// What the tracker leaves in the kernel; gone with it.
 struct Pins(PathBuf);
 
@@ -96,6 +127,9 @@ pub struct Site {
     /// Servers without an agent, and their state directories.
     pub enrolled: Vec<(ServerId, PathBuf)>,
     pub process_server: Program,
+    pub second_process_server: Option<Program>,
+    /// What an operator needs to be theirs.
+    pub control: Control,
     pub applier: Option<Program>,
     pub link: Option<Link>,
     /// The Azurite of its own.
@@ -133,10 +167,8 @@ impl Site {
             .collect();
 
         let ca = Ca::new();
-        for folder in ["tls", "spool"] {
-            fs::create_dir(home.join(folder)).unwrap();
-        }
-        ca.listener().write(&home.join("tls"), &ca);
+        fs::create_dir(home.join("tls")).unwrap();
+        ca.listener_of(&PROCESS_SERVERS).write(&home.join("tls"), &ca);
         let linked = match &link {
             Some(link) => address.endpoint.replace(&authority(&address.endpoint), &link.address.to_string()),
             None => address.endpoint.clone(),
@@ -149,8 +181,12 @@ impl Site {
                 "authentication": {"accountKeyFile": home.join("account-key")}, "keysFile": home.join("keys.json"),
             }),
         );
-        let [data, management, control, probes, applier_control, applier_probes] = free_ports().unwrap();
-        let management_addresses = vec![format!("localhost:{management}")];
+        let [applier_control, applier_probes, ports @ ..] = free_ports::<10>().unwrap();
+        let ports: Vec<Ports> = ports.chunks_exact(4).map(Ports::of).collect();
+        let count = if options.second_process_server { 2 } else { 1 };
+        let process_servers = || PROCESS_SERVERS.into_iter().zip(&ports).take(count);
+        let management_addresses: Vec<String> =
+            process_servers().map(|(_, ports)| format!("localhost:{}", ports.management)).collect();
         let assignments = ids
             .iter()
             .enumerate()
@@ -162,29 +198,47 @@ impl Site {
         let configuration = v1::Configuration {
             generation: 1,
             servers: assignments,
-            process_servers: vec![v1::ProcessServerAddress {
-                name: PROCESS_SERVER.to_owned(),
-                data_addresses: vec![local(data)],
-            }],
+            process_servers: process_servers()
+                .map(|(name, ports)| v1::ProcessServerAddress {
+                    name: name.to_owned(),
+                    data_addresses: vec![local(ports.data)],
+                })
+                .collect(),
             management_addresses,
             upload_limit_bytes_per_second: options.upload_limit,
         };
-        runtime.block_on(PersistedConfiguration::new(&home.join("spool")).save(&configuration)).unwrap();
+        let operator = ca.client(OPERATOR_URI);
+        let control = Control {
+            ca_pem: ca.pem.clone(),
+            certificate_pem: operator.certificate,
+            key_pem: operator.key,
+            process_servers: process_servers()
+                .map(|(name, ports)| (name.to_owned(), local(ports.control)))
+                .collect(),
+            configuration,
+        };
 
         let config = |name: &str, content: serde_json::Value| {
             write(&home.join(name), &content);
             vec!["--config".to_owned(), home.join(name).display().to_string()]
         };
-        let process_server = config(
-            "process-server.json",
-            json!({
-                "name": PROCESS_SERVER, "dataListen": local(data), "managementListen": local(management),
-                "controlListen": local(control), "metricsListen": local(probes), "tlsDir": home.join("tls"),
-                "managementTlsDir": home.join("tls"),
-                "spool": {"dir": home.join("spool"), "sizeBytes": options.spool_bytes},
-                "vaultConfig": home.join("vault.json"), "agentBinary": "/nowhere", "installScript": "/nowhere",
-            }),
-        );
+        let start = |(name, ports): (&str, &Ports)| {
+            let spool = home.join(format!("spool-{name}"));
+            fs::create_dir(&spool).unwrap();
+            runtime.block_on(PersistedConfiguration::new(&spool).save(&control.configuration)).unwrap();
+            let arguments = config(
+                &format!("{name}.json"),
+                json!({
+                    "name": name, "dataListen": local(ports.data), "managementListen": local(ports.management),
+                    "controlListen": local(ports.control), "metricsListen": local(ports.probes),
+                    "tlsDir": home.join("tls"), "managementTlsDir": home.join("tls"),
+                    "spool": {"dir": spool, "sizeBytes": options.spool_bytes},
+                    "vaultConfig": home.join("vault.json"), "agentBinary": "/nowhere", "installScript": "/nowhere",
+                }),
+            );
+            Program::new("lifeboat-process-server", home, &format!("{name}.log"), arguments)
+        };
+        let mut started = process_servers().map(start);
         let applier = config(
             "applier.json",
             json!({
@@ -193,8 +247,8 @@ impl Site {
                 "pointIntervalSeconds": options.point_interval.as_secs(), "pollIntervalMilliseconds": 500,
             }),
         );
-        let process_server =
-            Program::new("lifeboat-process-server", home, "process-server.log", process_server);
+        let (process_server, second_process_server) = (started.next().unwrap(), started.next());
+        drop(started);
         let applier = options.applier.then(|| Program::new("lifeboat-applier", home, "applier.log", applier));
         let enrolled = (disks.len()..ids.len())
             .map(|number| (ids[number].clone(), home.join(format!("agent-{number}"))))
@@ -209,11 +263,13 @@ impl Site {
             servers,
             enrolled,
             process_server,
+            second_process_server,
+            metrics: [ports[0].probes, applier_probes].map(|port| local(port).parse().unwrap()),
+            control,
             applier,
             link,
             store,
             vault,
-            metrics: [probes, applier_probes].map(|port| local(port).parse().unwrap()),
             runtime,
             dir,
         }
@@ -257,7 +313,8 @@ impl Site {
             }
             if Instant::now() > end {
                 let programs = self.servers.iter().map(|server| &server.agent);
-                let programs = programs.chain([&self.process_server]).chain(&self.applier);
+                let programs = programs.chain([&self.process_server]).chain(&self.second_process_server);
+                let programs = programs.chain(&self.applier);
                 let tails: Vec<_> = programs
                     .map(|program| format!("== {} {}\n{}", program.name, program.state(), program.tail()))
                     .collect();
@@ -265,6 +322,18 @@ impl Site {
             }
             sleep(Duration::from_millis(250));
         }
+    }
+
+    /// A figure of the process server's metrics that stands there once; `None`: not yet.
+    pub fn figure(&self, name: &str) -> Option<f64> {
+        let mut stream = TcpStream::connect(self.metrics[0]).ok()?;
+        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").ok()?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).ok()?;
+        let line = text
+            .lines()
+            .find(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{'])))?;
+        line.rsplit(' ').next()?.parse().ok()
     }
 
     /// Waits until the first server's seed disk holds every record up to `number`; its content without the footer.
@@ -396,7 +465,7 @@ fn assignment(
     v1::Assignment {
         server_id: id.to_string(),
         display_name: format!("default/db-{}", number + 1),
-        process_server: PROCESS_SERVER.to_owned(),
+        process_server: PROCESS_SERVERS[0].to_owned(),
         settings: Some(v1::Settings {
             round_interval_micros: u64::try_from(options.round_interval.as_micros()).unwrap(),
             max_freezes_per_hour: 30,
@@ -407,6 +476,7 @@ fn assignment(
         compression_level: 1,
         public_key_sha256,
         points: Vec::new(),
+        lost_epoch: 0,
     }
 }
 

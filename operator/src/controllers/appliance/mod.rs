@@ -111,6 +111,10 @@ async fn pass(
     findings: &mut Findings,
 ) -> Result<(), Failure> {
     let mut fetched = fetch(appliance, validated, context).await?;
+    let running = fetched.process_servers.as_ref().and_then(|set| set.spec.as_ref()?.replicas).unwrap_or(0);
+    let wanted = validated.replicas;
+    let kept = plan::kept_replicas(wanted, running, &appliance.name_any(), &fetched.servers);
+    let validated = &Validated { replicas: kept, ..validated.clone() };
     findings.servers = u32::try_from(fetched.servers.len()).unwrap_or(u32::MAX);
     findings.process_server_set = fetched.process_servers.clone();
     findings.applier_set = fetched.applier.clone();
@@ -118,6 +122,8 @@ async fn pass(
     let key =
         ApplianceKey { namespace: appliance.namespace().unwrap_or_default(), name: appliance.name_any() };
     observe_pods(appliance, validated, &key, &fetched, context, findings);
+    let leaving = findings.process_servers.iter().skip(usize::try_from(wanted).unwrap_or(0));
+    findings.leaving = leaving.map(|server| (server.name.clone(), server.servers)).collect();
 
     let authority = match ensure_secrets(appliance, &mut fetched, context).await {
         Ok(authority) => authority,

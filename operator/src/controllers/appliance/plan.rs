@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::Service;
 use kube::ResourceExt as _;
 use lifeboat_crds::{
-    ProtectedServer, ReplicationAppliance, ReplicationPolicy, ReplicationPolicySpec,
+    ProtectedServer, ProtectedServerStatus, ReplicationAppliance, ReplicationPolicy, ReplicationPolicySpec,
     server::{DiskSelector, Replication},
 };
 use lifeboat_replication::wire::v1;
@@ -15,6 +15,21 @@ use super::{
     validate::Validated,
 };
 use crate::{control::Endpoint, pki::tls_name};
+
+/// Process servers that there have to be for now: those that are asked for, and those that go as soon as the last
+/// server has moved away, so that they commit what they have. The highest ordinals go.
+pub fn kept_replicas(wanted: i32, running: i32, appliance: &str, servers: &[ProtectedServer]) -> i32 {
+    let prefix = format!("{}-", names::process_servers(appliance));
+    let ordinal = |server: &ProtectedServer| -> Option<i32> {
+        server.status.as_ref()?.process_server.as_ref()?.strip_prefix(&prefix)?.parse().ok()
+    };
+    // With none at all there is nobody to move to.
+    if wanted == 0 {
+        return 0;
+    }
+    let used = servers.iter().filter_map(ordinal).filter(|ordinal| *ordinal < running).max();
+    used.map_or(wanted, |used| wanted.max(used + 1))
+}
 
 /// host:port at which agents reach one of the Services.
 pub fn addresses(
@@ -123,11 +138,19 @@ pub fn assignments(
                 compression_level: policy.compression.level,
                 public_key_sha256: keys.get(&server.name_any()).cloned().unwrap_or_default(),
                 points: Vec::new(),
+                lost_epoch: lost_epoch(status),
             })
         })
         .collect();
     all.sort_by(|a, b| a.server_id.cmp(&b.server_id));
     all
+}
+
+/// The writer that was given up with the last move, as long as the server is where it was moved to.
+fn lost_epoch(status: &ProtectedServerStatus) -> u32 {
+    let last = status.last_move.as_ref().filter(|last| Some(&last.to) == status.process_server.as_ref());
+    let epoch = last.and_then(|last| u32::try_from(last.lost_epoch?).ok());
+    epoch.unwrap_or_default()
 }
 
 fn settings(server: &ProtectedServer, policy: &ReplicationPolicySpec, now: jiff::Timestamp) -> v1::Settings {
@@ -215,6 +238,45 @@ mod tests {
             })
             .collect();
         assert_eq!(told, [("prod/db-1", true, 1), ("prod/db-3", false, 0)]);
+    }
+
+    fn placed(names: &[&str]) -> Vec<ProtectedServer> {
+        let placed = |name: &&str| {
+            let mut placed = server("db");
+            placed.status.as_mut().unwrap().process_server = Some((*name).to_owned());
+            placed
+        };
+        names.iter().map(placed).collect()
+    }
+
+    #[test]
+    fn a_process_server_that_is_not_asked_for_any_more_stays_until_its_last_server_has_moved() {
+        let servers = placed(&["berlin-process-server-0", "berlin-process-server-2"]);
+        assert_eq!(kept_replicas(1, 3, "berlin", &servers), 3);
+        assert_eq!(kept_replicas(1, 3, "berlin", &servers[..1]), 1);
+        assert_eq!(kept_replicas(5, 3, "berlin", &servers), 5);
+        // Not there any more, somebody else's, or nobody to move to.
+        assert_eq!(kept_replicas(1, 2, "berlin", &servers), 1);
+        assert_eq!(kept_replicas(1, 3, "paris", &servers), 1);
+        assert_eq!(kept_replicas(0, 3, "berlin", &servers), 0);
+    }
+
+    #[test]
+    fn a_writer_that_was_given_up_is_named_to_the_process_server_that_follows_it_alone() {
+        let told = |to: &str| {
+            let mut moved = placed(&["berlin-process-server-1"]);
+            moved[0].status.as_mut().unwrap().last_move = Some(lifeboat_crds::server::Move {
+                from: "berlin-process-server-0".to_owned(),
+                to: to.to_owned(),
+                time: jiff::Timestamp::UNIX_EPOCH,
+                reason: String::new(),
+                message: String::new(),
+                lost_epoch: Some(7),
+            });
+            assignments(&moved, &BTreeMap::new(), &BTreeMap::new(), jiff::Timestamp::UNIX_EPOCH)[0].lost_epoch
+        };
+        assert_eq!(told("berlin-process-server-1"), 7);
+        assert_eq!(told("berlin-process-server-9"), 0);
     }
 
     #[test]

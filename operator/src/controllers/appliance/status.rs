@@ -22,6 +22,8 @@ pub struct Findings {
     pub certificates: Option<Result<(), String>>,
     pub vault: Option<Result<VaultDescription, (Reason, String, Category)>>,
     pub process_servers: Vec<ProcessServer>,
+    /// Those that go when their servers have moved to others, with the number of these.
+    pub leaving: Vec<(String, u32)>,
     pub process_server_set: Option<StatefulSet>,
     pub applier_set: Option<StatefulSet>,
     pub pods: Vec<Pod>,
@@ -103,13 +105,7 @@ fn observations(findings: &Findings, replicas: i32) -> Vec<Observation> {
         },
         vault_reachable(findings),
         recovery_key_ready(findings),
-        pods_ready(
-            Type::ProcessServersReady,
-            "process server",
-            findings.process_server_set.as_ref(),
-            replicas,
-            &findings.pods,
-        ),
+        process_servers_ready(findings, replicas),
         pods_ready(Type::AppliersReady, "applier", findings.applier_set.as_ref(), 1, &findings.pods),
     ];
     let missing = all.iter().find(|observation| !observation.is_met()).cloned();
@@ -171,6 +167,23 @@ fn recovery_key_ready(findings: &Findings) -> Observation {
             "cannot be said while the vault does not answer",
         ),
     }
+}
+
+fn process_servers_ready(findings: &Findings, replicas: i32) -> Observation {
+    let kind = ConditionType::ProcessServersReady;
+    let set = findings.process_server_set.as_ref();
+    let ready = pods_ready(kind, "process server", set, replicas, &findings.pods);
+    if findings.leaving.is_empty() || !ready.is_met() {
+        return ready;
+    }
+    let leaving: Vec<String> =
+        findings.leaving.iter().map(|(name, servers)| format!("{name} ({servers} servers)")).collect();
+    let message = format!(
+        "{}; to go when their servers have moved to the others: {}",
+        ready.message(),
+        leaving.join(", ")
+    );
+    met(kind, Reason::AsExpected, message)
 }
 
 fn pods_ready(

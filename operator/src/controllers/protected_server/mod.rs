@@ -7,6 +7,7 @@ mod budget;
 mod enrolment;
 pub mod figures;
 mod placement;
+mod places;
 mod request;
 mod retention;
 pub mod status;
@@ -28,18 +29,18 @@ use lifeboat_crds::{
     FailoverRun, ProtectedServer, Reason, ReplicationAppliance, ReplicationPolicy,
     conditions::{self, ConditionType},
     names::enrollment_secret,
-    server::{FailoverState, RequestState, ServerPhase},
+    server::{FailoverState, Move, RequestState, ServerPhase},
 };
 use lifeboat_replication::ids::ServerId;
 
-pub use self::{budget::Budget, retention::Written};
-use self::{
-    enrolment::Endpoint,
-    placement::{Place, count, place},
-    status::Findings,
+pub use self::{
+    budget::Budget,
+    places::{Candidate, Placed, Places},
+    retention::Written,
 };
+use self::{enrolment::Endpoint, status::Findings};
 use super::{
-    appliance::{secrets, status::process_server_names},
+    appliance::secrets,
     failover_run::holds_servers,
     shared::{create, is_abandoned, is_deleting, set_finalizer, write_status},
     vaults,
@@ -71,16 +72,17 @@ pub async fn reconcile(server: Arc<ProtectedServer>, context: Context) -> Result
     let api = context.api::<ProtectedServer>(&namespace);
     set_finalizer(&api, &*server, true).await?;
     let before = server.status.clone().unwrap_or_default();
+    let key = ApplianceKey { namespace: namespace.clone(), name: server.spec.appliance_ref.name.clone() };
     let mut findings = Findings {
         id: before.id.clone(),
-        process_server: before.process_server.clone(),
+        placed: context.places.of(&key, &name, &before),
         failover: runs.last().map(|run| FailoverState {
             run: run.name_any(),
             state: run.status.as_ref().and_then(|status| status.phase).unwrap_or_default(),
         }),
         ..Findings::default()
     };
-    let result = pass(&server, &context, &mut findings).await;
+    let result = pass(&server, &key, &context, &mut findings).await;
     if let Err(failure) = &result {
         findings.fail(failure);
     }
@@ -95,21 +97,25 @@ pub async fn reconcile(server: Arc<ProtectedServer>, context: Context) -> Result
     result.map(|()| if asking { ASKING_INTERVAL } else { LOOK_INTERVAL })
 }
 
-async fn pass(server: &ProtectedServer, context: &Context, findings: &mut Findings) -> Result<(), Failure> {
+async fn pass(
+    server: &ProtectedServer,
+    key: &ApplianceKey,
+    context: &Context,
+    findings: &mut Findings,
+) -> Result<(), Failure> {
     let (namespace, name) = (server.namespace().unwrap_or_default(), server.name_any());
-    let key = ApplianceKey { namespace: namespace.clone(), name: server.spec.appliance_ref.name.clone() };
     let secrets_api = context.api::<Secret>(&namespace);
     let secret = secrets_api.get_opt(&enrollment_secret(&name)).await?;
     findings.enrolment = secret.as_ref().map(Enrolment::read);
     let enrolled = findings.enrolment.clone().unwrap_or_default().public_key_sha256;
     if context.fleet.enrolled_key(&namespace, &name).is_some_and(|known| known != enrolled) {
         // The Secret was deleted or restored: what it says counts from now on.
-        context.fleet.set_enrolled(&key, &name, findings.id.as_deref().unwrap_or_default(), &enrolled);
+        context.fleet.set_enrolled(key, &name, findings.id.as_deref().unwrap_or_default(), &enrolled);
     }
-    if let (Some(id), Some(process_server)) = (&findings.id, &findings.process_server) {
-        findings.figures = context.fleet.figures(&key, process_server, id);
-        findings.applied = context.fleet.applied(&key, id);
-        findings.answer = request::ask(server, &key, process_server, id, context);
+    if let (Some(id), Some(process_server)) = (&findings.id, &findings.placed.process_server) {
+        findings.figures = context.fleet.figures(key, process_server, id);
+        findings.applied = context.fleet.applied(key, id);
+        findings.answer = request::ask(server, key, process_server, id, context);
     }
     let policy = context.api::<ReplicationPolicy>(&namespace).get_opt(&server.spec.policy_ref.name).await?;
     findings.policy = policy.map(|policy| policy.spec);
@@ -130,8 +136,8 @@ async fn pass(server: &ProtectedServer, context: &Context, findings: &mut Findin
     if findings.enrolment.is_none() {
         findings.enrolment = Some(make_token(server, &appliance, findings, context).await?);
     }
-    findings.process_server = Some(find_place(server, &appliance, &key, context).await?);
-    keep(findings, &key, context).await
+    settle(server, &appliance, key, context, findings).await?;
+    keep(findings, key, context).await
 }
 
 /// Tells the vault how long to keep things.
@@ -180,40 +186,57 @@ async fn make_token(
     Ok(Enrolment::read(&secret))
 }
 
-async fn find_place(
+/// Finds its process server, or another one when that is due.
+async fn settle(
     server: &ProtectedServer,
     appliance: &ReplicationAppliance,
     key: &ApplianceKey,
     context: &Context,
-) -> Result<String, Failure> {
-    let current = server.status.as_ref().and_then(|status| status.process_server.clone());
-    let names = process_server_names(&key.name, appliance.spec.process_servers.replicas);
-    if let Some(current) = current.as_ref().filter(|name| names.contains(name)) {
-        return Ok(current.clone());
+    findings: &mut Findings,
+) -> Result<(), Failure> {
+    let name = server.name_any();
+    let before = server.status.as_ref();
+    let candidate = Candidate {
+        name: &name,
+        quiet: status::is_quiet(server, findings),
+        epoch: before.and_then(|status| status.epoch),
+    };
+    let (placed, made) = context.places.settle(appliance, key, &candidate, &context.fleet, context.now());
+    findings.placed = placed;
+    if let Some(made) = made {
+        // The new one has not reported it yet.
+        findings.figures = None;
+        tell_move(server, &made, context).await;
+    } else if let Some(last) = &findings.placed.last_move
+        && findings.figures.as_ref().is_some_and(|figures| figures.report.epoch == 0)
+    {
+        // The new one waits for the log.
+        let from = context.places.seen(key, &last.from, &context.fleet);
+        context.places.give_up(key, &candidate, &mut findings.placed, &from);
     }
-    // One at a time, so that servers made together do not all choose the same place.
-    let _placing = context.claims.lock().await;
-    let all = context.api::<ProtectedServer>(&key.namespace).list(&ListParams::default()).await?;
-    let placed = all
-        .iter()
-        .filter(|other| other.spec.appliance_ref.name == key.name)
-        .filter_map(|other| other.status.as_ref()?.process_server.as_deref());
-    let counts = count(placed);
-    let places: Vec<Place> = names
-        .into_iter()
-        .map(|name| Place {
-            healthy: context.fleet.report(key, &name).is_some_and(|report| report.vault_error.is_empty()),
-            servers: counts.get(&name).copied().unwrap_or(0),
-            name,
-        })
-        .collect();
-    place(current.as_deref(), &places).ok_or_else(|| {
-        let message = format!(
-            "ReplicationAppliance {} has no process server: raise spec.processServers.replicas",
-            key.name
-        );
-        Failure::waiting(Reason::ReferenceNotReady, message)
-    })
+    if findings.placed.process_server.is_some() && appliance.spec.process_servers.replicas > 0 {
+        return Ok(());
+    }
+    let message = format!(
+        "ReplicationAppliance {} has no process server: raise spec.processServers.replicas",
+        key.name
+    );
+    Err(Failure::waiting(Reason::ReferenceNotReady, message))
+}
+
+/// Beside the status, for whoever asks why.
+async fn tell_move(server: &ProtectedServer, made: &Move, context: &Context) {
+    let note = format!("{} → {}: {}", made.from, made.to, made.message);
+    let events = &context.events;
+    match made.reason.as_str() {
+        lost if lost == Reason::ProcessServerLost.as_str() => {
+            events.warning(server, Reason::ProcessServerLost, "Move", &note).await;
+        }
+        leaves if leaves == Reason::ProcessServerLeaves.as_str() => {
+            events.normal(server, Reason::ProcessServerLeaves, "Move", &note).await;
+        }
+        _ => events.normal(server, Reason::Rebalanced, "Move", &note).await,
+    }
 }
 
 /// Hash of the key that a server's agent has enrolled with; empty when none has.
@@ -310,6 +333,8 @@ async fn let_go(
     }
     context.metrics.forget(&namespace, &name);
     context.budget.forget(&namespace, &name);
+    let key = ApplianceKey { namespace: namespace.clone(), name: server.spec.appliance_ref.name.clone() };
+    context.places.forget(&key, &name);
     context.fleet.forget_enrolled(&namespace, &name);
     set_finalizer(&api, server, false).await?;
     Ok(LOOK_INTERVAL)

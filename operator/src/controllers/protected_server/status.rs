@@ -5,11 +5,12 @@ use lifeboat_crds::{
     ProtectedServer, ProtectedServerStatus, ReplicationPolicySpec, Time,
     appliance::Health,
     conditions::{self, ConditionType, Observation, Reason, met, unknown, unmet},
-    server::{FailoverState, Issue, Replication, Rpo, ServerPhase, Severity},
+    server::{FailoverState, Issue, Move, Replication, RequestState, Rpo, ServerPhase, Severity},
 };
 use lifeboat_replication::{env::Micros, resync::Cause, wire::v1};
 
 use super::figures::{agent, disks, progress, recovery_points, rpo_seconds, time, whole};
+use super::places::Placed;
 use super::request;
 use crate::{
     control::{Figures, enrol::Enrolment},
@@ -20,6 +21,8 @@ use crate::{
 const SILENT_SECONDS: u64 = 15;
 /// The reference system's: heartbeat lost for this long is critical.
 const LOST_SECONDS: u64 = 15 * 60;
+/// A server that was moved replicates again within this time.
+const MOVE_SECONDS: i64 = 60;
 /// The agent's code for a resynchronization that has to wait.
 const RESYNCHRONIZATION_REQUIRED: &str = "ResynchronizationRequired";
 /// RPO of this many times the threshold is critical.
@@ -29,7 +32,7 @@ const CRITICAL_RPO_FACTOR: u64 = 4;
 #[derive(Debug, Clone, Default)]
 pub struct Findings {
     pub id: Option<String>,
-    pub process_server: Option<String>,
+    pub placed: Placed,
     pub policy: Option<ReplicationPolicySpec>,
     pub enrolment: Option<Enrolment>,
     pub figures: Option<Figures>,
@@ -47,7 +50,37 @@ impl Findings {
     }
 }
 
+/// Whether a move by choice would disturb nothing: protected and connected, nothing under way.
+pub(super) fn is_quiet(server: &ProtectedServer, findings: &Findings) -> bool {
+    let (Some(before), Some(figures)) = (&server.status, &findings.figures) else { return false };
+    let report = &figures.report;
+    let compares = report.heartbeat.as_ref().is_none_or(|heartbeat| !heartbeat.resynchronization.is_empty());
+    let asked = before.requested_point.as_ref().is_some_and(|point| point.state == RequestState::Taking);
+    before.phase == Some(ServerPhase::Protected)
+        && server.spec.replication == Replication::Enabled
+        && findings.failover.is_none()
+        && report.connected
+        && report.complete
+        && report.error.is_empty()
+        && !compares
+        && !asked
+}
+
+/// The last move, as long as the new process server is given time to take over; then its silence is worth a word.
+fn under_way(findings: &Findings, now: Time) -> Option<&Move> {
+    let fresh = |last: &&Move| now.duration_since(last.time).as_secs() < MOVE_SECONDS;
+    let taken =
+        findings.figures.as_ref().is_some_and(|figures| figures.report.epoch > 0 && figures.report.connected);
+    findings.placed.last_move.as_ref().filter(fresh).filter(|_| !taken)
+}
+
 pub fn status(server: &ProtectedServer, findings: &Findings, now: Time) -> ProtectedServerStatus {
+    let moving = under_way(findings, now).is_some();
+    let waits = findings.figures.as_ref().is_some_and(|figures| figures.report.epoch == 0);
+    if moving && waits {
+        // What it says while it waits for the log is nothing to wake anybody for: the server goes on where it was.
+        return status(server, &Findings { figures: None, ..findings.clone() }, now);
+    }
     let before = server.status.clone().unwrap_or_default();
     let report = findings.figures.as_ref().map(|figures| &figures.report);
     let enrolled =
@@ -74,7 +107,8 @@ pub fn status(server: &ProtectedServer, findings: &Findings, now: Time) -> Prote
         replication_health: Some(facts.health(&issues)),
         id: findings.id.clone().or(before.id.clone()),
         epoch: report.map(|report| u64::from(report.epoch)).filter(|epoch| *epoch > 0).or(before.epoch),
-        process_server: findings.process_server.clone().or(before.process_server.clone()),
+        process_server: findings.placed.process_server.clone().or(before.process_server.clone()),
+        last_move: findings.placed.last_move.clone().or(before.last_move.clone()),
         rpo: rpo_seconds.map(|seconds| Rpo { seconds, observed_at: whole(now) }).or(before.rpo.clone()),
         last_point_time: report.and_then(|report| time(report.last_point_micros)).or(before.last_point_time),
         progress: progress(phase, &disks),
@@ -158,6 +192,9 @@ impl Facts<'_> {
 
     /// A reconnection takes seconds, and so does the first connection after the enrolment: nothing to wake anybody for.
     fn overdue(&self, now: Time) -> bool {
+        if under_way(self.findings, now).is_some() {
+            return false;
+        }
         let since_enrolled = || {
             let is_enrolled = |known: &&Condition| {
                 known.type_ == ConditionType::Enrolled.as_str() && known.status == "True"
@@ -188,7 +225,7 @@ impl Facts<'_> {
     fn observations(&self, now: Time) -> Vec<Observation> {
         let mut all = vec![
             self.is_enrolled(now),
-            self.agent_connected(),
+            self.agent_connected(now),
             self.initial_replication_complete(),
             self.rpo_met(),
         ];
@@ -267,13 +304,20 @@ impl Facts<'_> {
         }
     }
 
-    fn agent_connected(&self) -> Observation {
+    fn agent_connected(&self, now: Time) -> Observation {
         let kind = ConditionType::AgentConnected;
         if !self.enrolled {
             return unmet(kind, Reason::WaitingForEnrollment, "no agent is enrolled");
         }
         if self.connected() {
             return met(kind, Reason::AsExpected, "the agent's heartbeat is recent");
+        }
+        if let Some(last) = under_way(self.findings, now) {
+            let message = format!(
+                "moved from {} to {}, where the agent connects within a minute: {}",
+                last.from, last.to, last.message
+            );
+            return unknown(kind, Reason::Progressing, message);
         }
         let remedy = "look at `systemctl status lifeboat-agent` on the machine, and whether it reaches the appliance's ports";
         match (self.findings.figures.as_ref(), self.silence()) {

@@ -6,13 +6,14 @@ use lifeboat_crds::{
     ProtectedServerStatus, ReplicationPolicySpec,
     appliance::Health,
     conditions::{self, ConditionType},
-    server::{DiskState, Replication, ServerPhase, Severity},
+    server::{DiskState, FailoverState, Move, Replication, ServerPhase, Severity},
 };
 use lifeboat_replication::{env::Micros, wire::v1};
 
 use super::{
     figures::{is_significant, rpo_seconds},
-    status::{Findings, status},
+    places::Placed,
+    status::{Findings, is_quiet, status},
     testing::server,
 };
 use crate::control::{Figures, enrol::Enrolment};
@@ -49,7 +50,7 @@ fn healthy() -> Findings {
     };
     Findings {
         id: Some("id-db-1".into()),
-        process_server: Some("berlin-process-server-0".into()),
+        placed: Placed { process_server: Some("berlin-process-server-0".into()), last_move: None },
         policy: Some(ReplicationPolicySpec::default()),
         enrolment: Some(Enrolment { public_key_sha256: vec![1], ..Enrolment::default() }),
         figures: Some(Figures {
@@ -219,4 +220,73 @@ fn a_resynchronization_that_has_to_wait_is_a_condition_with_its_reason_and_remed
     assert_eq!((condition.status.as_str(), condition.reason.as_str()), ("True", "UncleanShutdown"));
     assert_eq!(condition.message, "the server was restarted; wait for the window");
     assert_eq!(seen.issues[0].code, "ResynchronizationRequired");
+}
+
+/// A protected server that was moved some seconds ago, and whose new process server has not got the log yet.
+fn moved(seconds: i64) -> (lifeboat_crds::ProtectedServer, Findings) {
+    let mut server = server("db-1");
+    server.status = Some(status(&server, &healthy(), now()));
+    let mut findings = healthy();
+    findings.placed = Placed {
+        process_server: Some("berlin-process-server-1".into()),
+        last_move: Some(Move {
+            from: "berlin-process-server-0".into(),
+            to: "berlin-process-server-1".into(),
+            time: jiff::Timestamp::from_microsecond(NOW - seconds * 1_000_000).unwrap(),
+            reason: "ProcessServerLost".into(),
+            message: "nothing was heard of it for 20 s".into(),
+            lost_epoch: Some(1),
+        }),
+    };
+    *report(&mut findings) =
+        v1::ServerReport { error: "another process server holds the log".into(), ..Default::default() };
+    (server, findings)
+}
+
+#[test]
+fn a_server_that_was_just_moved_is_told_of_with_the_reason_and_wakes_nobody() {
+    let (server, findings) = moved(10);
+    let told = status(&server, &findings, now());
+    assert_eq!((told.phase, told.issues.len()), (Some(ServerPhase::Protected), 0));
+    let message = message(&told, ConditionType::AgentConnected);
+    assert!(message.contains("moved from berlin-process-server-0 to berlin-process-server-1"), "{message}");
+    assert!(message.contains("nothing was heard of it"), "{message}");
+    assert_eq!(told.process_server.as_deref(), Some("berlin-process-server-1"));
+    assert_eq!(told.last_move.as_ref().and_then(|last| last.lost_epoch), Some(1));
+    // Who has the log is remembered until the new one has it.
+    assert_eq!(told.epoch, Some(1));
+}
+
+#[test]
+fn a_move_that_does_not_come_to_an_end_is_told_as_what_hinders_it() {
+    let (server, findings) = moved(61);
+    let told = status(&server, &findings, now());
+    assert_eq!(told.phase, Some(ServerPhase::Failed));
+    assert!(told.issues.iter().any(|issue| issue.message.contains("another process server holds")));
+}
+
+#[test]
+fn only_a_server_with_nothing_under_way_may_be_moved_by_choice() {
+    let mut server = server("db-1");
+    server.status = Some(status(&server, &healthy(), now()));
+    assert!(is_quiet(&server, &healthy()));
+    let restless: [(&str, fn(&mut Findings)); 6] = [
+        ("compares", |findings| {
+            report(findings).heartbeat.as_mut().unwrap().resynchronization = "TrackingLost".into();
+        }),
+        ("copies", |findings| report(findings).complete = false),
+        ("not connected", |findings| report(findings).connected = false),
+        ("its log is closed by a failover", |findings| report(findings).error = "closed by run-1".into()),
+        ("a run has it", |findings| {
+            findings.failover = Some(FailoverState { run: "run-1".into(), state: Default::default() });
+        }),
+        ("nobody reports it", |findings| findings.figures = None),
+    ];
+    for (what, change) in restless {
+        let mut findings = healthy();
+        change(&mut findings);
+        assert!(!is_quiet(&server, &findings), "{what}");
+    }
+    server.spec.replication = Replication::Paused;
+    assert!(!is_quiet(&server, &healthy()), "paused");
 }

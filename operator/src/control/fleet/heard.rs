@@ -1,0 +1,137 @@
+//! What was heard, and how long ago.
+
+use std::time::Duration;
+
+use lifeboat_replication::{env::Micros, wire::v1};
+use tokio::time::Instant;
+
+#[cfg(test)]
+use super::{Appliance, Identity};
+use super::{ApplianceKey, Fleet};
+
+/// A report older than this says nothing any more: process servers report every few seconds.
+const REPORT_LIFE: Duration = Duration::from_secs(20);
+
+/// All that is known of one server's replication.
+#[derive(Debug, Clone)]
+pub struct Figures {
+    pub process_server: String,
+    /// The process server's time of the report.
+    pub time: Micros,
+    /// How long ago it arrived.
+    pub age: Duration,
+    pub report: v1::ServerReport,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Heard<T> {
+    message: T,
+    at: Instant,
+    /// Since when there has been no gap.
+    since: Instant,
+}
+
+impl<T> Heard<T> {
+    fn new(message: T, before: Option<&Self>) -> Self {
+        let at = Instant::now();
+        let since = before.filter(|before| before.fresh().is_some()).map_or(at, |before| before.since);
+        Self { message, at, since }
+    }
+
+    fn fresh(&self) -> Option<&T> {
+        (self.at.elapsed() < REPORT_LIFE).then_some(&self.message)
+    }
+}
+
+impl Fleet {
+    pub(in crate::control) fn heard(&self, key: &ApplianceKey, name: &str, report: v1::Report) {
+        if let Some(known) = self.appliances().get_mut(key) {
+            known.troubles.remove(name);
+            let heard = Heard::new(report, known.reports.get(name));
+            known.reports.insert(name.to_owned(), heard);
+        }
+    }
+
+    pub(in crate::control) fn heard_applier(
+        &self,
+        key: &ApplianceKey,
+        name: &str,
+        report: v1::ApplierReport,
+    ) {
+        if let Some(known) = self.appliances().get_mut(key) {
+            known.troubles.remove(name);
+            known.applier = Some(Heard::new(report, known.applier.as_ref()));
+        }
+    }
+
+    pub(in crate::control) fn trouble(&self, key: &ApplianceKey, name: &str, why: String) {
+        if let Some(known) = self.appliances().get_mut(key) {
+            known.troubles.insert(name.to_owned(), why);
+        }
+    }
+
+    /// Why nothing is heard of a pod.
+    pub fn trouble_of(&self, key: &ApplianceKey, name: &str) -> Option<String> {
+        self.appliances().get(key)?.troubles.get(name).cloned()
+    }
+
+    /// The last report of a process server, unless it is too old.
+    pub fn report(&self, key: &ApplianceKey, process_server: &str) -> Option<v1::Report> {
+        self.appliances().get(key)?.reports.get(process_server)?.fresh().cloned()
+    }
+
+    /// How long nothing has been heard of a process server, since this operator listens to it. `None`: it does not,
+    /// and nothing can be said.
+    pub fn silence(&self, key: &ApplianceKey, process_server: &str) -> Option<Duration> {
+        let appliances = self.appliances();
+        let known = appliances.get(key)?;
+        let listening = known.listening.get(process_server)?.elapsed();
+        let heard = known.reports.get(process_server).map(|heard| heard.at.elapsed());
+        Some(heard.map_or(listening, |heard| heard.min(listening)))
+    }
+
+    /// How long a process server has reported without a gap.
+    pub fn reporting_for(&self, key: &ApplianceKey, process_server: &str) -> Option<Duration> {
+        let appliances = self.appliances();
+        let heard = appliances.get(key)?.reports.get(process_server)?;
+        heard.fresh().map(|_| heard.since.elapsed())
+    }
+
+    /// What the process server that has it reports of a server.
+    pub fn figures(&self, key: &ApplianceKey, process_server: &str, server_id: &str) -> Option<Figures> {
+        let appliances = self.appliances();
+        let heard = appliances.get(key)?.reports.get(process_server)?;
+        let report = heard.fresh()?;
+        let found = report.servers.iter().find(|server| server.server_id == server_id)?.clone();
+        Some(Figures {
+            process_server: process_server.to_owned(),
+            time: Micros(report.time_micros),
+            age: heard.at.elapsed(),
+            report: found,
+        })
+    }
+
+    pub fn applier_report(&self, key: &ApplianceKey) -> Option<v1::ApplierReport> {
+        self.appliances().get(key)?.applier.as_ref()?.fresh().cloned()
+    }
+
+    /// What the applier reports of a server.
+    pub fn applied(&self, key: &ApplianceKey, server_id: &str) -> Option<v1::AppliedServer> {
+        self.applier_report(key)?.servers.into_iter().find(|server| server.server_id == server_id)
+    }
+
+    /// For tests without process servers: listens to these from now on.
+    #[cfg(test)]
+    pub fn pretend_to_listen(&self, key: &ApplianceKey, process_servers: &[&str]) {
+        let identity = Identity { ca_pem: String::new(), certificate_pem: String::new(), key_pem: "".into() };
+        let mut known = Appliance::new(identity);
+        known.listening = process_servers.iter().map(|name| ((*name).to_owned(), Instant::now())).collect();
+        self.appliances().insert(key.clone(), known);
+    }
+
+    /// For tests without process servers.
+    #[cfg(test)]
+    pub fn pretend(&self, key: &ApplianceKey, name: &str, report: v1::Report) {
+        self.heard(key, name, report);
+    }
+}
