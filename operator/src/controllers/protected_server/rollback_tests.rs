@@ -183,7 +183,7 @@ fn an_acknowledgement_of_this_rollback_ends_it_and_one_of_another_does_not() {
 
 #[test]
 fn without_an_acknowledgement_it_stays_until_retention_had_deleted_what_was_lost() {
-    let policy = |hours| {
+    let policy = |hours: u64| {
         let mut policy = ReplicationPolicySpec::default();
         policy.recovery_points.retention = Span::from_mins(60 * hours);
         policy
