@@ -65,6 +65,8 @@ words! {
         RpoMet = "RPOMet",
         /// Server, only while true: a disk must be compared again, the reason says why.
         ResynchronizationRequired = "ResynchronizationRequired",
+        /// Server, only while true: the vault was put back to an older moment and nobody has acknowledged it.
+        VaultRolledBack = "VaultRolledBack",
         /// Run: the clean-up of what it made is finished.
         CleanedUp = "CleanedUp",
         /// Anything with a finalizer, only while it is being deleted: what it waits for.
@@ -168,6 +170,8 @@ words! {
         SpoolFull = "SpoolFull",
         /// The vault says a failover has closed this server's log.
         LogClosed = "LogClosed",
+        /// The vault does not hold any more what it had acknowledged: it was put back to an older moment.
+        VaultRolledBack = "VaultRolledBack",
         /// What is too old cannot be deleted.
         RetentionStopped = "RetentionStopped",
 

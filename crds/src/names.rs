@@ -2,6 +2,8 @@
 
 /// Set to `"true"` on an object that is being deleted: let go without clean-up.
 pub const ABANDON_ANNOTATION: &str = "lifeboat.dev/abandon";
+/// On a ProtectedServer: the id of the rollback of its vault that somebody has seen to (`status.rollback.id`).
+pub const ACKNOWLEDGE_ROLLBACK_ANNOTATION: &str = "lifeboat.dev/acknowledge-rollback";
 /// Held by kinds whose deletion needs work outside the cluster or in it.
 pub const FINALIZER: &str = "lifeboat.dev/cleanup";
 /// On every object that the operator makes: the value is [`MANAGER`].

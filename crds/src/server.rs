@@ -1,10 +1,13 @@
 //! `ProtectedServer`: a machine under protection and what becomes of it in a failover.
 
+mod history;
+
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use self::history::{LogHead, Rollback};
 use crate::{Condition, Time, appliance::Health, check::HealthCheck, refs::LocalRef, run::Consistency};
 
 /// A machine under protection.
@@ -228,7 +231,8 @@ pub struct ProtectedServerStatus {
     /// The generation of the spec that the last successful pass has seen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Ready, Enrolled, AgentConnected, InitialReplicationComplete, RPOMet; ResynchronizationRequired while true.
+    /// Ready, Enrolled, AgentConnected, InitialReplicationComplete, RPOMet; ResynchronizationRequired and
+    /// VaultRolledBack while true.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
@@ -269,6 +273,13 @@ pub struct ProtectedServerStatus {
     /// The point that `spec.requestPoint` asks for, or asked for last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub requested_point: Option<RequestedPoint>,
+    /// The newest end of its log in the vault that was seen: by it a vault that is put back to an older moment as a
+    /// whole is noticed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_seen_head: Option<LogHead>,
+    /// The vault was put back to an older moment, until somebody acknowledges it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollback: Option<Rollback>,
     /// What is wrong, each with its remedy.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["code"]))]

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use lifeboat_process_server::core::Ended;
 use lifeboat_replication::{
-    log::{LogOptions, LogWriter, Order},
+    ids::{Epoch, RecordNumber},
+    log::{Head, LogOptions, LogWriter, Order, PartName, Patience, head},
     wire::v1,
 };
 use support::{Agent, Weather, World};
@@ -350,4 +351,59 @@ async fn requests_for_points_reach_an_agent_that_connects_and_one_that_is_connec
         }
     };
     assert_eq!(requests, [request("a"), request("b")]);
+}
+
+/// Both containers put back to a copy of an earlier moment while everything runs on. What the cluster keeps is the end of
+/// the log; by it the log of today and any later one are known not to hold what was acknowledged.
+#[tokio::test(start_paused = true)]
+async fn a_store_that_was_put_back_as_a_whole_shows_by_the_end_of_the_log_that_was_reported() {
+    let world = World::new();
+    let mut process_server = world.process_server("ps-0");
+    let (mut agent, _) = process_server.welcome(None).await;
+    agent.record(1, 1).await;
+    let first = agent.durable(1).await;
+    let backup = world.stores.each_ref().map(|store| store.fork());
+    agent.record(2, 1).await;
+    let believes = agent.durable(2).await;
+    let seen = process_server.status.borrow().report.head.clone().unwrap();
+    assert_eq!((seen.number, seen.taken_number, &seen.chain), (2, 0, &believes.chain));
+    assert_eq!(seen.point_micros, process_server.status.borrow().report.last_point_micros);
+    assert!(holds(&world, &seen).await);
+
+    for (store, backup) in world.stores.iter().zip(&backup) {
+        store.restore(backup);
+    }
+    agent.record(3, 1).await;
+    let another = |status: &lifeboat_process_server::core::status::Status| {
+        status.report.head.as_ref().is_some_and(|head| head.writer != seen.writer)
+    };
+    process_server.until("taken over anew", another).await;
+    let found = process_server.status.borrow().report.head.clone().unwrap();
+    assert_eq!((found.number, found.taken_number), (1, 1), "{found:?}");
+    assert!(holds(&world, &found).await);
+    assert!(!holds(&world, &seen).await);
+    let status = process_server.status.borrow().clone();
+    assert_eq!(status.report.recoverable_until_micros, found.point_micros, "what is lost is not recoverable");
+
+    // The agent copies everything again; also when the numbers have passed what was seen, it is known to be lost.
+    let (mut agent, welcome) = process_server.welcome(Some(&believes)).await;
+    assert!(welcome.full_copy_reason.starts_with("JournalDamaged: "), "{}", welcome.full_copy_reason);
+    for number in 2..5 {
+        agent.record(number, 1).await;
+        agent.durable(number).await;
+    }
+    assert!(!holds(&world, &seen).await);
+    let before = v1::LogHead { chain: first.chain, ..seen.clone() };
+    assert_eq!(before.chain.len(), 32);
+    assert!(!holds(&world, &before).await, "a chain value stands at its own place only");
+}
+
+async fn holds(world: &World, reported: &v1::LogHead) -> bool {
+    let head = Head {
+        part: PartName { epoch: Epoch(reported.epoch), part: reported.part },
+        offset: reported.offset,
+        chain: reported.chain.as_slice().try_into().unwrap(),
+        number: RecordNumber(reported.number),
+    };
+    head::holds(&world.vault, &world.server, &head, &Patience::new(world.env.clone())).await.unwrap()
 }

@@ -3,8 +3,10 @@
 
 #[path = "../../applier/tests/support/mod.rs"]
 mod support;
+#[allow(dead_code, unreachable_pub, reason = "another test uses the rest")]
+mod tampered;
 
-use std::{os::unix::fs::MetadataExt as _, path::Path, process::Command};
+use std::{os::unix::fs::MetadataExt as _, path::Path, process::Command, sync::Arc};
 
 use lifeboat_recovery::{
     PointSelector,
@@ -13,8 +15,14 @@ use lifeboat_recovery::{
         export::{Export, Outcome},
     },
 };
-use lifeboat_replication::wire::v1::RecordKind;
+use lifeboat_replication::{
+    pins::{self, Pin},
+    store::BlobStore,
+    vault::Vault,
+    wire::v1::RecordKind,
+};
 use support::{Source, Write};
+use tampered::{Tamper, Tampered};
 
 /// Not a whole number of blocks, and one with a large hole.
 const SIZES: [u64; 2] = [(1 << 20) + 512, 64 << 20];
@@ -129,4 +137,60 @@ async fn what_is_missing_or_in_the_way_is_named() {
     std::fs::write(&to, "mine").unwrap();
     let error = open(&source, Some("1"), &to).await.unwrap_err().to_string();
     assert!(error.contains("exists already"), "{error}");
+}
+
+async fn pins_of(source: &Source) -> Vec<Pin> {
+    let standing = pins::all(&source.store, &source.server).await.unwrap();
+    standing.into_iter().map(|standing| standing.pin).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_read_is_pinned_until_the_file_is_whole_and_an_interrupted_export_keeps_its_pin() {
+    let source = source().await;
+    let dir = tempfile::tempdir().unwrap();
+    let to = dir.path().join("disk.raw");
+    let mut pieces = 0;
+    let stop = || {
+        pieces += 1;
+        pieces == 2
+    };
+    let export = open(&source, Some("2"), &to).await.unwrap();
+    assert_eq!(export.not_held(), None);
+    let pinned = pins_of(&source).await;
+    assert_eq!(pinned.len(), 1);
+    assert!(pinned[0].confirmed && pinned[0].records.is_some(), "{pinned:?}");
+    assert_eq!(export.run(|_| {}, stop).await.unwrap(), Outcome::Stopped);
+    assert_eq!(pins_of(&source).await[0].run, pinned[0].run, "the next try needs it");
+
+    let export = open(&source, Some("2"), &to).await.unwrap();
+    let again = pins_of(&source).await;
+    assert_eq!((again.len(), &again[0].run), (1, &pinned[0].run));
+    assert_eq!(export.run(|_| {}, || false).await.unwrap(), Outcome::Whole);
+    assert_eq!(pins_of(&source).await, []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_export_that_cannot_begin_leaves_no_pin() {
+    let source = source().await;
+    let dir = tempfile::tempdir().unwrap();
+    open(&source, Some("sdz"), &dir.path().join("disk.raw")).await.unwrap_err();
+    assert_eq!(pins_of(&source).await, []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_credential_that_may_only_read_is_enough_and_is_told() {
+    let source = source().await;
+    let inner: Arc<dyn BlobStore> = Arc::new(source.store.clone());
+    // Takes no writes; the blob that is missing is nobody's.
+    let how = Tamper::Missing;
+    let store: Arc<dyn BlobStore> =
+        Arc::new(Tampered { store: inner, name: "nothing".to_owned(), snapshot: None, how });
+    let vault = Vault { store, ..source.vault.clone() };
+    let dir = tempfile::tempdir().unwrap();
+    let to = dir.path().join("disk.raw");
+    let selector = PointSelector::Latest;
+    let export = Export::open(&vault, &source.server, &source.env, selector, Some("1"), &to).await.unwrap();
+    assert!(export.not_held().unwrap().contains("may not write pins"), "{:?}", export.not_held());
+    assert_eq!(export.run(|_| {}, || false).await.unwrap(), Outcome::Whole);
+    assert!(std::fs::read(&to).unwrap() == source.points[&2][&1][..SIZES[0] as usize]);
 }

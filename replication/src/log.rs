@@ -21,6 +21,7 @@
 
 pub mod decide;
 pub mod frame;
+pub mod head;
 pub mod part;
 mod reader;
 mod retry;
@@ -28,6 +29,7 @@ pub mod state;
 mod takeover;
 mod writer;
 
+pub use head::Head;
 pub use part::PartName;
 pub use reader::{Entry, LogReader, ReadError, history};
 pub use retry::Patience;

@@ -45,6 +45,29 @@ impl BlobStore {
         Ok(())
     }
 
+    /// Takes a copy of everything in it, as a backup of the account would be. It is stopped meanwhile.
+    pub fn back_up(&self) -> Result<(), SetupError> {
+        self.stop()?;
+        self.copy("data", "backup")?;
+        self.resume()
+    }
+
+    /// Puts everything back to the copy, as a restore of the account does. It is stopped meanwhile.
+    pub fn restore(&self) -> Result<(), SetupError> {
+        self.stop()?;
+        self.copy("backup", "data")?;
+        self.resume()
+    }
+
+    fn copy(&self, from: &str, to: &str) -> Result<(), SetupError> {
+        let mut remove = Command::new("rm");
+        remove.arg("-rf").arg(self.dir.join(to));
+        output_of(remove)?;
+        let mut copy = Command::new("cp");
+        copy.arg("-a").arg(self.dir.join(from)).arg(self.dir.join(to));
+        output_of(copy).map(drop)
+    }
+
     fn up(dir: PathBuf) -> Result<Self, SetupError> {
         let mut up = Command::new(dev("storage/azurite-test-up"));
         up.arg(&dir).env("LIFEBOAT_OWNER_PID", std::process::id().to_string());

@@ -32,7 +32,7 @@ use lifeboat_replication::{
     env::Env,
     ids::ServerId,
     keys::DataKeys,
-    log::{LogOptions, LogWriter, Order},
+    log::{Head, LogOptions, LogWriter, Order},
     store::azure::{AzureOptions, AzureStore, Credential},
     vault::{self, Vault},
     wire::v1::{self, log_record::Body},
@@ -133,7 +133,35 @@ impl World {
         self.runtime.block_on(self.write_point(&id.parse().unwrap()));
     }
 
-    async fn write_point(&self, id: &ServerId) {
+    fn id_of(&self, server: &str) -> ServerId {
+        let server = self.runtime.block_on(self.api::<ProtectedServer>().get(server)).unwrap();
+        server.status.unwrap().id.unwrap().parse().unwrap()
+    }
+
+    /// Keeps the end of a log in the server's status, as an operator does that hears of it.
+    fn seen(&self, server: &str, head: &Value) {
+        let patch = Patch::Merge(json!({"status": {"lastSeenHead": head}}));
+        let api = self.api::<ProtectedServer>();
+        self.runtime.block_on(api.patch_status(server, &PatchParams::default(), &patch)).unwrap();
+    }
+
+    fn start_run(&self, name: &str, point: &Value) {
+        let spec = json!({"serverRef": {"name": "db-1"}, "requestedBy": {"username": "alice"}, "type": "Test", "recoveryPoint": point});
+        self.apply(&object("FailoverRun", name, spec));
+    }
+
+    /// What the run waits for before it starts.
+    #[track_caller]
+    fn hindrance(&self, run: &str) -> String {
+        eventually("the run says what is in its way", || {
+            let run = self.run(run);
+            (phase(&run) == RunPhase::Validating).then(|| run.status?.waiting_for).flatten()
+        })
+    }
+
+    /// Adds a point to the log, and returns the end of the log as a process server would report it and the operator keep
+    /// it.
+    async fn write_point(&self, id: &ServerId) -> Value {
         let env = Env::system();
         let vault = self.vault().await;
         let mut log = LogWriter::take_over(&vault, id, "test", &env, Order::WhenFree, LogOptions::default())
@@ -147,17 +175,26 @@ impl World {
             left_out: false,
         };
         log.append(Body::Disks(v1::Disks { disks: vec![disk] })).await.unwrap();
+        let number = log.state().last_number.next().0;
         let record = v1::Data {
-            first_number: 1,
-            number: 1,
+            first_number: number,
+            number,
             kind: v1::RecordKind::Exact.into(),
             consistency: v1::Consistency::CrashConsistent.into(),
             t0_micros: env.wall.now().0,
             complete: true,
             ..v1::Data::default()
         };
+        let t0 = jiff::Timestamp::from_microsecond(record.t0_micros).unwrap();
         log.append(Body::Data(record)).await.unwrap();
+        let Head { part, offset, chain, number } = Head::of(log.state());
+        let chain: String = chain.iter().map(|byte| format!("{byte:02x}")).collect();
+        let head = json!({
+            "epoch": part.epoch.0, "part": part.part, "offset": offset, "chain": chain, "record": number.0,
+            "pointTime": t0, "writer": log.id(), "observedAt": t0,
+        });
         log.release().await;
+        head
     }
 
     async fn vault(&self) -> Vault {
@@ -451,4 +488,55 @@ fn a_run_that_cannot_start_says_why_and_starts_by_itself_when_it_is_mended() {
         (phase(&run) == RunPhase::Pending).then(|| run.status.and_then(|status| status.waiting_for)).flatten()
     });
     assert_eq!(why, "run erp-1 has server db-1 and is Running");
+}
+
+/// The storage account is restored from a copy, and nothing of the appliance is left that could have noticed.
+#[test]
+fn a_run_takes_no_older_point_for_the_latest_one_after_the_vault_was_put_back() {
+    let world = World::new("rollback");
+    world.protected_server("db-1");
+    let id = world.id_of("db-1");
+    let first = world.runtime.block_on(world.write_point(&id));
+    world.store.back_up().unwrap();
+    let seen = world.runtime.block_on(world.write_point(&id));
+    world.seen("db-1", &seen);
+    world.store.restore().unwrap();
+
+    let _life = world.operator();
+    world.start_run("latest", &json!({"kind": "Latest"}));
+    let why = world.hindrance("latest");
+    let first_time = first["pointTime"].as_str().unwrap();
+    for text in [
+        "server db-1: the vault was put back to an older moment".to_owned(),
+        format!("it had a point of {} (up to record 3)", seen["pointTime"].as_str().unwrap()),
+        format!("holds now is {first_time} (record 2)"),
+        format!("recoveryPoint {{kind: At, time: \"{first_time}\"}}"),
+    ] {
+        assert!(why.contains(&text), "{text} is missing in {why}");
+    }
+
+    // Replication goes on from what is there: a newer point is the latest one, and nothing is silent about it.
+    world.runtime.block_on(world.write_point(&id));
+    eventually("the run starts", || (phase(&world.run("latest")) == RunPhase::Running).then_some(()));
+    let chosen = world.run("latest").status.unwrap().servers[0].recovery_point.clone().unwrap();
+    assert_eq!(chosen.record, 3);
+    assert!(chosen.time > seen["pointTime"].as_str().unwrap().parse().unwrap());
+}
+
+#[test]
+fn an_older_point_is_taken_when_its_instant_is_named() {
+    let world = World::new("accepted");
+    world.protected_server("db-1");
+    let id = world.id_of("db-1");
+    let first = world.runtime.block_on(world.write_point(&id));
+    world.store.back_up().unwrap();
+    let seen = world.runtime.block_on(world.write_point(&id));
+    world.seen("db-1", &seen);
+    world.store.restore().unwrap();
+    let _life = world.operator();
+    world.start_run("later", &json!({"kind": "At", "time": seen["pointTime"]}));
+    let why = world.hindrance("later");
+    assert!(why.contains("put back to an older moment"), "{why}");
+    world.start_run("exact", &json!({"kind": "At", "time": first["pointTime"]}));
+    eventually("the run starts", || (phase(&world.run("exact")) == RunPhase::Running).then_some(()));
 }

@@ -15,7 +15,7 @@ use lifeboat_replication::{
     keys::DataKeys,
     log::{LogOptions, LogWriter, Order},
     segment::{self, ExtentData},
-    store::{BlobStore, PutCondition, model::ModelStore},
+    store::{PutCondition, model::ModelStore},
     vault::{Vault, layout},
     wire::v1::{self, RecordKind, log_record::Body},
 };
@@ -32,8 +32,9 @@ pub struct Write {
 /// Disks by slot, padded to whole blocks.
 pub type Images = BTreeMap<u32, Vec<u8>>;
 
-pub struct Source {
-    pub store: ModelStore,
+/// `S`: where the vault stands.
+pub struct Source<S = ModelStore> {
+    pub store: S,
     pub vault: Vault,
     pub server: ServerId,
     pub env: Env,
@@ -53,7 +54,7 @@ pub fn disk_id(slot: u32) -> String {
 }
 
 impl Source {
-    /// A vault with one server whose disks (slots from 1) have these sizes.
+    /// A vault in memory with one server whose disks (slots from 1) have these sizes.
     pub async fn new(sizes: &[u64]) -> Self {
         let env = Env::system();
         let store = ModelStore::new();
@@ -64,7 +65,15 @@ impl Source {
             keys,
             id: "test".to_owned(),
         };
-        let server: ServerId = "6d3f9a52-7c1e-4b6a-9d0e-0123456789ab".parse().unwrap();
+        let server = "6d3f9a52-7c1e-4b6a-9d0e-0123456789ab".parse().unwrap();
+        Self::of(store, vault, server, sizes).await
+    }
+}
+
+impl<S> Source<S> {
+    /// A server of a vault that stands in `store`.
+    pub async fn of(store: S, vault: Vault, server: ServerId, sizes: &[u64]) -> Self {
+        let env = Env::system();
         let log = take(&vault, &server, &env, Order::WhenFree).await;
         let images =
             (1..).zip(sizes).map(|(slot, size)| (slot, vec![0; size.next_multiple_of(BLOCK_BYTES) as usize]));
@@ -165,7 +174,7 @@ impl Source {
     pub async fn seed(&self, slot: u32, snapshot: Option<&str>) -> Vec<u8> {
         let name = layout::seed_disk(&self.server, &disk_id(slot));
         let snapshot = snapshot.map(|snapshot| lifeboat_replication::store::SnapshotId(snapshot.to_owned()));
-        let whole = self.store.get(&name, snapshot.as_ref(), None).await.unwrap();
+        let whole = self.vault.store.get(&name, snapshot.as_ref(), None).await.unwrap();
         assert_eq!(&whole[whole.len() - 512..][..8], b"conectix", "the footer is missing");
         whole[..whole.len() - 512].to_vec()
     }

@@ -71,6 +71,12 @@ impl Export {
             text::bytes(disk.size_bytes),
             self.to.display()
         );
+        if let Some(why) = export.not_held() {
+            eprintln!(
+                "note: {why}, so retention may delete a point at its end meanwhile; if that happens, take a younger one"
+            );
+        }
+        let pinned = export.not_held().is_none();
         let stopped = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&stopped);
         let mut terminate = signal(SignalKind::terminate()).map_err(VaultError::Signals)?;
@@ -93,7 +99,8 @@ impl Export {
                 Ok(ExitCode::SUCCESS)
             }
             export::Outcome::Stopped => {
-                eprintln!("stopped: the same command goes on from here");
+                let kept = if pinned { ", its point is kept for another hour" } else { "" };
+                eprintln!("stopped: the same command goes on from here{kept}");
                 Ok(ExitCode::from(130))
             }
         }

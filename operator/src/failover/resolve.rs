@@ -27,6 +27,17 @@ pub struct ServerFacts {
     pub points: Result<Vec<ResolvedPoint>, String>,
     /// T0 of the newest snapshot of the seed disks.
     pub latest_processed: Option<Time>,
+    /// The vault was put back to an older moment, and nobody has acknowledged it.
+    pub lost: Option<Lost>,
+}
+
+/// What a vault that was put back does not hold any more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lost {
+    /// The last record that was seen.
+    pub record: u64,
+    /// The newest point that was seen.
+    pub point_time: Time,
 }
 
 /// What is heard of a server while its point of the run's own moment may be on its way.
@@ -104,8 +115,13 @@ fn resolve_server(
     })?;
     let points = facts.points.as_ref().map_err(|why| format!("server {name}: {why}"))?;
     let choice = choice(spec, name);
-    let point =
-        choose(choice, points, facts.latest_processed).ok_or_else(|| no_point(name, choice, points))?;
+    let point = choose(choice, points, facts.latest_processed);
+    if let Some(lost) = &facts.lost
+        && let Some(refused) = silently_older(name, choice, point, points, lost)
+    {
+        return Err(refused);
+    }
+    let point = point.ok_or_else(|| no_point(name, choice, points))?;
     Ok(ResolvedServer {
         name: name.to_owned(),
         id: facts.id.clone(),
@@ -137,6 +153,41 @@ fn choose<'a>(
         RecoveryPointKind::LatestProcessed => latest_until(processed?),
         RecoveryPointKind::At => latest_until(choice.time?),
     }
+}
+
+/// Why the chosen point must not be taken without asking: it is from before what the vault has lost, and a better one may
+/// have been lost. Whoever names the instant itself knows what he gets.
+fn silently_older(
+    name: &str,
+    choice: &RecoveryPointChoice,
+    point: Option<&ResolvedPoint>,
+    points: &[ResolvedPoint],
+    lost: &Lost,
+) -> Option<String> {
+    let Lost { record, point_time } = lost;
+    let had = format!(
+        "server {name}: the vault was put back to an older moment: it had a point of {point_time} (up to record {record})"
+    );
+    let before = points.iter().filter(|point| point.time <= *point_time).max_by_key(|point| point.time);
+    let wait = "wait until replication has made a newer point, or have the store's newer state restored";
+    let Some(before) = before else {
+        // What there is, if anything, was made since.
+        return point.is_none().then(|| format!("{had}, and holds none of that time any more: {wait}"));
+    };
+    let limit = match choice.kind {
+        RecoveryPointKind::At => choice.time.unwrap_or(Time::MAX),
+        _ => Time::MAX,
+    };
+    // Without one the run is refused anyway.
+    let taken = point?;
+    if before.time == *point_time || taken.time > before.time || limit <= before.time {
+        return None;
+    }
+    Some(format!(
+        "{had}, and the newest of that time that it holds now is {} (record {}). This run would take {} (record {}): {wait}; \
+         to accept it, start another run with recoveryPoint {{kind: At, time: \"{}\"}}",
+        before.time, before.record, taken.time, taken.record, taken.time
+    ))
 }
 
 fn no_point(name: &str, choice: &RecoveryPointChoice, points: &[ResolvedPoint]) -> String {

@@ -125,7 +125,7 @@ impl Tick<'_> {
             }
             Some(Resolution::Problems(problems)) => {
                 self.status.phase = Some(RunPhase::Validating);
-                self.status.waiting_for = Some(problems.join("; "));
+                self.status.waiting_for = Some(super::report::bounded(&problems.join("; ")));
             }
             Some(Resolution::Awaiting(servers)) => {
                 // Nothing that is watched changes when the point comes.

@@ -180,7 +180,7 @@ impl Commit {
         let stored = data.segments.iter().map(|segment| segment.length).sum();
         let committed = self.log.append(Body::Data(data.clone())).await?;
         self.status.sent(inline);
-        self.status.durable(&data, stored);
+        self.status.durable(&data, stored, self.log.state());
         recent.insert(committed.number.0, committed.chain);
         while recent.len() > RECENT {
             recent.pop_first();

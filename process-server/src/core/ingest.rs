@@ -176,7 +176,7 @@ impl Ingest {
             Ok(log) => {
                 let state = log.state();
                 tracing::info!(server = %self.server, epoch = %state.epoch, last_number = %state.last_number, "log taken over");
-                self.status.log_taken(state);
+                self.status.log_taken(state, log.id());
                 return Some(log);
             }
             Err(error) => error,

@@ -52,7 +52,8 @@ impl StatusSender {
         });
     }
 
-    pub(super) fn log_taken(&self, log: &LogState) {
+    /// `writer` names this run of it.
+    pub(super) fn log_taken(&self, log: &LogState, writer: &str) {
         self.0.send_modify(|status| {
             status.holds_log = true;
             status.takeovers += 1;
@@ -62,9 +63,20 @@ impl StatusSender {
             status.report.epoch = log.epoch.0;
             status.report.last_number = log.last_number.0;
             status.report.complete = log.complete;
+            // What was known of another history of the log must not be taken for this one's.
+            status.report.last_point_micros = 0;
+            status.report.recoverable_until_micros = 0;
+            status.report.last_app_point_micros = 0;
             if log.complete {
                 status.point_at(log.last_t0);
             }
+            status.report.head = Some(v1::LogHead {
+                writer: writer.to_owned(),
+                taken_number: log.last_number.0,
+                taken_point_micros: status.report.last_point_micros,
+                ..v1::LogHead::default()
+            });
+            status.head_at(log);
         });
     }
 
@@ -73,6 +85,7 @@ impl StatusSender {
         self.0.send_modify(|status| {
             status.holds_log = false;
             status.report.connected = false;
+            status.report.head = None;
             status.waiting_for_room = false;
             status.report.error = error;
         });
@@ -146,7 +159,8 @@ impl StatusSender {
         self.0.send_modify(|status| status.report.sent_bytes += bytes);
     }
 
-    pub(super) fn durable(&self, data: &v1::Data, stored_bytes: u64) {
+    /// `log`: with the record as its last one.
+    pub(super) fn durable(&self, data: &v1::Data, stored_bytes: u64, log: &LogState) {
         self.0.send_modify(|status| {
             status.report.last_number = data.number;
             status.report.records += 1;
@@ -164,6 +178,7 @@ impl StatusSender {
                 }
                 _ => {}
             }
+            status.head_at(log);
         });
     }
 }
@@ -181,6 +196,18 @@ impl Status {
         ];
         let first = troubles.into_iter().find(|trouble| !trouble.is_empty()).unwrap_or_default();
         self.report.error = first.to_owned();
+    }
+
+    fn head_at(&mut self, log: &LogState) {
+        let point_micros = self.report.last_point_micros;
+        if let Some(head) = &mut self.report.head {
+            head.epoch = log.epoch.0;
+            head.part = log.part;
+            head.offset = log.offset;
+            head.chain = log.chain.to_vec();
+            head.number = log.last_number.0;
+            head.point_micros = point_micros;
+        }
     }
 
     fn point_at(&mut self, t0: Micros) {

@@ -227,6 +227,8 @@ pub struct World {
     pub vault: Vault,
     pub server: ServerId,
     pub weather: watch::Sender<Weather>,
+    /// What the vault and its cache storage hold, past the weather.
+    pub stores: [ModelStore; 2],
 }
 
 impl World {
@@ -238,13 +240,14 @@ impl World {
         let (weather, now) = watch::channel(Weather::Fair);
         let store = |inner| Arc::new(Faulty { inner, weather: now.clone(), calls: AtomicU64::new(0) });
         let keys = Arc::new(DataKeys::generate(&*env.entropy));
+        let stores = [ModelStore::new(), ModelStore::new()];
         let vault = Vault {
-            store: store(ModelStore::new()),
-            cache: store(ModelStore::new()),
+            store: store(stores[0].clone()),
+            cache: store(stores[1].clone()),
             keys,
             id: "test".into(),
         };
-        Self { env, vault, server: ServerId::from_random([3; 16]), weather }
+        Self { env, vault, server: ServerId::from_random([3; 16]), weather, stores }
     }
 
     pub fn set(&self, weather: Weather) {

@@ -4,8 +4,13 @@
 //! data. So an export that was interrupted, killed or cut off from the store is started again with the same command
 //! and goes on where it was, with the same point. The file gets its name when it is whole and durable.
 //!
+//! What it reads is pinned meanwhile, so that retention cannot take it away, if the credential may write; an export that
+//! was interrupted leaves its pin, which expires by itself, and takes it over when it goes on.
+//!
 //! Segments are verified as they are read (checksum, authentication); snapshots by their sequence number only, since
 //! pages carry no checksum: `verify --deep` proves those against the journal.
+
+mod note;
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -17,14 +22,20 @@ use std::{
 };
 
 use futures::{StreamExt as _, stream};
-use lifeboat_replication::{blocks::BLOCK_BYTES, env::Env, ids::ServerId, log::LogDisk, vault::Vault, vhd};
+use lifeboat_replication::{
+    blocks::BLOCK_BYTES, env::Env, ids::ServerId, log::LogDisk, pins::PinError, store::Refusal, vault::Vault,
+    vhd,
+};
 use roaring::RoaringBitmap;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
+use self::note::{Note, noted, partial, read_note, save};
 use super::content::runs;
 use crate::{
+    hold::{HELD_FOR, Hold},
     index::{BlockIndex, IndexError, IndexOptions},
+    scan::{self, Found, ScanError},
     select::PointSelector,
 };
 
@@ -70,20 +81,6 @@ pub enum ExportError {
     Index(#[from] IndexError),
 }
 
-/// What is noted beside a file that is not whole yet.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Note {
-    vault: String,
-    server: String,
-    point: u64,
-    epoch: u32,
-    disk: String,
-    format: Format,
-    /// Everything before this block is durable.
-    next_block: u32,
-}
-
 /// How far an export is, in bytes that hold something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
@@ -110,10 +107,12 @@ pub struct Export {
     to: PathBuf,
     note: Note,
     blocks: RoaringBitmap,
+    /// Or why what is read is not pinned.
+    hold: Result<Hold, String>,
 }
 
 impl Export {
-    /// Opens the point and what an earlier try has left. `disk`: slot, id or path; not needed if there is only one.
+    /// Opens and pins the point and what an earlier try has left. `disk`: slot, id or path; not needed if there is only one.
     ///
     /// # Errors
     /// When there is no such point or disk, or the file belongs to something else.
@@ -139,31 +138,37 @@ impl Export {
             (Some(note), PointSelector::Latest) => PointSelector::Number(note.point),
             (_, selector) => selector,
         };
-        let options = IndexOptions::default();
-        let index = BlockIndex::open(vault, server, env, selector, &options).await?;
-        let disk = choose(&index, disk)?;
-        let mut note = Note {
+        let known = begun.as_ref().filter(|note| note.server == server.as_str() && !note.pin.is_empty());
+        let known = known.map(|note| note.pin.clone());
+        let pin = known.clone().unwrap_or_else(|| format!("export-{}", env.entropy.uuid()));
+        let (found, hold) = pinned(vault, server, env, selector, &pin).await.map_err(IndexError::from)?;
+        let note = Note {
             vault: vault.id.clone(),
             server: server.to_string(),
-            point: index.point().number,
-            epoch: index.point().epoch.0,
-            disk: disk.id.clone(),
+            point: found.number,
+            epoch: found.epoch.0,
+            disk: String::new(),
             format,
             next_block: 0,
+            pin,
         };
-        if let Some(begun) = begun {
-            note.next_block = begun.next_block;
-            if note != begun {
-                return Err(ExportError::OtherExport {
-                    note: noted(to),
-                    partial: partial(to),
-                    found: format!("point {}, disk {} of server {}", begun.point, begun.disk, begun.server),
-                });
+        match Opened::new(vault, server, env, found, (disk, to), (note, begun)).await {
+            Ok(Opened { index, disk, note, blocks }) => {
+                Ok(Self { index, disk, server: server.clone(), to: to.to_owned(), note, blocks, hold })
+            }
+            Err(error) => {
+                // One that was there before is needed by the export that is to go on.
+                if let (Ok(hold), None) = (hold, known) {
+                    hold.release().await;
+                }
+                Err(error)
             }
         }
-        let mut blocks = index.used_blocks(disk.slot).await?;
-        blocks.remove_range(u32::try_from(disk.size_bytes.div_ceil(BLOCK_BYTES)).unwrap_or(u32::MAX)..);
-        Ok(Self { index, disk, server: server.clone(), to: to.to_owned(), note, blocks })
+    }
+
+    /// Why retention may take away what is read; `None`: it is pinned.
+    pub fn not_held(&self) -> Option<&str> {
+        self.hold.as_ref().err().map(String::as_str)
     }
 
     pub fn point(&self) -> &crate::scan::Found {
@@ -174,11 +179,30 @@ impl Export {
         &self.disk
     }
 
-    /// Writes it; looks after each piece whether `stop` says so.
+    /// Writes it; looks after each piece whether `stop` says so. The pin goes when the file is whole; else it stays for
+    /// the next try until it expires.
     ///
     /// # Errors
     /// When the vault cannot be read or the file cannot be written; what was written stays for the next try.
     pub async fn run(
+        mut self,
+        progress: impl FnMut(Progress),
+        stop: impl FnMut() -> bool,
+    ) -> Result<Outcome, ExportError> {
+        let hold = std::mem::replace(&mut self.hold, Err(String::new()));
+        let Ok(hold) = hold else { return self.write(progress, stop).await };
+        let outcome = tokio::select! {
+            biased;
+            outcome = self.write(progress, stop) => outcome,
+            () = hold.keep() => Ok(Outcome::Stopped),
+        };
+        if matches!(outcome, Ok(Outcome::Whole)) {
+            hold.release().await;
+        }
+        outcome
+    }
+
+    async fn write(
         mut self,
         mut progress: impl FnMut(Progress),
         mut stop: impl FnMut() -> bool,
@@ -287,6 +311,60 @@ impl Export {
     }
 }
 
+/// Finds the point and pins it, or says why it cannot be pinned: a credential that may only read is enough to export.
+async fn pinned(
+    vault: &Vault,
+    server: &ServerId,
+    env: &Env,
+    selector: PointSelector,
+    pin: &str,
+) -> Result<(Found, Result<Hold, String>), ScanError> {
+    match Hold::take(vault, server, env, selector, pin, HELD_FOR).await {
+        Ok((found, hold)) => Ok((found, Ok(hold))),
+        Err(ScanError::Pins(PinError::Store(error))) if error.is(Refusal::Denied) => {
+            let found = scan::find(vault, server, env, selector).await?;
+            Ok((found, Err("the credential may not write pins into the vault".to_owned())))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// A point whose disk is chosen, and what an earlier try has left of it.
+struct Opened {
+    index: Arc<BlockIndex>,
+    disk: LogDisk,
+    note: Note,
+    blocks: RoaringBitmap,
+}
+
+impl Opened {
+    async fn new(
+        vault: &Vault,
+        server: &ServerId,
+        env: &Env,
+        found: Found,
+        (disk, to): (Option<&str>, &Path),
+        (mut note, begun): (Note, Option<Note>),
+    ) -> Result<Self, ExportError> {
+        let index = BlockIndex::of(vault, server, env, found, &IndexOptions::default()).await?;
+        let disk = choose(&index, disk)?;
+        note.disk.clone_from(&disk.id);
+        if let Some(begun) = begun {
+            note.next_block = begun.next_block;
+            if note != (Note { pin: note.pin.clone(), ..begun.clone() }) {
+                return Err(ExportError::OtherExport {
+                    note: noted(to),
+                    partial: partial(to),
+                    found: format!("point {}, disk {} of server {}", begun.point, begun.disk, begun.server),
+                });
+            }
+        }
+        let mut blocks = index.used_blocks(disk.slot).await?;
+        blocks.remove_range(u32::try_from(disk.size_bytes.div_ceil(BLOCK_BYTES)).unwrap_or(u32::MAX)..);
+        Ok(Self { index, disk, note, blocks })
+    }
+}
+
 fn choose(index: &BlockIndex, wanted: Option<&str>) -> Result<LogDisk, ExportError> {
     let disks: Vec<&LogDisk> = index.disks().collect();
     let list = || {
@@ -304,47 +382,4 @@ fn choose(index: &BlockIndex, wanted: Option<&str>) -> Result<LogDisk, ExportErr
         Some(disk) => Ok((*disk).clone()),
         None => Err(ExportError::NoDisk { wanted: wanted.to_owned(), disks: list() }),
     }
-}
-
-fn with_suffix(to: &Path, suffix: &str) -> PathBuf {
-    let mut name = to.as_os_str().to_owned();
-    name.push(suffix);
-    name.into()
-}
-
-fn partial(to: &Path) -> PathBuf {
-    with_suffix(to, ".partial")
-}
-
-fn noted(to: &Path) -> PathBuf {
-    with_suffix(to, ".partial.json")
-}
-
-/// `None`: there is nothing to go on with.
-fn read_note(to: &Path) -> Result<Option<Note>, ExportError> {
-    let path = noted(to);
-    let content = match fs::read(&path) {
-        Ok(content) => content,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(ExportError::File { path, source }),
-    };
-    let note = serde_json::from_slice(&content).map_err(|_| ExportError::OtherExport {
-        note: path,
-        partial: partial(to),
-        found: "it cannot be read".to_owned(),
-    })?;
-    Ok(Some(note).filter(|_| partial(to).exists()))
-}
-
-/// What stands in the file becomes durable before the note says so.
-fn save(to: &Path, file: &File, note: &Note) -> Result<(), ExportError> {
-    let path = noted(to);
-    let new = with_suffix(to, ".partial.json.new");
-    let write = || {
-        file.sync_data()?;
-        fs::write(&new, serde_json::to_vec(note).map_err(io::Error::other)?)?;
-        File::open(&new)?.sync_all()?;
-        fs::rename(&new, &path)
-    };
-    write().map_err(|source| ExportError::File { path: path.clone(), source })
 }

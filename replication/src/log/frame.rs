@@ -26,7 +26,7 @@ pub type Chain = [u8; 32];
 pub const CHAIN_START: Chain = [0; 32];
 
 const LENGTH_BYTES: usize = 4;
-const CHAIN_BYTES: usize = 32;
+pub(super) const CHAIN_BYTES: usize = 32;
 
 /// Bytes of a record, at most, so that a frame fits one append of 4 MiB with room for a second small frame.
 pub const MAX_RECORD_BYTES: usize = (4 << 20) - 4096;

@@ -79,6 +79,11 @@ impl LogWriter {
         &self.state
     }
 
+    /// Of this run of the writer: another one has another, also when it has the same name.
+    pub fn id(&self) -> &str {
+        &self.who
+    }
+
     /// Follows what hinders the store at the moment, also while an `append` waits for it.
     pub fn trouble(&self) -> watch::Receiver<Option<String>> {
         self.trouble.subscribe()

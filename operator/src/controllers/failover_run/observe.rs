@@ -156,7 +156,7 @@ async fn facts(
 ) -> BTreeMap<String, ServerFacts> {
     let mut all = BTreeMap::new();
     for (name, server) in servers {
-        let (points, latest_processed) = points::of(server, context).await;
+        let points::Points { points, latest_processed, lost } = points::of(server, context).await;
         let facts = ServerFacts {
             id: server.status.as_ref().and_then(|status| status.id.clone()).unwrap_or_default(),
             appliance: server.spec.appliance_ref.name.clone(),
@@ -164,6 +164,7 @@ async fn facts(
             health_check: server.spec.health_check.clone(),
             points,
             latest_processed,
+            lost,
         };
         all.insert(name.clone(), facts);
     }

@@ -11,35 +11,71 @@ use lifeboat_replication::{
     errors::chain,
     ids::ServerId,
     recoverable::{self, Recoverable},
+    vault::Vault,
 };
 
-use crate::{control::ApplianceKey, controllers::vaults, runtime::Context};
+use crate::{
+    control::ApplianceKey,
+    controllers::{protected_server::rollback, vaults},
+    failover::resolve::Lost,
+    runtime::Context,
+};
 
-/// All points in order, and T0 of the newest snapshot of the seed disks.
-pub(super) async fn of(
-    server: &ProtectedServer,
-    context: &Context,
-) -> (Result<Vec<ResolvedPoint>, String>, Option<Time>) {
+/// What the vault says of a server.
+pub(super) struct Points {
+    /// All points in order, or why the vault did not tell them.
+    pub points: Result<Vec<ResolvedPoint>, String>,
+    /// T0 of the newest snapshot of the seed disks.
+    pub latest_processed: Option<Time>,
+    /// What it does not hold any more of what was seen in it.
+    pub lost: Option<Lost>,
+}
+
+pub(super) async fn of(server: &ProtectedServer, context: &Context) -> Points {
     let namespace = server.namespace().unwrap_or_default();
     let appliance = &server.spec.appliance_ref.name;
     let Some(id) = server.status.as_ref().and_then(|status| status.id.clone()) else {
-        return (Err("it has no identity in the vault yet: see its conditions".to_owned()), None);
+        let points = Err("it has no identity in the vault yet: see its conditions".to_owned());
+        return Points { points, latest_processed: None, lost: None };
     };
     let key = ApplianceKey { namespace: namespace.clone(), name: appliance.clone() };
     let processed = context
         .fleet
         .applied(&key, &id)
         .and_then(|applied| applied.points.iter().map(|point| point.t0_micros).max());
-    let processed = processed.and_then(|micros| Time::from_microsecond(micros).ok());
-    let points = match (vaults::of(&namespace, appliance, context).await, id.parse::<ServerId>()) {
-        (Ok(vault), Ok(id)) => recoverable::points(&vault, &id, &context.env)
-            .await
-            .map(|points| points.into_iter().filter_map(resolved).collect())
-            .map_err(|error| chain(&error)),
+    let latest_processed = processed.and_then(|micros| Time::from_microsecond(micros).ok());
+    let read = match (vaults::of(&namespace, appliance, context).await, id.parse::<ServerId>()) {
+        (Ok(vault), Ok(id)) => read(server, &vault, &id, context).await,
         (Err(failure), _) => Err(failure.message),
         (_, Err(invalid)) => Err(invalid.to_string()),
     };
-    (points, processed)
+    match read {
+        Ok((points, lost)) => Points { points: Ok(points), latest_processed, lost },
+        Err(why) => Points { points: Err(why), latest_processed, lost: None },
+    }
+}
+
+/// Points, and what is lost: told by the status, or noticed here, since no process server may be left to notice it.
+async fn read(
+    server: &ProtectedServer,
+    vault: &Vault,
+    id: &ServerId,
+    context: &Context,
+) -> Result<(Vec<ResolvedPoint>, Option<Lost>), String> {
+    let points = recoverable::points(vault, id, &context.env).await.map_err(|error| chain(&error))?;
+    let told = rollback::unacknowledged(server).and_then(|rollback| {
+        Some(Lost { record: rollback.lost_record, point_time: rollback.lost_point_time? })
+    });
+    let noticed = match server.status.as_ref().and_then(|status| status.last_seen_head.as_ref()) {
+        Some(seen) => {
+            let holds = rollback::holds(vault, id, seen, &context.env).await;
+            let lost = !holds.map_err(|error| chain(&error))?;
+            seen.point_time.filter(|_| lost).map(|point_time| Lost { record: seen.record, point_time })
+        }
+        None => None,
+    };
+    let lost = told.into_iter().chain(noticed).max_by_key(|lost| lost.point_time);
+    Ok((points.into_iter().filter_map(resolved).collect(), lost))
 }
 
 fn resolved(point: Recoverable) -> Option<ResolvedPoint> {

@@ -157,6 +157,11 @@ pub fn is_significant(before: Option<&ProtectedServerStatus>, after: &ProtectedS
         if let Some(agent) = status.agent.as_mut() {
             (agent.last_seen, agent.freezes, agent.worst_freeze_millis) = (None, None, None);
         }
+        // Who writes the log is worth a write at once, how far it is not.
+        if let Some(head) = status.last_seen_head.as_mut() {
+            (head.epoch, head.part, head.offset, head.record) = (0, 0, 0, 0);
+            (head.chain, head.point_time, head.observed_at) = (String::new(), None, Time::UNIX_EPOCH);
+        }
         for disk in &mut status.disks {
             (disk.replicated_bytes, disk.bytes_per_second, disk.estimated_completion, disk.dirty_bytes) =
                 (None, None, None, None);

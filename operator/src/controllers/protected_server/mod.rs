@@ -10,6 +10,9 @@ mod placement;
 mod places;
 mod request;
 mod retention;
+pub mod rollback;
+#[cfg(test)]
+mod rollback_tests;
 pub mod status;
 #[cfg(test)]
 mod status_tests;
@@ -38,7 +41,11 @@ pub use self::{
     places::{Candidate, Placed, Places},
     retention::Written,
 };
-use self::{enrolment::Endpoint, status::Findings};
+use self::{
+    enrolment::Endpoint,
+    rollback::{Next, Seen},
+    status::Findings,
+};
 use super::{
     appliance::secrets,
     failover_run::holds_servers,
@@ -91,6 +98,7 @@ pub async fn reconcile(server: Arc<ProtectedServer>, context: Context) -> Result
     let significant = figures::is_significant(server.status.as_ref(), &new);
     if significant || context.budget.allows(&namespace, &name) {
         tell(&server, &new, &context).await;
+        tell_of_rollback(&server, &new, &context).await;
         write_status(&api, &name, server.status.as_ref(), &new).await?;
     }
     let asking = new.requested_point.is_some_and(|request| request.state == RequestState::Taking);
@@ -116,6 +124,7 @@ async fn pass(
         findings.figures = context.fleet.figures(key, process_server, id);
         findings.applied = context.fleet.applied(key, id);
         findings.answer = request::ask(server, key, process_server, id, context);
+        findings.seen = seen(server, findings, key, id, context).await;
     }
     let policy = context.api::<ReplicationPolicy>(&namespace).get_opt(&server.spec.policy_ref.name).await?;
     findings.policy = policy.map(|policy| policy.spec);
@@ -138,6 +147,30 @@ async fn pass(
     }
     settle(server, &appliance, key, context, findings).await?;
     keep(findings, key, context).await
+}
+
+/// What is known of the log's end after the last report; `None`: as before.
+async fn seen(
+    server: &ProtectedServer,
+    findings: &Findings,
+    key: &ApplianceKey,
+    id: &str,
+    context: &Context,
+) -> Option<Seen> {
+    let reported = findings.figures.as_ref()?.report.head.as_ref()?;
+    let status = server.status.clone().unwrap_or_default();
+    let before = Seen { head: status.last_seen_head, rollback: status.rollback };
+    let holds = match (rollback::judge(before.head.as_ref(), reported), &before.head) {
+        (Next::Keep, _) => return None,
+        (Next::Ask, Some(head)) => {
+            let id: ServerId = id.parse().ok()?;
+            // A vault that gives no answer is told of by the appliance, and asked again by the next pass.
+            let vault = vaults::of(&key.namespace, &key.name, context).await.ok()?;
+            rollback::holds(&vault, &id, head, &context.env).await.ok()?
+        }
+        (Next::Follow | Next::Ask, _) => true,
+    };
+    Some(rollback::follow(before, reported, holds, context.now()))
 }
 
 /// Tells the vault how long to keep things.
@@ -297,6 +330,28 @@ async fn tell(server: &ProtectedServer, new: &lifeboat_crds::ProtectedServerStat
             context.events.warning(server, Reason::ReferenceNotReady, "ChangePhase", &note).await
         }
         _ => context.events.normal(server, Reason::Progressing, "ChangePhase", &note).await,
+    }
+}
+
+/// Events last when the condition is gone.
+async fn tell_of_rollback(
+    server: &ProtectedServer,
+    new: &lifeboat_crds::ProtectedServerStatus,
+    context: &Context,
+) {
+    let before = server.status.as_ref().and_then(|status| status.rollback.as_ref());
+    match (before, &new.rollback) {
+        (before, Some(rollback)) if before.map(|before| &before.id) != Some(&rollback.id) => {
+            let (message, remedy) = rollback::words(server, rollback, false);
+            let note = format!("{message}; {remedy}");
+            context.events.warning(server, Reason::VaultRolledBack, "NoticeRollback", &note).await;
+        }
+        (Some(before), None) => {
+            let how = if rollback::is_acknowledged(server, before) { "acknowledged" } else { "over" };
+            let note = format!("the rollback {} of the vault is {how}", before.id);
+            context.events.normal(server, Reason::VaultRolledBack, "EndRollback", &note).await;
+        }
+        _ => {}
     }
 }
 

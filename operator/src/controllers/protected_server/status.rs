@@ -1,17 +1,22 @@
 //! A server's status from what is known of it. Pure.
 
+mod issues;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use lifeboat_crds::{
     ProtectedServer, ProtectedServerStatus, ReplicationPolicySpec, Time,
     appliance::Health,
     conditions::{self, ConditionType, Observation, Reason, met, unknown, unmet},
-    server::{FailoverState, Issue, Move, Replication, RequestState, Rpo, ServerPhase, Severity},
+    server::{FailoverState, Issue, Move, Replication, RequestState, Rollback, Rpo, ServerPhase, Severity},
 };
 use lifeboat_replication::{env::Micros, resync::Cause, wire::v1};
 
-use super::figures::{agent, disks, progress, recovery_points, rpo_seconds, time, whole};
-use super::places::Placed;
-use super::request;
+use super::{
+    figures::{agent, disks, progress, recovery_points, rpo_seconds, time, whole},
+    places::Placed,
+    request,
+    rollback::{self, Seen},
+};
 use crate::{
     control::{Figures, enrol::Enrolment},
     runtime::{Category, Failure},
@@ -19,14 +24,10 @@ use crate::{
 
 /// An agent sends a heartbeat every second.
 const SILENT_SECONDS: u64 = 15;
-/// The reference system's: heartbeat lost for this long is critical.
-const LOST_SECONDS: u64 = 15 * 60;
 /// A server that was moved replicates again within this time.
 const MOVE_SECONDS: i64 = 60;
 /// The agent's code for a resynchronization that has to wait.
 const RESYNCHRONIZATION_REQUIRED: &str = "ResynchronizationRequired";
-/// RPO of this many times the threshold is critical.
-const CRITICAL_RPO_FACTOR: u64 = 4;
 
 /// What a pass has found.
 #[derive(Debug, Clone, Default)]
@@ -40,6 +41,8 @@ pub struct Findings {
     pub failover: Option<FailoverState>,
     /// What the agent says to `spec.requestPoint`.
     pub answer: Option<v1::PointAnswer>,
+    /// The log's end; `None`: nothing new is known of it.
+    pub seen: Option<Seen>,
     /// What is missing or not ready: the pass did not come to its end.
     pub failure: Option<(Category, Reason, String)>,
 }
@@ -93,8 +96,22 @@ pub fn status(server: &ProtectedServer, findings: &Findings, now: Time) -> Prote
         .map(|applied| recovery_points(applied, report, before.recovery_points.as_ref()))
         .or(before.recovery_points.clone());
     let phase = phase(server, findings, &before, enrolled);
-    let facts = Facts { server, findings, before: &before, enrolled, rpo_seconds, phase };
-    let issues = issues(&facts, now);
+    let seen = findings
+        .seen
+        .clone()
+        .unwrap_or_else(|| Seen { head: before.last_seen_head.clone(), rollback: before.rollback.clone() });
+    // A process server that was restarted in the middle of a copy knows of no point; since the rollback was noticed, what
+    // was shown is of the new history.
+    let shown = before.last_point_time.filter(|_| before.rollback.is_some());
+    let newest = report.and_then(|report| time(report.last_point_micros)).or(shown);
+    let policy = findings.policy.as_ref();
+    let rollback = seen.rollback.filter(|rollback| {
+        let mended = rollback::is_mended(rollback, newest);
+        !rollback::is_acknowledged(server, rollback) && !(mended && rollback::is_over(rollback, policy, now))
+    });
+    let rolled_back = rollback.as_ref().map(|rollback| (rollback, rollback::is_mended(rollback, newest)));
+    let facts = Facts { server, findings, before: &before, enrolled, rpo_seconds, phase, rolled_back };
+    let issues = issues::issues(&facts, now);
     let observed = facts.observations(now);
     ProtectedServerStatus {
         observed_generation: if findings.failure.is_none() {
@@ -115,6 +132,8 @@ pub fn status(server: &ProtectedServer, findings: &Findings, now: Time) -> Prote
         agent: report.and_then(agent).or(before.agent.clone()),
         recovery_points: points,
         requested_point: request::state(server, findings.answer.as_ref(), now),
+        last_seen_head: seen.head,
+        rollback: rollback.clone(),
         disks,
         issues,
         failover: findings.failover.clone(),
@@ -172,6 +191,8 @@ struct Facts<'a> {
     enrolled: bool,
     rpo_seconds: Option<u64>,
     phase: ServerPhase,
+    /// The vault was put back, and whether there is a newer point than those that were lost.
+    rolled_back: Option<(&'a Rollback, bool)>,
 }
 
 impl Facts<'_> {
@@ -232,6 +253,11 @@ impl Facts<'_> {
         if let Some((reason, message)) = self.resynchronization() {
             all.push(met(ConditionType::ResynchronizationRequired, reason, message));
         }
+        if let Some((rollback, mended)) = self.rolled_back {
+            let (message, remedy) = rollback::words(self.server, rollback, mended);
+            let message = format!("{message}; {remedy}");
+            all.push(met(ConditionType::VaultRolledBack, Reason::VaultRolledBack, message));
+        }
         let (ready, abnormal) = self.ready(&all);
         all.push(ready);
         all.extend(abnormal);
@@ -260,6 +286,13 @@ impl Facts<'_> {
             return (
                 unready(Reason::LogClosed, &error),
                 Some(met(ConditionType::Stalled, Reason::LogClosed, error)),
+            );
+        }
+        if let Some((rollback, false)) = self.rolled_back {
+            let (message, _) = rollback::words(self.server, rollback, false);
+            return (
+                unready(Reason::VaultRolledBack, &message),
+                Some(met(ConditionType::Reconciling, Reason::VaultRolledBack, message)),
             );
         }
         match others.iter().find(|observation| {
@@ -393,76 +426,4 @@ impl Facts<'_> {
         };
         Some((reason, format!("{}; {}", waits.message, waits.remedy)))
     }
-}
-
-fn issues(facts: &Facts<'_>, now: Time) -> Vec<Issue> {
-    let mut all: Vec<(String, Severity, String, String)> = Vec::new();
-    if let Some(report) = facts.report() {
-        for issue in report.heartbeat.iter().flat_map(|heartbeat| &heartbeat.issues) {
-            let severity = if issue.severity == "Warning" { Severity::Warning } else { Severity::Critical };
-            all.push((issue.code.clone(), severity, issue.message.clone(), issue.remedy.clone()));
-        }
-        if !report.error.is_empty() {
-            all.push((
-                Reason::LogClosed.as_str().into(),
-                Severity::Critical,
-                report.error.clone(),
-                "do as the message says".into(),
-            ));
-        }
-    }
-    if let Some(applied) =
-        facts.findings.applied.as_ref().filter(|applied| !applied.retention_error.is_empty())
-    {
-        all.push((
-            Reason::RetentionStopped.as_str().into(),
-            Severity::Warning,
-            applied.retention_error.clone(),
-            "do as the message says; until then nothing of this server is deleted and what it stores grows"
-                .into(),
-        ));
-    }
-    if facts.enrolled
-        && facts.server.spec.replication == Replication::Enabled
-        && facts.findings.figures.is_some()
-        && !facts.connected()
-        && facts.overdue(now)
-    {
-        let lost = facts.silence().is_some_and(|silence| silence >= LOST_SECONDS);
-        let severity = if lost { Severity::Critical } else { Severity::Warning };
-        all.push((
-            Reason::AgentSilent.as_str().into(),
-            severity,
-            "the agent is not connected".into(),
-            "look at `systemctl status lifeboat-agent` on the machine, and whether it reaches the appliance's ports".into(),
-        ));
-    }
-    let threshold = facts.threshold();
-    if let Some(seconds) =
-        facts.rpo_seconds.filter(|seconds| *seconds > threshold && facts.phase != ServerPhase::Paused)
-    {
-        let severity =
-            if seconds / CRITICAL_RPO_FACTOR > threshold { Severity::Critical } else { Severity::Warning };
-        let remedy = "check that the agent is connected, the appliance's health, and whether the uplink carries what is written";
-        all.push((
-            Reason::RpoExceeded.as_str().into(),
-            severity,
-            format!("the RPO is above {threshold} s"),
-            remedy.into(),
-        ));
-    }
-    all.dedup_by(|a, b| a.0 == b.0);
-    let bounded = |text: String| text.chars().take(1024).collect::<String>();
-    all.into_iter()
-        .take(32)
-        .map(|(code, severity, message, remedy)| {
-            let since = facts
-                .before
-                .issues
-                .iter()
-                .find(|known| known.code == code)
-                .map_or_else(|| whole(now), |known| known.since);
-            Issue { code, severity, message: bounded(message), remedy: bounded(remedy), since }
-        })
-        .collect()
 }

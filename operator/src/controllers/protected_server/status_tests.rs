@@ -25,7 +25,7 @@ fn now() -> jiff::Timestamp {
 }
 
 /// A protected server whose newest point is three seconds old.
-fn healthy() -> Findings {
+pub(super) fn healthy() -> Findings {
     let disk = v1::DiskProgress {
         id: "sda".into(),
         path: "/dev/sda".into(),

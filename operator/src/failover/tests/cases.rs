@@ -13,7 +13,7 @@ use lifeboat_crds::{
 use super::rig::*;
 use crate::failover::{
     outcome, own_points_until,
-    resolve::{OwnPoint, ServerFacts, awaited, check_plan, resolve},
+    resolve::{Lost, OwnPoint, ServerFacts, awaited, check_plan, resolve},
     world::Resolution,
 };
 
@@ -311,6 +311,7 @@ fn cancelling_before_the_start_makes_nothing() {
 
 fn facts(points: &[i64]) -> ServerFacts {
     ServerFacts {
+        lost: None,
         id: "id".into(),
         appliance: "berlin".into(),
         target: Target { virtual_machine_pod: serde_json::from_value(serde_json::json!({})).unwrap() },
@@ -356,6 +357,59 @@ fn a_consistency_is_met_by_itself_and_by_more(#[case] kind: RecoveryPointKind, #
     let refused = resolve(&spec, Some(&plan), &servers).err();
     let missing = kind != RecoveryPointKind::LatestCrashConsistent;
     assert_eq!(refused.is_some_and(|why| why[0].contains("kubectl lifeboat point db-1")), missing);
+}
+
+/// The vault was put back to second 20; there had been a point of second 30.
+fn choose_after_a_rollback(points: &[i64], kind: RecoveryPointKind, at: Option<i64>) -> Result<i64, String> {
+    let mut spec = Rig::new(vec![]).spec;
+    spec.recovery_point = RecoveryPointChoice { kind, time: at.map(|second| point(second).time) };
+    let lost = Some(Lost { record: 30, point_time: point(30).time });
+    let servers = BTreeMap::from([("db-1".to_owned(), ServerFacts { lost, ..facts(points) })]);
+    let resolved = resolve(&spec, Some(&[group("database", &["db-1"])]), &servers);
+    resolved.map_err(|problems| problems.join("\n")).map(|resolved| {
+        let chosen = &resolved.servers[0].recovery_point;
+        (10..100).find(|second| point(*second) == *chosen).unwrap()
+    })
+}
+
+#[rstest::rstest]
+#[case(RecoveryPointKind::Latest, None)]
+#[case(RecoveryPointKind::LatestProcessed, None)]
+#[case(RecoveryPointKind::LatestCrashConsistent, None)]
+#[case(RecoveryPointKind::At, Some(29))]
+#[case(RecoveryPointKind::At, Some(1000))]
+fn an_older_point_is_never_taken_for_a_lost_one(#[case] kind: RecoveryPointKind, #[case] at: Option<i64>) {
+    let refused = choose_after_a_rollback(&[10, 20], kind, at).unwrap_err();
+    for text in [
+        format!("it had a point of {} (up to record 30)", point(30).time),
+        format!("holds now is {}", point(20).time),
+        "start another run with recoveryPoint {kind: At, time: ".to_owned(),
+    ] {
+        assert!(refused.contains(&text), "{text} is missing in {refused}");
+    }
+}
+
+/// Whoever names the instant, or one before the loss, or finds a newer point, is not held up.
+#[rstest::rstest]
+#[case(&[10, 20], RecoveryPointKind::At, Some(20), 20)]
+#[case(&[10, 20], RecoveryPointKind::At, Some(15), 10)]
+#[case(&[10, 20, 40], RecoveryPointKind::Latest, None, 40)]
+#[case(&[10, 20, 40], RecoveryPointKind::At, Some(45), 40)]
+#[case(&[10, 20, 30], RecoveryPointKind::Latest, None, 30)]
+#[case(&[40], RecoveryPointKind::Latest, None, 40)]
+fn what_was_not_lost_is_taken_as_ever(
+    #[case] points: &[i64],
+    #[case] kind: RecoveryPointKind,
+    #[case] at: Option<i64>,
+    #[case] expected: i64,
+) {
+    assert_eq!(choose_after_a_rollback(points, kind, at), Ok(expected));
+}
+
+#[test]
+fn a_vault_that_was_put_back_to_before_its_first_point_is_not_called_one_that_has_none_yet() {
+    let refused = choose_after_a_rollback(&[], RecoveryPointKind::Latest, None).unwrap_err();
+    assert!(refused.contains("holds none of that time any more"), "{refused}");
 }
 
 #[test]

@@ -1,0 +1,92 @@
+//! What is wrong with a server, each with its remedy. Pure.
+
+use lifeboat_crds::{
+    Time,
+    conditions::Reason,
+    server::{Issue, Replication, ServerPhase, Severity},
+};
+
+use super::{Facts, rollback};
+use crate::controllers::protected_server::figures::whole;
+
+/// The reference system's: heartbeat lost for this long is critical.
+const LOST_SECONDS: u64 = 15 * 60;
+/// RPO of this many times the threshold is critical.
+const CRITICAL_RPO_FACTOR: u64 = 4;
+
+pub(super) fn issues(facts: &Facts<'_>, now: Time) -> Vec<Issue> {
+    let mut all: Vec<(String, Severity, String, String)> = Vec::new();
+    if let Some(report) = facts.report() {
+        for issue in report.heartbeat.iter().flat_map(|heartbeat| &heartbeat.issues) {
+            let severity = if issue.severity == "Warning" { Severity::Warning } else { Severity::Critical };
+            all.push((issue.code.clone(), severity, issue.message.clone(), issue.remedy.clone()));
+        }
+        if !report.error.is_empty() {
+            all.push((
+                Reason::LogClosed.as_str().into(),
+                Severity::Critical,
+                report.error.clone(),
+                "do as the message says".into(),
+            ));
+        }
+    }
+    if let Some((rollback, mended)) = facts.rolled_back {
+        let severity = if mended { Severity::Warning } else { Severity::Critical };
+        let (message, remedy) = rollback::words(facts.server, rollback, mended);
+        all.push((Reason::VaultRolledBack.as_str().into(), severity, message, remedy));
+    }
+    if let Some(applied) =
+        facts.findings.applied.as_ref().filter(|applied| !applied.retention_error.is_empty())
+    {
+        all.push((
+            Reason::RetentionStopped.as_str().into(),
+            Severity::Warning,
+            applied.retention_error.clone(),
+            "do as the message says; until then nothing of this server is deleted and what it stores grows"
+                .into(),
+        ));
+    }
+    if facts.enrolled
+        && facts.server.spec.replication == Replication::Enabled
+        && facts.findings.figures.is_some()
+        && !facts.connected()
+        && facts.overdue(now)
+    {
+        let lost = facts.silence().is_some_and(|silence| silence >= LOST_SECONDS);
+        let severity = if lost { Severity::Critical } else { Severity::Warning };
+        all.push((
+            Reason::AgentSilent.as_str().into(),
+            severity,
+            "the agent is not connected".into(),
+            "look at `systemctl status lifeboat-agent` on the machine, and whether it reaches the appliance's ports".into(),
+        ));
+    }
+    let threshold = facts.threshold();
+    if let Some(seconds) =
+        facts.rpo_seconds.filter(|seconds| *seconds > threshold && facts.phase != ServerPhase::Paused)
+    {
+        let severity =
+            if seconds / CRITICAL_RPO_FACTOR > threshold { Severity::Critical } else { Severity::Warning };
+        let remedy = "check that the agent is connected, the appliance's health, and whether the uplink carries what is written";
+        all.push((
+            Reason::RpoExceeded.as_str().into(),
+            severity,
+            format!("the RPO is above {threshold} s"),
+            remedy.into(),
+        ));
+    }
+    all.dedup_by(|a, b| a.0 == b.0);
+    let bounded = |text: String| text.chars().take(1024).collect::<String>();
+    all.into_iter()
+        .take(32)
+        .map(|(code, severity, message, remedy)| {
+            let since = facts
+                .before
+                .issues
+                .iter()
+                .find(|known| known.code == code)
+                .map_or_else(|| whole(now), |known| known.since);
+            Issue { code, severity, message: bounded(message), remedy: bounded(remedy), since }
+        })
+        .collect()
+}
