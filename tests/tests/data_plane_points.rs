@@ -34,8 +34,9 @@ use points::{Workload, blocks, blocks::Blocks, files, files::Files, postgres, po
 
 /// Up to so long a writer rests between two records.
 const PAUSE: Duration = Duration::from_millis(40);
-/// Its lease keeps the next process server waiting for 30 s, in which nothing is committed.
-const BETWEEN_PROCESS_SERVER_KILLS: Duration = Duration::from_secs(60);
+/// The leases of a process server and of an applier keep the next one waiting for 30 s, in which nothing is committed,
+/// or no snapshot made: each of the two is killed once in this time.
+const BETWEEN_KILLS_OF_HOLDERS: Duration = Duration::from_secs(60);
 
 /// From the environment, or `default`.
 fn setting(name: &str, default: u64) -> u64 {
@@ -46,38 +47,30 @@ fn setting(name: &str, default: u64) -> u64 {
 
 /// Kills one program after the other for `long`, at random moments.
 fn kill_now_and_then(site: &mut Site, random: &mut Random, long: Duration) {
-    let (began, mut agents, mut appliers, mut watchdogs) = (Instant::now(), 0, 0, 0);
-    let process_server = Duration::from_millis(random.below(long.as_millis() as u64 / 3));
-    let mut process_servers = 0;
+    let began = Instant::now();
+    let mut first = || Duration::from_millis(random.below(BETWEEN_KILLS_OF_HOLDERS.as_millis() as u64 / 2));
+    let (mut process_server_due, mut applier_due) = (first(), first());
+    let mut kills = BTreeMap::new();
     while began.elapsed() < long {
         sleep(Duration::from_millis(300 + random.below(2500)));
-        let due = process_server + BETWEEN_PROCESS_SERVER_KILLS * process_servers;
         let server = random.below(site.servers.len() as u64) as usize;
-        let program = match random.below(8) {
-            _ if began.elapsed() >= due => {
-                process_servers += 1;
-                &mut site.process_server
-            }
-            0 | 1 => {
-                appliers += 1;
-                site.applier.as_mut().unwrap()
-            }
-            2 => {
-                watchdogs += 1;
-                &mut site.servers[server].watchdog
-            }
-            _ => {
-                agents += 1;
-                &mut site.servers[server].agent
-            }
+        let (name, program) = if began.elapsed() >= process_server_due {
+            process_server_due += BETWEEN_KILLS_OF_HOLDERS;
+            ("process server", &mut site.process_server)
+        } else if began.elapsed() >= applier_due {
+            applier_due += BETWEEN_KILLS_OF_HOLDERS;
+            ("applier", site.applier.as_mut().unwrap())
+        } else if random.below(4) == 0 {
+            ("watchdog", &mut site.servers[server].watchdog)
+        } else {
+            ("agent", &mut site.servers[server].agent)
         };
         program.kill();
         sleep(Duration::from_millis(random.below(1500)));
         program.start();
+        *kills.entry(name).or_insert(0) += 1;
     }
-    println!(
-        "killed: {agents} agents, {watchdogs} watchdogs, {process_servers} process servers, {appliers} appliers"
-    );
+    println!("killed: {kills:?}");
 }
 
 /// The instants of a server's points, in its own clock, by their records' numbers.
@@ -93,6 +86,15 @@ fn allowed(workload: &dyn Workload, instants: &BTreeMap<u64, i64>, number: u64) 
     let next = instants.range(number + 1..).next().map_or(i64::MAX, |(_, instant)| *instant);
     let times = workload.times();
     times.acknowledged_by(instants[&number])..=times.issued_by(next)
+}
+
+/// Points with snapshots are fewer: up to a quarter is drawn from them, the others from those of the journal.
+fn draw(random: &mut Random, offered: Vec<Offered>, wanted: usize) -> Vec<Offered> {
+    let (snapshots, journal): (Vec<_>, Vec<_>) = offered.into_iter().partition(|point| point.snapshot);
+    let mut drawn = random.draw(snapshots, wanted / 4);
+    drawn.extend(random.draw(journal, wanted - drawn.len()));
+    drawn.sort_by_key(|point| point.number);
+    drawn
 }
 
 struct Judged {
@@ -188,9 +190,8 @@ fn points_are_what_a_power_cut_at_their_instant_would_have_left() {
                     .filter(|record| record.complete && record.kind() == RecordKind::Inexact)
                     .count(),
             );
-            let drawn = random.draw(all, wanted);
+            let drawn = draw(&mut random, all, wanted);
             assert_eq!(drawn.len(), wanted, "{}: too few points are offered", workload.name());
-            assert!(drawn.iter().any(|point| !point.snapshot), "no point of the journal was drawn");
             (workload, server, records, drawn)
         })
         .collect();

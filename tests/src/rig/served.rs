@@ -76,7 +76,7 @@ impl Served {
             ["--run", &format!("test-{server}-{number}")],
             ["--socket-dir", &folder("sockets")],
             ["--overlay-dir", &folder("overlays")],
-            ["--cache-mib", "32"],
+            ["--cache-mib", "128"],
             ["--listen", "127.0.0.1:0"],
         ];
         let arguments = arguments.concat().into_iter().map(str::to_owned).collect();

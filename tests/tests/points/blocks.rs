@@ -120,6 +120,30 @@ fn read(device: &Path) -> Vec<u8> {
     disk
 }
 
+/// The newest record of a prefix that is on the disk, of those allowed; the next one may be there in part.
+fn newest(seed: u64, disk: &[u8], allowed: RangeInclusive<u64>) -> Result<u64, String> {
+    let mut state = State::after(seed, *allowed.start());
+    let mut first = None;
+    for number in allowed.clone() {
+        if number > *allowed.start() {
+            state.apply(seed, number);
+        }
+        let pending = (number < *allowed.end()).then_some(number + 1);
+        let different = state.differences(seed, disk, pending);
+        if different.is_empty() {
+            return Ok(number);
+        }
+        first.get_or_insert(different);
+    }
+    let state = State::after(seed, *allowed.start());
+    let different = first.unwrap_or_default();
+    let found: Vec<_> = different.iter().map(|slot| (*slot, state.0[*slot as usize])).collect();
+    Err(format!(
+        "no prefix of the records ending within {allowed:?} is on the disk: after the first of them these slots do \
+         not hold these records: {found:?}"
+    ))
+}
+
 impl Workload for Blocks {
     fn name(&self) -> &'static str {
         "raw"
@@ -136,41 +160,74 @@ impl Workload for Blocks {
     fn judge(&self, point: &mut Served, allowed: RangeInclusive<u64>, kill: bool) -> u64 {
         let disk = read(point.device());
         assert_eq!(disk.len() as u64, DISK_BYTES);
-        let mut state = State::after(self.seed, *allowed.start());
-        let mut first = Vec::new();
-        let newest = allowed.clone().find(|number| {
-            if number > allowed.start() {
-                state.apply(self.seed, *number);
-            }
-            let pending = (number < allowed.end()).then_some(number + 1);
-            let different = state.differences(self.seed, &disk, pending);
-            let fits = different.is_empty();
-            if first.is_empty() {
-                first = different;
-            }
-            fits
-        });
-        let newest = newest.unwrap_or_else(|| {
-            let state = State::after(self.seed, *allowed.start());
-            let found: Vec<_> = first.iter().map(|slot| (*slot, state.0[*slot as usize])).collect();
-            panic!(
-                "no prefix of the records ending within {allowed:?} is on the disk: after the first of them these \
-                 slots do not hold these records: {found:?}"
-            )
-        });
+        let newest = newest(self.seed, &disk, allowed).unwrap_or_else(|why| panic!("{why}"));
 
         // It can be written, and what is written stays.
-        let mut expected = disk;
         let at = Random::part(self.seed, newest).below(DISK_BYTES - SLOT_BYTES);
         let written = content(self.seed, u64::MAX);
         let device = File::options().write(true).custom_flags(libc::O_DSYNC).open(point.device()).unwrap();
         device.write_all_at(&written, at).unwrap();
         drop(device);
-        expected[at as usize..at as usize + written.len()].copy_from_slice(&written);
         if kill {
             point.kill_and_reopen();
         }
-        assert!(read(point.device()) == expected, "what was written to the served point changed");
+        run("blockdev", &["--flushbufs", point.device().to_str().unwrap()]);
+        let around = at.saturating_sub(SLOT_BYTES)..(at + 2 * SLOT_BYTES).min(DISK_BYTES);
+        let mut expected = disk[around.start as usize..around.end as usize].to_vec();
+        let within = (at - around.start) as usize;
+        expected[within..within + written.len()].copy_from_slice(&written);
+        let mut found = vec![0; expected.len()];
+        File::open(point.device()).unwrap().read_exact_at(&mut found, around.start).unwrap();
+        assert!(found == expected, "what was written to the served point changed, or what is beside it");
         newest
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SEED: u64 = 1;
+
+    /// The whole disk after so many records.
+    fn disk(records: u64) -> Vec<u8> {
+        let zeros = vec![0; SLOT_BYTES as usize];
+        let of = |record: &u64| if *record == 0 { zeros.clone() } else { content(SEED, *record) };
+        State::after(SEED, records).0.iter().flat_map(of).collect()
+    }
+
+    /// The slot that the newest of the records wrote, if it is not a range cleared.
+    fn slot(number: u64) -> usize {
+        match step(SEED, number) {
+            Step::Write(slot) => slot as usize * SLOT_BYTES as usize,
+            Step::Clear(..) => panic!("{number} clears: choose another"),
+        }
+    }
+
+    #[test]
+    fn a_prefix_is_told_by_its_length() {
+        for records in [39, 40, 41] {
+            let disk = disk(records);
+            assert_eq!(newest(SEED, &disk, records..=records), Ok(records));
+            newest(SEED, &disk, records + 1..=records + 1).unwrap_err();
+            newest(SEED, &disk, records - 1..=records - 1).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn a_record_that_is_missing_before_the_last_one_is_found() {
+        let mut found = disk(33);
+        let at = slot(31);
+        assert!(found[at..].starts_with(&content(SEED, 31)), "another seed is needed: it was written over");
+        found[at..at + SLOT_BYTES as usize].fill(0);
+        newest(SEED, &found, 29..=39).unwrap_err();
+    }
+
+    #[test]
+    fn only_the_record_under_way_may_be_torn() {
+        let (mut found, before, at) = (disk(31), disk(30), slot(31));
+        found[at..at + 512].copy_from_slice(&before[at..at + 512]);
+        assert_eq!(newest(SEED, &found, 30..=31), Ok(30));
+        newest(SEED, &found, 31..=35).unwrap_err();
     }
 }

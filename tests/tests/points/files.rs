@@ -22,7 +22,7 @@ const FILES: u64 = 16;
 const FILE_BYTES: usize = 64 << 10;
 /// Overwritten at once.
 const PART_BYTES: usize = 16 << 10;
-const LARGE_BYTES: usize = 20 << 20;
+const LARGE_BYTES: usize = 6 << 20;
 /// Records from one large file to the next.
 const LARGE_EVERY: u64 = 300;
 const CUT_LOG_EVERY: u64 = 190;
@@ -213,32 +213,28 @@ impl Files {
         let writer = Writer::start(Random::part(seed, 0), pause, Arc::clone(&times), write);
         Self { file_system, seed, times, writer, mounted: Some(mounted) }
     }
+}
 
-    fn newest(&self, folder: &Path, allowed: RangeInclusive<u64>) -> u64 {
-        let found = State::read(folder);
-        let mut state = State::after(self.seed, *allowed.start());
-        let mut first = None;
-        for number in allowed.clone() {
-            if number > *allowed.start() {
-                state.apply(self.seed, number);
-            }
-            let pending = (number < *allowed.end()).then_some(number + 1);
-            let different = state.differences(self.seed, &found, pending);
-            if different.is_empty() {
-                return number;
-            }
-            first.get_or_insert(different);
+/// The newest record of a prefix that is in the files, of those allowed; the next one may be there in part.
+fn newest(seed: u64, found: &State, allowed: RangeInclusive<u64>) -> Result<u64, String> {
+    let mut state = State::after(seed, *allowed.start());
+    let mut first = None;
+    for number in allowed.clone() {
+        if number > *allowed.start() {
+            state.apply(seed, number);
         }
-        let step = |number: u64| format!("{:?}", step(self.seed, number));
-        panic!(
-            "no prefix of the records ending within {allowed:?} is in the files: after record {} ({}; then {}) {:?} \
-             differ",
-            allowed.start(),
-            step(*allowed.start()),
-            step(allowed.start() + 1),
-            first.unwrap(),
-        );
+        let pending = (number < *allowed.end()).then_some(number + 1);
+        let different = state.differences(seed, found, pending);
+        if different.is_empty() {
+            return Ok(number);
+        }
+        first.get_or_insert(different);
     }
+    let (last, next) = (step(seed, *allowed.start()), step(seed, allowed.start() + 1));
+    Err(format!(
+        "no prefix of the records ending within {allowed:?} is in the files: after the first of them ({last:?}, then \
+         {next:?}) these differ: {first:?}"
+    ))
 }
 
 impl Workload for Files {
@@ -256,6 +252,60 @@ impl Workload for Files {
     }
 
     fn judge(&self, point: &mut Served, allowed: RangeInclusive<u64>, kill: bool) -> u64 {
-        judge_mounted(self.file_system, point, kill, |root| self.newest(&root.join(FOLDER), allowed))
+        judge_mounted(self.file_system, point, kill, |root| {
+            let found = State::read(&root.join(FOLDER));
+            newest(self.seed, &found, allowed).unwrap_or_else(|why| panic!("{why}"))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SEED: u64 = 3;
+    const RECORDS: u64 = 140;
+
+    /// The number of the last overwrite up to `RECORDS`, and its file and place.
+    fn last_overwrite() -> (u64, String, usize) {
+        let overwrite = |number| match step(SEED, number) {
+            Step::Overwrite(name, at) => Some((number, name, at)),
+            _ => None,
+        };
+        (1..=RECORDS).rev().find_map(overwrite).unwrap()
+    }
+
+    #[test]
+    fn every_prefix_is_told_by_its_length() {
+        for records in [1, 49, 50, 51, 100, RECORDS] {
+            assert_eq!(newest(SEED, &State::after(SEED, records), records..=records), Ok(records));
+            let (before, after) = (records - 1, records + 1);
+            newest(SEED, &State::after(SEED, records), after..=after).unwrap_err();
+            newest(SEED, &State::after(SEED, records), before..=before).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn a_record_that_is_missing_before_the_last_one_is_found() {
+        let (number, name, at) = last_overwrite();
+        let old = State::after(SEED, number - 1).0[&name][at..at + PART_BYTES].to_vec();
+        let mut found = State::after(SEED, RECORDS + 10);
+        let Some(file) =
+            found.0.get_mut(&name).filter(|file| file[at..at + PART_BYTES] == content(SEED, number))
+        else {
+            panic!("another seed is needed: the record was written over")
+        };
+        file[at..at + PART_BYTES].copy_from_slice(&old);
+        newest(SEED, &found, RECORDS..=RECORDS + 20).unwrap_err();
+    }
+
+    #[test]
+    fn only_the_record_under_way_may_be_torn() {
+        let (number, name, at) = last_overwrite();
+        let mut found = State::after(SEED, number);
+        let old = State::after(SEED, number - 1).0[&name].clone();
+        found.0.get_mut(&name).unwrap()[at..at + 512].copy_from_slice(&old[at..at + 512]);
+        assert_eq!(newest(SEED, &found, number - 1..=number), Ok(number - 1));
+        newest(SEED, &found, number..=number + 5).unwrap_err();
     }
 }
