@@ -70,19 +70,20 @@ impl Fio<'_> {
     fn command(&self) -> Command {
         let mut fio = Command::new("fio");
         // As a thread, so that it ends with the process that is killed.
-        fio.args(["--name=load", "--thread", "--rw=randwrite", "--direct=1", "--ioengine=libaio", "--time_based"])
-            // The first MiB is left to markers.
-            .args([
-                "--offset=1m",
-                "--randrepeat=0",
-                "--norandommap",
-                "--refill_buffers",
-                "--output-format=json",
-            ])
-            .arg(format!("--filename={}", self.disk.name()))
-            .arg(format!("--bs={}k", self.block_kib))
-            .arg(format!("--iodepth={}", self.depth))
-            .arg(format!("--runtime={}", self.time.as_secs()));
+        fio.args([
+            "--name=load",
+            "--thread",
+            "--rw=randwrite",
+            "--direct=1",
+            "--ioengine=libaio",
+            "--time_based",
+        ])
+        // The first MiB is left to markers.
+        .args(["--offset=1m", "--randrepeat=0", "--norandommap", "--refill_buffers", "--output-format=json"])
+        .arg(format!("--filename={}", self.disk.name()))
+        .arg(format!("--bs={}k", self.block_kib))
+        .arg(format!("--iodepth={}", self.depth))
+        .arg(format!("--runtime={}", self.time.as_secs()));
         if let Some(rate) = self.mib_per_second {
             fio.arg(format!("--rate={rate}m"));
         }

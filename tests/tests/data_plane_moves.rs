@@ -57,7 +57,7 @@ impl Operator {
             address: address.clone(),
             tls_name: "localhost".to_owned(),
         };
-        let v1::Configuration { generation: _, servers, process_servers, management_addresses } =
+        let v1::Configuration { servers, process_servers, management_addresses, .. } =
             control.configuration.clone();
         let told = Desired {
             identity: Identity {
@@ -70,6 +70,7 @@ impl Operator {
             servers: Vec::new(),
             data_addresses: process_servers,
             management_addresses,
+            upload_limit: 0,
         };
         let name = |server: &v1::Assignment| server.display_name.rsplit('/').next().unwrap().to_owned();
         let policy =

@@ -231,6 +231,7 @@ mod tests {
                 spool_used_bytes: None,
                 upload_backlog_seconds: None,
                 ingest_bytes_per_second: None,
+                upload_limit_bytes_per_second: None,
             };
             let status = self.appliance.status.get_or_insert_default();
             status.process_servers = (0..count).map(told).collect();
