@@ -63,7 +63,7 @@ async fn distinct_blocks_are_counted_exactly_and_written_bytes_beside_them() {
     let figures = measurement.figures();
     let one = &figures.disks[0];
     assert_eq!((one.changed_bytes, one.written_bytes), (1010 * BLOCK, 1040 * BLOCK));
-    assert_eq!((figures.judged, figures.exact), (2, 2), "nobody else writes to this disk");
+    assert_eq!(figures.judged, 2, "two rounds had something to judge");
     assert!(figures.losses.is_empty(), "{:?}", figures.losses);
 }
 
