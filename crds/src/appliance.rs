@@ -93,7 +93,7 @@ pub struct ReplicationApplianceSpec {
     /// Hours in which uploads to the vault are limited. What does not fit waits in the spool; when that is full, agents
     /// wait. Nothing is lost, the RPO grows.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "atomic"))]
+    #[schemars(length(max = 12), extend("x-kubernetes-list-type" = "atomic"))]
     pub bandwidth: Vec<BandwidthWindow>,
 }
 
