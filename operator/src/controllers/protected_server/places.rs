@@ -309,9 +309,9 @@ mod tests {
         for second in 0..200 {
             for (server, on) in servers.iter().zip(&mut on) {
                 let (place, made) = site.pass(server, *on);
-                if made.is_some() {
+                if let Some(made) = made {
                     moves.push(second);
-                    assert_eq!(made.unwrap().lost_epoch, None);
+                    assert_eq!(made.lost_epoch, None);
                 }
                 // The status is read back as it was written, without the move: `of` knows better.
                 *on = usize::from(place == name(1));

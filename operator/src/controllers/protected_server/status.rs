@@ -107,7 +107,8 @@ pub fn status(server: &ProtectedServer, findings: &Findings, now: Time) -> Prote
     let policy = findings.policy.as_ref();
     let rollback = seen.rollback.filter(|rollback| {
         let mended = rollback::is_mended(rollback, newest);
-        !rollback::is_acknowledged(server, rollback) && !(mended && rollback::is_over(rollback, policy, now))
+        let over = mended && rollback::is_over(rollback, policy, now);
+        !over && !rollback::is_acknowledged(server, rollback)
     });
     let rolled_back = rollback.as_ref().map(|rollback| (rollback, rollback::is_mended(rollback, newest)));
     let facts = Facts { server, findings, before: &before, enrolled, rpo_seconds, phase, rolled_back };

@@ -270,7 +270,8 @@ fn only_a_server_with_nothing_under_way_may_be_moved_by_choice() {
     let mut server = server("db-1");
     server.status = Some(status(&server, &healthy(), now()));
     assert!(is_quiet(&server, &healthy()));
-    let restless: [(&str, fn(&mut Findings)); 6] = [
+    type Change = fn(&mut Findings);
+    let restless: [(&str, Change); 6] = [
         ("compares", |findings| {
             report(findings).heartbeat.as_mut().unwrap().resynchronization = "TrackingLost".into();
         }),
