@@ -261,8 +261,9 @@ fn a_full_spool_slows_the_agent_and_all_goes_on_when_the_store_is_back() {
     let mounted = Mounted::new(&disk, "ext4");
     fill(&mounted.path().join("filled"), FILLED_BYTES);
     let load = Load::start(&mounted.path().join("written"));
+    // The smallest that a process server takes.
     let options =
-        SiteOptions { name: "full-spool", link: Some(0), spool_bytes: 12 << 20, ..SiteOptions::default() };
+        SiteOptions { name: "full-spool", link: Some(0), spool_bytes: 64 << 20, ..SiteOptions::default() };
     let site = Site::new(&options, vec![disk]);
     site.wait_for("the first copy ends", |records| point(records).is_some());
     let of_server = |name: &str| site.figure(&format!("lifeboat_process_server_server_{name}"));
