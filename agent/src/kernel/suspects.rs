@@ -87,6 +87,12 @@ impl Suspects {
     }
 
     fn judge_completions(&mut self, seen: &Seen<'_>) -> bool {
+        // What the kernel left out it admits, and is read again; only a completion that nobody admits to has escaped.
+        if seen.missed {
+            self.awaited = BlockSet::default();
+            self.overdue = None;
+            return false;
+        }
         self.awaited.union(seen.issued);
         self.awaited.subtract(seen.completed);
         if let Some((since, overdue)) = &mut self.overdue {
@@ -188,6 +194,16 @@ mod tests {
         let verdict = case.see(&[], &[], true, false);
         assert!(verdict.escaped);
         assert_eq!(verdict.read_again, set(&[1, 2]));
+    }
+
+    #[test]
+    fn a_completion_that_the_kernel_admits_to_have_left_out_has_not_escaped() {
+        let mut case = Case::new();
+        case.see(&[1], &[], true, false);
+        assert_eq!(case.see(&[], &[], true, true).read_again, set(&[1]));
+        for _ in 0..3 {
+            assert!(!case.see(&[], &[], true, false).escaped);
+        }
     }
 
     #[test]

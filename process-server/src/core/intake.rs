@@ -81,7 +81,7 @@ impl Intake {
             };
             let Some(batch) = batch else { continue };
             let Some(admitted) = self.admit(batch).await else { break };
-            if self.out.send(admitted).await.is_err() {
+            if self.pass_on(admitted).await.is_none() {
                 break;
             }
         }
@@ -138,13 +138,24 @@ impl Intake {
             let room = space.reserve(&server, bytes).await;
             Some((room, memory.acquire_many_owned(units).await.ok()?))
         };
-        let mut admission = std::pin::pin!(admission);
+        let (room, memory) = self.alive_until(admission).await??;
+        Some(Admitted { batch, room, memory })
+    }
+
+    /// Waits for the stages behind; `None` when they have ended, or the server is not assigned any more.
+    async fn pass_on(&mut self, admitted: Admitted) -> Option<()> {
+        let out = self.out.clone();
+        self.alive_until(async move { out.send(admitted).await.ok() }).await?
+    }
+
+    /// The agent is given signs of life while something is waited for; `None`: the server is not assigned any more.
+    async fn alive_until<T>(&mut self, waited_for: impl Future<Output = T>) -> Option<T> {
+        let mut waited_for = std::pin::pin!(waited_for);
         loop {
-            match timeout(KEEP_ALIVE, &mut admission).await {
-                Ok(admitted) => {
+            match timeout(KEEP_ALIVE, &mut waited_for).await {
+                Ok(done) => {
                     self.status.waiting(false);
-                    let (room, memory) = admitted?;
-                    return Some(Admitted { batch, room, memory });
+                    return Some(done);
                 }
                 Err(_) => {
                     self.status.waiting(true);
