@@ -41,6 +41,23 @@ async fn records_become_durable_in_order_and_stand_in_the_log_as_they_were_sent(
 }
 
 #[tokio::test(start_paused = true)]
+async fn points_bear_later_and_later_instants_whatever_the_clocks_say() {
+    let world = World::new();
+    let process_server = world.process_server("ps-0");
+    let (mut agent, _) = process_server.welcome(None).await;
+    let first = world.env.wall.now().0;
+    for (number, t0) in [(1, first), (2, first - 3_600_000_000), (3, i64::MIN), (4, i64::MAX)] {
+        agent.send_chunk(Agent::chunk(number, 0, number, 1)).await;
+        agent.end_at(number, 1, t0).await;
+        agent.durable(number).await;
+    }
+    let (instants, offsets): (Vec<_>, Vec<_>) = world.instants().await.into_iter().unzip();
+    assert_eq!(instants[..3], [first, first + 1, first + 2]);
+    assert!(first + 2 < instants[3] && instants[3] <= world.env.wall.now().0.max(first + 3), "{instants:?}");
+    assert_eq!(offsets[..2], [0, 3_600_000_001], "the date that the server itself had can still be told");
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_came_whole_before_the_connection_broke_is_committed_and_nothing_else() {
     let world = World::new();
     let mut process_server = world.process_server("ps-0");

@@ -177,12 +177,12 @@ fn assert_each_once(records: &[v1::Data]) {
     }
 }
 
-/// In order, each once, and no round of an older instant than the one before.
+/// In order, each once, and no point of an older instant than the one before. (Only points bear an instant.)
 fn assert_in_order(records: &[v1::Data]) {
     assert_each_once(records);
-    let rounds: Vec<_> = records.iter().filter(|record| record.kind() != v1::RecordKind::Copy).collect();
-    for (before, after) in rounds.iter().zip(&rounds[1..]) {
-        assert!(after.t0_micros > before.t0_micros, "round {} is older than the one before", after.number);
+    let points: Vec<_> = records.iter().filter(|record| record.kind() == v1::RecordKind::Exact).collect();
+    for (before, after) in points.iter().zip(&points[1..]) {
+        assert!(after.t0_micros > before.t0_micros, "point {} is older than the one before", after.number);
     }
 }
 

@@ -10,10 +10,12 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    sync::Arc,
     time::Duration,
 };
 
 use lifeboat_replication::{
+    env::{Micros, Wall},
     ids::{Epoch, RecordNumber, ServerId},
     log::{LogState, LogWriter, WriteError},
     planted::Planted,
@@ -59,6 +61,7 @@ pub(super) struct Commit {
     pub log: LogWriter,
     pub status: StatusSender,
     pub begins: mpsc::Receiver<Begin>,
+    pub wall: Arc<dyn Wall>,
     /// Set by the simulation only.
     pub planted: Option<Planted>,
 }
@@ -158,13 +161,18 @@ impl Commit {
             None => {}
         }
         let Some(RecordEnd { end, changed_bytes, received_bytes: _ }) = end else { return Ok(()) };
+        let told = Micros(end.t0_micros);
+        let t0 = match end.kind() {
+            v1::RecordKind::Exact => instant(told, self.log.state().last_t0, self.wall.now()),
+            _ => told,
+        };
         let data = v1::Data {
             first_number: number.0,
             number: number.0,
             kind: end.kind,
             consistency: end.consistency,
-            t0_micros: end.t0_micros,
-            clock_offset_micros: end.clock_offset_micros,
+            t0_micros: t0.0,
+            clock_offset_micros: end.clock_offset_micros.saturating_add(t0.0.saturating_sub(told.0)),
             complete: end.complete,
             segments: std::mem::take(&mut session.segments),
             inline_segment: std::mem::take(&mut session.inline_segment),
@@ -211,6 +219,13 @@ impl Current {
             }
         }
     }
+}
+
+/// The instant of a point as the log bears it: not after it was heard, and later than that of the point before,
+/// although agents measure the time and process servers have clocks of their own. Whoever asks for a time gets what
+/// was written until then.
+fn instant(told: Micros, last: Micros, now: Micros) -> Micros {
+    told.min(now).max(Micros(last.0.saturating_add(1)))
 }
 
 /// What the session has next: room for something owed, or a piece.

@@ -203,6 +203,7 @@ impl Ingest {
             log,
             status: self.status.clone(),
             begins: to_begin,
+            wall: self.shared.env.wall.clone(),
             planted: self.shared.log_options.planted,
         };
         let mut commit = std::pin::pin!(commit.run());

@@ -50,7 +50,8 @@ struct Clock(tokio::time::Instant);
 
 impl Wall for Clock {
     fn now(&self) -> Micros {
-        Micros(1_700_000_000_000_000 + i64::try_from(self.0.elapsed().as_micros()).unwrap())
+        // Later than the instants of the records that tests send.
+        Micros(1_700_000_001_000_000 + i64::try_from(self.0.elapsed().as_micros()).unwrap())
     }
 }
 
@@ -311,6 +312,18 @@ impl World {
         records
     }
 
+    /// Instant and measured clock offset of each record.
+    pub async fn instants(&self) -> Vec<(i64, i64)> {
+        let mut reader = LogReader::from_start(&self.vault, &self.server, &self.env);
+        let mut instants = Vec::new();
+        while let Some(entry) = reader.next().await.unwrap() {
+            if let Body::Data(data) = entry.body {
+                instants.push((data.t0_micros, data.clock_offset_micros));
+            }
+        }
+        instants
+    }
+
     pub async fn numbers(&self) -> Vec<u64> {
         self.log().await.into_iter().map(|(number, _)| number).collect()
     }
@@ -426,12 +439,17 @@ impl Agent {
     }
 
     pub async fn end(&self, number: u64, chunks: u32) {
+        self.end_at(number, chunks, 1_700_000_000_000_000 + number as i64).await;
+    }
+
+    /// With the instant that the agent believes it to be.
+    pub async fn end_at(&self, number: u64, chunks: u32, t0_micros: i64) {
         self.send(v1::up::Message::End(v1::End {
             number,
             chunks,
             kind: v1::RecordKind::Exact.into(),
             consistency: v1::Consistency::CrashConsistent.into(),
-            t0_micros: 1_700_000_000_000_000 + number as i64,
+            t0_micros,
             complete: true,
             ..Default::default()
         }))
