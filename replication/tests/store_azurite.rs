@@ -96,6 +96,20 @@ impl Azurite {
         Credential::AccountKey { account: ACCOUNT.to_owned(), key: Zeroizing::new(self.key.clone()) }
     }
 
+    /// Turns soft delete on. (Azurite keeps the setting and does nothing with it.)
+    fn keep_deleted(&self, days: u32) {
+        let settings = format!(
+            "<StorageServiceProperties><DeleteRetentionPolicy><Enabled>true</Enabled><Days>{days}</Days></DeleteRetentionPolicy></StorageServiceProperties>"
+        );
+        let url = format!("{}/?restype=service&comp=properties&{}", self.endpoint, *self.sas(ALL));
+        let set = Command::new("curl")
+            .args(["--silent", "--show-error", "--fail", "-X", "PUT", "-H", "x-ms-version: 2022-11-02"])
+            .args(["-H", "content-type: application/xml", "--data-binary", &settings, &url])
+            .status()
+            .unwrap();
+        assert!(set.success());
+    }
+
     /// An account SAS for blobs with these permissions, made by hand.
     fn sas(&self, permissions: &str) -> Zeroizing<String> {
         let (version, start, expiry) = ("2022-11-02", "2020-01-01T00:00:00Z", "2099-01-01T00:00:00Z");
@@ -127,6 +141,11 @@ async fn azurite_keeps_every_promise_with_account_key_and_with_sas() {
     }
     let by_key = conformance::run(&key, "conformance").await;
     assert!(by_key.is_empty(), "with the account key: {by_key:#?}");
+    let guard = key.deletion_guard().await.unwrap();
+    assert!(guard.missing().unwrap().contains("is off"), "{guard:?}");
+    azurite.keep_deleted(14);
+    let guard = sas.deletion_guard().await.unwrap();
+    assert_eq!((guard.soft_delete_days, guard.missing()), (Some(14), None));
     let possible = |case: &str| !NOT_WITH_SAS.iter().any(|name| case.starts_with(name));
     let by_sas = conformance::run_some(&sas, "conformance", possible).await;
     assert!(by_sas.is_empty(), "with a SAS: {by_sas:#?}");

@@ -134,6 +134,12 @@ fn condition<'a>(object: &'a Value, kind: &str) -> &'a Value {
     conditions.into_iter().flatten().find(|condition| condition["type"] == kind).unwrap_or(&NONE)
 }
 
+fn component<'a>(appliance: &'a Value, name: &str) -> &'a Value {
+    static NONE: Value = Value::Null;
+    let components = appliance["status"]["components"].as_array();
+    components.into_iter().flatten().find(|component| component["name"] == name).unwrap_or(&NONE)
+}
+
 #[allow(clippy::disallowed_methods, reason = "a test waits for another program")]
 fn pause(duration: Duration) {
     std::thread::sleep(duration);
@@ -146,6 +152,16 @@ fn an_appliance_is_set_up_and_taken_down_with_no_more_rights_than_the_chart_give
     for kind in ["VaultReachable", "RecoveryKeyReady", "CertificatesReady"] {
         world.condition("appliance/berlin", kind, "True");
     }
+    let warned =
+        world.eventually("a warning of a store without soft delete", "appliance/berlin", |appliance| {
+            component(appliance, "vault")["reason"] == "DeletionNotGuarded"
+        });
+    let said = component(&warned, "vault");
+    assert_eq!(said["health"], "Warning");
+    assert!(
+        said["message"].as_str().unwrap_or_default().contains("--enable-delete-retention true"),
+        "{said}"
+    );
     // No node runs them.
     let waiting = world.condition("appliance/berlin", "ProcessServersReady", "False");
     assert!(!waiting["message"].as_str().unwrap_or_default().is_empty());

@@ -37,6 +37,8 @@ use crate::{
 
 /// How long a vault that answered counts as reachable.
 const CHECK_INTERVAL: Duration = Duration::from_secs(60);
+/// Settings of an account change rarely, and each look is paid for.
+const GUARD_INTERVAL: Duration = Duration::from_secs(600);
 
 /// The Secrets that open a vault.
 #[derive(Debug, Clone, Copy)]
@@ -46,10 +48,20 @@ pub struct VaultSecrets<'a> {
     pub ca: Option<&'a Secret>,
 }
 
+/// What the last look at a vault showed.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    pub description: VaultDescription,
+    /// What would not bring it back if somebody deleted it, with the remedy; `None`: nothing is missing, or it cannot
+    /// be known.
+    pub unguarded: Option<String>,
+    guard_checked: Option<Instant>,
+}
+
 struct Known {
     fingerprint: String,
     vault: Vault,
-    description: VaultDescription,
+    seen: Seen,
     checked: Instant,
 }
 
@@ -82,7 +94,7 @@ pub async fn bootstrap(
     validated: &Validated,
     found: VaultSecrets<'_>,
     context: &Context,
-) -> Result<(Vault, VaultDescription), Failure> {
+) -> Result<(Vault, Seen), Failure> {
     let spec = serde_json::to_vec(&appliance.spec.vault).unwrap_or_default();
     let recipients = appliance.spec.recovery_key_recipients.join(" ");
     let ca = found.ca.and_then(|secret| bytes(secret, CA_KEY)).unwrap_or_default();
@@ -90,23 +102,19 @@ pub async fn bootstrap(
         sha256([spec.as_slice(), recipients.as_bytes(), fingerprint(validated, found).as_bytes(), ca]);
     let key =
         ApplianceKey { namespace: appliance.namespace().unwrap_or_default(), name: appliance.name_any() };
-    if let Some(known) = context
-        .vaults
-        .known()
-        .get(&key)
-        .filter(|known| known.fingerprint == fingerprint && known.checked.elapsed() < CHECK_INTERVAL)
-    {
-        return Ok((known.vault.clone(), known.description.clone()));
-    }
-    let opened = open(appliance, validated, found, context).await;
+    let before = {
+        let known = context.vaults.known();
+        let known = known.get(&key).filter(|known| known.fingerprint == fingerprint);
+        if let Some(known) = known.filter(|known| known.checked.elapsed() < CHECK_INTERVAL) {
+            return Ok((known.vault.clone(), known.seen.clone()));
+        }
+        known.map(|known| known.seen.clone())
+    };
+    let opened = open(appliance, validated, found, before, context).await;
     match &opened {
-        Ok((vault, description)) => {
-            let known = Known {
-                fingerprint,
-                vault: vault.clone(),
-                description: description.clone(),
-                checked: Instant::now(),
-            };
+        Ok((vault, seen)) => {
+            let known =
+                Known { fingerprint, vault: vault.clone(), seen: seen.clone(), checked: Instant::now() };
             context.vaults.known().insert(key, known);
         }
         Err(_) => context.vaults.forget(&key),
@@ -132,10 +140,12 @@ async fn open(
     appliance: &ReplicationAppliance,
     validated: &Validated,
     found: VaultSecrets<'_>,
+    before: Option<Seen>,
     context: &Context,
-) -> Result<(Vault, VaultDescription), Failure> {
+) -> Result<(Vault, Seen), Failure> {
     let keys = Arc::new(data_keys(appliance, found.data_keys)?);
-    let (store, cache) = connect(appliance, validated, found.credential)?;
+    let (azure, azure_cache) = connect(appliance, validated, found.credential)?;
+    let (store, cache): Stores = (azure.clone(), azure_cache.clone());
     let ca_key_pem =
         found.ca.and_then(|secret| text(secret, CA_KEY)).map(|pem| Zeroizing::new(pem.to_owned()));
     let bundle = KeyBundle { data_keys: keys.clone(), ca_key_pem };
@@ -149,7 +159,36 @@ async fn open(
     .await
     .map_err(|error| failure(&error))?;
     let vault = Vault { store, cache, keys, id: description.vault_id.clone() };
-    Ok((vault, description))
+    let fresh = |seen: &Seen| seen.guard_checked.is_some_and(|at| at.elapsed() < GUARD_INTERVAL);
+    let seen = match before.filter(fresh) {
+        Some(before) => Seen { description, ..before },
+        None => {
+            let spec = &appliance.spec.vault.azure;
+            let mut unguarded = unguarded_store(&azure, &spec.endpoint, &spec.container).await;
+            if unguarded.is_none() {
+                unguarded =
+                    unguarded_store(&azure_cache, spec.cache_endpoint(), &spec.cache_container()).await;
+            }
+            Seen { description, unguarded, guard_checked: Some(Instant::now()) }
+        }
+    };
+    Ok((vault, seen))
+}
+
+/// What the account lacks, with the remedy. A credential that may not see the account's settings says nothing.
+async fn unguarded_store(store: &AzureStore, endpoint: &str, container: &str) -> Option<String> {
+    let guard = match store.deletion_guard().await {
+        Ok(guard) => guard,
+        Err(error) => {
+            tracing::info!(container, error = %chain(&error), "whether deleted blobs can be brought back is not known");
+            return None;
+        }
+    };
+    let missing = guard.missing()?;
+    let account = AzureOptions::account_of(endpoint).unwrap_or_default();
+    Some(format!(
+        "{missing}: whoever has the credentials can delete container {container} and nothing brings it back; run: az storage account blob-service-properties update --account-name {account} --enable-delete-retention true --delete-retention-days 14"
+    ))
 }
 
 fn data_keys(appliance: &ReplicationAppliance, secret: Option<&Secret>) -> Result<DataKeys, Failure> {
@@ -162,20 +201,21 @@ fn data_keys(appliance: &ReplicationAppliance, secret: Option<&Secret>) -> Resul
         .map_err(|error| Failure::stalled(Reason::WrongKey, format!("Secret {name}: {}", chain(&error))))
 }
 
+/// Of the vault and of its cache storage.
 type Stores = (Arc<dyn BlobStore>, Arc<dyn BlobStore>);
 
 fn connect(
     appliance: &ReplicationAppliance,
     validated: &Validated,
     secret: Option<&Secret>,
-) -> Result<Stores, Failure> {
+) -> Result<(Arc<AzureStore>, Arc<AzureStore>), Failure> {
     let azure = &appliance.spec.vault.azure;
     let reference = validated.credential.secret();
     let value = secret.and_then(|secret| text(secret, &reference.key)).ok_or_else(|| {
         let message = format!("Secret {} with the vault's credentials does not exist or lacks the key {}: create it as spec.vault.azure.authentication says", reference.name, reference.key);
         Failure::stalled(Reason::SecretNotFound, message)
     })?;
-    let open = |endpoint: &str, container: &str| -> Result<Arc<dyn BlobStore>, Failure> {
+    let open = |endpoint: &str, container: &str| -> Result<Arc<AzureStore>, Failure> {
         let value = Zeroizing::new(value.trim().to_owned());
         let credential = match &validated.credential {
             Credential::Sas(_) => AzureCredential::Sas(value),

@@ -147,7 +147,7 @@ async fn pass(
     findings.vault = Some(
         vault
             .as_ref()
-            .map(|(_, description)| description.clone())
+            .map(|(_, seen)| seen.clone())
             .map_err(|failure| (failure.reason, failure.message.clone(), failure.category)),
     );
     // Pods that are there go on without the operator's sight of the vault; new ones would only fail.

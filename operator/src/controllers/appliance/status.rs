@@ -7,10 +7,13 @@ use lifeboat_crds::{
     appliance::{Component, Health, ProcessServerStatus},
     conditions::{self, ConditionType, Observation, Reason, met, unknown, unmet},
 };
-use lifeboat_replication::{vault::VaultDescription, wire::v1};
+use lifeboat_replication::wire::v1;
 
 use super::{names, validate::Validated};
-use crate::runtime::{Category, Failure};
+use crate::{
+    controllers::vaults::Seen,
+    runtime::{Category, Failure},
+};
 
 /// The reference system's thresholds: warning and critical.
 const SPOOL_USED_PERCENT: (u64, u64) = (70, 75);
@@ -20,7 +23,7 @@ const BACKLOG_SECONDS: (u64, u64) = (30 * 60, 45 * 60);
 #[derive(Debug, Default)]
 pub struct Findings {
     pub certificates: Option<Result<(), String>>,
-    pub vault: Option<Result<VaultDescription, (Reason, String, Category)>>,
+    pub vault: Option<Result<Seen, (Reason, String, Category)>>,
     pub process_servers: Vec<ProcessServer>,
     /// Those that go when their servers have moved to others, with the number of these.
     pub leaving: Vec<(String, u32)>,
@@ -58,8 +61,11 @@ pub fn status(
     let ready = ready_replicas(findings.process_server_set.as_ref());
     let components = components(&before, findings, now);
     let observed = observations(findings, replicas);
-    let vault_id =
-        findings.vault.as_ref().and_then(|vault| vault.as_ref().ok()).map(|vault| vault.vault_id.clone());
+    let vault_id = findings
+        .vault
+        .as_ref()
+        .and_then(|vault| vault.as_ref().ok())
+        .map(|vault| vault.description.vault_id.clone());
     ReplicationApplianceStatus {
         observed_generation: if findings.failure.is_none() {
             appliance.metadata.generation
@@ -154,7 +160,7 @@ fn recovery_key_ready(findings: &Findings) -> Observation {
         Some(Ok(vault)) => {
             let message = format!(
                 "the key bundle in the vault is encrypted to {} recovery key(s)",
-                vault.recipients.len()
+                vault.description.recipients.len()
             );
             met(ConditionType::RecoveryKeyReady, Reason::AsExpected, message)
         }
@@ -271,6 +277,9 @@ fn vault_component(findings: &Findings) -> Judged {
     let name = "vault".to_owned();
     match &findings.vault {
         None => (name, Health::Unknown, Reason::NotYetKnown.as_str(), String::new()),
+        Some(Ok(Seen { unguarded: Some(why), .. })) => {
+            (name, Health::Warning, "DeletionNotGuarded", why.clone())
+        }
         Some(Ok(_)) => (name, Health::Healthy, Reason::AsExpected.as_str(), String::new()),
         Some(Err((reason, why, _))) => (name, Health::Critical, reason.as_str(), why.clone()),
     }

@@ -3,7 +3,9 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use azure_core::http::{ClientOptions, Pipeline, RetryOptions, Transport, Url, policies::Policy};
-use azure_storage_blob::{BlobContainerClient, BlobContainerClientOptions};
+use azure_storage_blob::{
+    BlobContainerClient, BlobContainerClientOptions, BlobServiceClient, BlobServiceClientOptions,
+};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use ring::hmac;
 use rustls_platform_verifier::BuilderVerifierExt as _;
@@ -78,13 +80,14 @@ impl AzureOptions {
         }
     }
 
-    fn container_url(&self) -> Result<Url, ConnectError> {
+    /// The account's.
+    fn service_url(&self) -> Result<Url, ConnectError> {
         let refused = || ConnectError::Endpoint { endpoint: without_query(&self.endpoint) };
         let mut url = Url::parse(&self.endpoint).map_err(|_| refused())?;
         if !matches!(url.scheme(), "http" | "https") || url.host().is_none() || url.query().is_some() {
             return Err(refused());
         }
-        url.path_segments_mut().map_err(|()| refused())?.pop_if_empty().push(&self.container);
+        url.path_segments_mut().map_err(|()| refused())?.pop_if_empty();
         Ok(url)
     }
 }
@@ -92,7 +95,11 @@ impl AzureOptions {
 impl AzureStore {
     /// Sends nothing yet.
     pub fn new(options: &AzureOptions) -> Result<Self, ConnectError> {
-        let mut url = options.container_url()?;
+        let mut account = options.service_url()?;
+        let mut url = account.clone();
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.push(&options.container);
+        }
         let shown = url.to_string();
         let mut signing: Vec<Arc<dyn Policy>> = Vec::new();
         match &options.credential {
@@ -110,6 +117,7 @@ impl AzureStore {
                     return Err(ConnectError::Sas);
                 }
                 url.set_query(Some(sas));
+                account.set_query(Some(sas));
             }
         }
         let tls = tls()?;
@@ -125,11 +133,15 @@ impl AzureStore {
         };
         let container_options =
             BlobContainerClientOptions { client_options: client_options.clone(), ..Default::default() };
+        let service_options =
+            BlobServiceClientOptions { client_options: client_options.clone(), ..Default::default() };
+        let service =
+            BlobServiceClient::new(account, None, Some(service_options)).map_err(ConnectError::Client)?;
         let version = container_options.version.clone();
         let container =
             BlobContainerClient::new(url, None, Some(container_options)).map_err(ConnectError::Client)?;
         let by_hand = ByHand { writing: pipeline(client_options), reading: pipeline(reading), version };
-        Ok(Self { container, by_hand, url: shown, list_page: None })
+        Ok(Self { container, service, by_hand, url: shown, list_page: None })
     }
 }
 

@@ -3,11 +3,12 @@
 //!
 //! Each method is one request with its own time-out. Nothing is repeated here: the crate's retries are off, and whoever
 //! calls decides what an unknown outcome means. `connect` makes the clients, `errors` sorts what comes back, `by_hand`
-//! has the two requests that the crate cannot make as we need them.
+//! has the two requests that the crate cannot make as we need them, `guard` looks at the account's settings.
 
 mod by_hand;
 mod connect;
 mod errors;
+mod guard;
 mod shared_key;
 
 use std::{fmt, ops::Range, time::Duration};
@@ -18,7 +19,7 @@ use azure_core::http::{
     headers::{HeaderName, Headers},
 };
 use azure_storage_blob::{
-    BlobClient, BlobContainerClient,
+    BlobClient, BlobContainerClient, BlobServiceClient,
     models::{
         AppendBlobClientAppendBlockOptions, AppendBlobClientCreateOptions, AppendBlobClientSealOptions,
         BlobClientAcquireLeaseOptions, BlobClientBreakLeaseOptions, BlobClientCreateSnapshotOptions,
@@ -31,10 +32,13 @@ use azure_storage_blob::{
 use bytes::Bytes;
 use futures::TryStreamExt as _;
 
-pub use self::connect::{AzureOptions, ConnectError, Credential};
 use self::{
     by_hand::ByHand,
     errors::{Call, unreadable},
+};
+pub use self::{
+    connect::{AzureOptions, ConnectError, Credential},
+    guard::DeletionGuard,
 };
 use super::{
     BlobKind, BlobStore, CALL_TIMEOUT, ETag, LeaseId, LeaseState, ListPage, Listed, Properties, PutCondition,
@@ -49,6 +53,8 @@ const SLOWEST_TRANSFER: u64 = 128 << 10;
 /// One container of a storage account.
 pub struct AzureStore {
     container: BlobContainerClient,
+    /// The account, for its settings.
+    service: BlobServiceClient,
     by_hand: ByHand,
     /// Without query: a SAS is a secret.
     url: String,
