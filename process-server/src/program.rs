@@ -46,6 +46,9 @@ use crate::{
 const MEMORY_BYTES: usize = 32 << 20;
 /// Enough to fill a line of 1 Gbit/s at 100 ms with segments of 1 MiB.
 const UPLOADS: usize = 16;
+/// Segments that go to their upload without the spool: enough while uploads begin at once, and little memory when they
+/// do not.
+const UNSPOOLED: usize = 2;
 /// The vault may be created by the operator only now, or be away.
 const VAULT_PAUSE: Duration = Duration::from_secs(5);
 /// More than an ingest takes to finish, less than a pod is given.
@@ -165,6 +168,7 @@ pub async fn run(config: Config, env: Env, stop: impl Future<Output = ()>) -> Re
             memory: MemoryBudget::new(MEMORY_BYTES),
             sealer: Arc::new(SealPool::default()),
             uploads: Arc::new(Semaphore::new(UPLOADS)),
+            unspooled: Arc::new(Semaphore::new(UNSPOOLED)),
             log_options: LogOptions::default(),
         };
         Servers::new(shared, directories, members).run(until_set(stopped)).await;

@@ -104,6 +104,7 @@ impl Site {
             memory: MemoryBudget::new(32 << 20),
             sealer: Arc::new(InlineSealer),
             uploads: Arc::new(Semaphore::new(4)),
+            unspooled: Arc::new(Semaphore::new(1)),
             log_options: LogOptions::default(),
         };
         tokio::spawn(Ingest::new(shared, server.clone(), assignment).run(connections));

@@ -5,6 +5,7 @@ use std::{
     fs,
     path::PathBuf,
     process::{Command, Stdio},
+    time::SystemTime,
 };
 
 use crate::api_server::{SetupError, dev, output_of};
@@ -26,12 +27,31 @@ impl BlobStore {
 
     /// Ends it in order, so that it keeps everything; it answers nobody until [`BlobStore::resume`].
     pub fn stop(&self) -> Result<(), SetupError> {
+        self.end("-TERM")
+    }
+
+    /// As `kill -9` does it: it forgets some of what it acknowledged in the last seconds.
+    pub fn kill(&self) -> Result<(), SetupError> {
+        self.end("-KILL")
+    }
+
+    /// Whether it has written down all that it acknowledged until `instant`: it does so every few seconds, and a store
+    /// that is killed before the first time has lost its containers.
+    pub fn has_saved(&self, instant: SystemTime) -> bool {
+        let saved =
+            |name: &str| fs::metadata(self.dir.join("data").join(name)).and_then(|file| file.modified());
+        ["__azurite_db_blob__.json", "__azurite_db_blob_extent__.json"]
+            .iter()
+            .all(|name| saved(name).is_ok_and(|at| at > instant))
+    }
+
+    fn end(&self, signal: &str) -> Result<(), SetupError> {
         let file = self.dir.join("run/azurite.pid");
         let text = fs::read_to_string(&file)
             .map_err(|source| SetupError::Run { program: file.display().to_string(), source })?;
         let pid = text.split_whitespace().next().unwrap_or_default().to_owned();
         let mut kill = Command::new("kill");
-        kill.arg(&pid);
+        kill.args([signal, &pid]);
         output_of(kill)?;
         let mut wait = Command::new("timeout");
         wait.args(["30", "tail", "--pid", &pid, "--sleep-interval=0.1", "-f", "/dev/null"]);

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a rig that cannot be set up is a failed run")]
 #![allow(clippy::disallowed_methods, reason = "real programs run in real time")]
 
+pub mod compare;
 #[path = "../../agent/tests/kernel_support/mod.rs"]
 pub mod disk;
 pub mod link;
@@ -19,6 +20,7 @@ pub mod served;
 pub mod site;
 
 pub use self::{
+    compare::{assert_same, different_blocks, settled},
     disk::{Loop, Mounted, run},
     link::{Link, Mode},
     load::{Load, assert_nothing_lost, fill, sessions},

@@ -14,29 +14,14 @@ use std::{
 };
 
 use lifeboat_replication::wire::v1;
-use lifeboat_tests::rig::{Loop, Site, SiteOptions, now, point};
+use lifeboat_tests::rig::{
+    Loop, Random, Site, SiteOptions, assert_same, different_blocks, now, point, settled,
+};
 
 const DISK_BYTES: u64 = 512 << 20;
 const BLOCK: usize = 4096;
 /// One in a hundred blocks, all over the disk.
 const CHANGES: usize = (DISK_BYTES as usize / BLOCK) / 100;
-
-/// splitmix64: the same blocks in each run.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn bytes(&mut self, count: usize) -> Vec<u8> {
-        (0..count / 8).flat_map(|_| self.next().to_le_bytes()).collect()
-    }
-}
 
 /// Data that cannot be compressed in the first half, zeros in the second.
 fn fill(disk: &File, random: &mut Random) {
@@ -48,41 +33,19 @@ fn fill(disk: &File, random: &mut Random) {
 
 fn change(disk: &File, random: &mut Random, changes: usize) {
     for _ in 0..changes {
-        let block = random.next() % (DISK_BYTES / BLOCK as u64);
+        let block = random.below(DISK_BYTES / BLOCK as u64);
         disk.write_all_at(&random.bytes(BLOCK), block * BLOCK as u64).unwrap();
     }
     disk.sync_all().unwrap();
-}
-
-fn different_blocks(one: &[u8], other: &[u8]) -> usize {
-    one.chunks(BLOCK).zip(other.chunks(BLOCK)).filter(|(one, other)| one != other).count()
-}
-
-/// Waits for a point that holds everything written until now. The same bytes are written again: a change that changes
-/// nothing asks for one more round.
-fn settled(site: &Site) -> Vec<v1::Data> {
-    let disk = &site.servers[0].disk;
-    let mut first = vec![0; BLOCK];
-    let stopped = now();
-    disk.open(0).read_exact_at(&mut first, 0).unwrap();
-    disk.open(libc::O_SYNC).write_all_at(&first, 0).unwrap();
-    site.wait_for("a point", |records| point(records).is_some_and(|point| point.t0_micros > stopped))
 }
 
 fn sent(records: &[v1::Data], after: u64) -> u64 {
     records.iter().filter(|record| record.number > after).map(|record| record.changed_bytes).sum()
 }
 
-fn assert_same(site: &Site, records: &[v1::Data]) {
-    let last = records.last().unwrap().number;
-    let source = site.servers[0].disk.content();
-    assert_eq!(different_blocks(&source, &site.recovered(last)), 0, "the point read through the block index");
-    assert_eq!(different_blocks(&source, &site.seed_disk(last)), 0, "the seed disk");
-}
-
 #[test]
 fn after_marks_were_lost_only_what_differs_is_sent() {
-    let mut random = Random(7);
+    let mut random = Random::new(7);
     let disk = Loop::new(DISK_BYTES);
     fill(&disk.open(libc::O_RDWR), &mut random);
     let options = SiteOptions { name: "resync", ..SiteOptions::default() };

@@ -59,6 +59,8 @@ pub struct Shared {
     pub sealer: Arc<dyn Sealer>,
     /// Uploads of all servers at a time.
     pub uploads: Arc<Semaphore>,
+    /// Segments of all servers that may wait for their upload in memory; others wait in the spool.
+    pub unspooled: Arc<Semaphore>,
     pub log_options: LogOptions,
 }
 

@@ -1,7 +1,8 @@
-//! Second stage: compress, encrypt, keep in the spool.
+//! Second stage: compress, encrypt, keep: in the spool, or, while uploads begin at once, in memory.
 //!
 //! In: [`Admitted`] batches in order. Out: [`Piece`]s in the same order; once the last one of a record is kept, the
-//! agent hears `Received`. Bounds: a few segments of a server are sealed at a time, within the memory budget.
+//! agent hears `Received`. Bounds: a few segments of a server are sealed at a time, within the memory budget; a few of
+//! all servers are kept in memory.
 
 use std::{fmt, sync::Arc};
 
@@ -15,7 +16,7 @@ use lifeboat_replication::{
     vault::layout,
     wire::v1,
 };
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 use super::{
     assembler::RecordEnd,
@@ -99,6 +100,13 @@ pub(super) enum Stored {
         segment: v1::SegmentRef,
         room: Room,
     },
+    Held {
+        segment: v1::SegmentRef,
+        room: Room,
+        content: Bytes,
+        /// The place in memory, free when the upload begins: from then on it is the upload's.
+        place: OwnedSemaphorePermit,
+    },
 }
 
 /// One batch further on: a segment, the end of its record, or both.
@@ -125,6 +133,7 @@ pub(super) struct Sealing {
     pub keys: Arc<DataKeys>,
     pub sealer: Arc<dyn Sealer>,
     pub spool: Arc<dyn Spool>,
+    pub unspooled: Arc<Semaphore>,
     pub assigned: watch::Receiver<Option<Assigned>>,
     pub input: mpsc::Receiver<Admitted>,
     pub out: mpsc::Sender<Piece>,
@@ -159,6 +168,7 @@ impl Sealing {
         let level = self.assigned.borrow().as_ref().map_or(1, |assigned| assigned.compression_level);
         let (keys, sealer, spool) =
             (Arc::clone(&self.keys), Arc::clone(&self.sealer), Arc::clone(&self.spool));
+        let unspooled = Arc::clone(&self.unspooled);
         let spool_name = spool_name(&self.server, &name);
         async move {
             let (number, end) = (batch.number, batch.end);
@@ -174,6 +184,13 @@ impl Sealing {
                 return Ok(Piece { number, stored: Some(Stored::Inline { segment, content }), end });
             }
             room.shrink(segment.length);
+            if let Ok(place) = unspooled.try_acquire_owned() {
+                return Ok(Piece {
+                    number,
+                    stored: Some(Stored::Held { segment, room, content, place }),
+                    end,
+                });
+            }
             spool.write(&spool_name, content).await?;
             Ok(Piece { number, stored: Some(Stored::Spooled { segment, room }), end })
         }

@@ -214,6 +214,7 @@ impl Session {
             keys: Arc::clone(&shared.vault.keys),
             sealer: Arc::clone(&shared.sealer),
             spool: Arc::clone(&shared.spool),
+            unspooled: Arc::clone(&shared.unspooled),
             assigned,
             input: to_seal,
             out: sealed,

@@ -1,4 +1,4 @@
-//! Third stage: segments go from the spool to cache storage, several at a time.
+//! Third stage: segments go from the spool (or from memory, the first time) to cache storage, several at a time.
 //!
 //! In: [`Piece`]s in order. Out: [`Uploaded`] in the same order. Bounds: a few uploads a server, and a number of them
 //! for all servers.
@@ -16,7 +16,7 @@ use lifeboat_replication::{
     store::{BlobStore, PutCondition, Refusal, StoreError},
     wire::v1,
 };
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::{
     assembler::RecordEnd,
@@ -104,6 +104,11 @@ impl Upload {
                     drop(room);
                     Some(Placed::Blob(segment))
                 }
+                Some(Stored::Held { segment, room, content, place }) => {
+                    one.upload_held(&spool_name(&server, &segment.name), &segment, content, place).await?;
+                    drop(room);
+                    Some(Placed::Blob(segment))
+                }
             };
             Ok(Uploaded { number, placed, end })
         }
@@ -120,6 +125,32 @@ struct One {
 }
 
 impl One {
+    /// Tries once from memory; what the store did not take then waits in the spool like the others.
+    async fn upload_held(
+        &self,
+        spooled: &str,
+        segment: &v1::SegmentRef,
+        content: bytes::Bytes,
+        place: OwnedSemaphorePermit,
+    ) -> Result<(), UploadError> {
+        let slot = self.slots.acquire().await;
+        drop(place);
+        match self.put(segment, content.clone()).await {
+            Ok(true) => {
+                self.delivered(segment);
+                Ok(())
+            }
+            Ok(false) => Err(UploadError::Taken { name: segment.name.clone() }),
+            Err(error) => {
+                self.status.upload_trouble(&error.to_string());
+                self.spool.write(spooled, content).await?;
+                drop(slot);
+                backoff::pause(&self.env, 0).await;
+                self.upload(spooled, segment).await
+            }
+        }
+    }
+
     async fn upload(&self, spooled: &str, segment: &v1::SegmentRef) -> Result<(), UploadError> {
         let mut tried = 0;
         loop {
@@ -141,9 +172,13 @@ impl One {
                 }
             }
         }
+        self.delivered(segment);
+        Ok(self.spool.remove(spooled).await?)
+    }
+
+    fn delivered(&self, segment: &v1::SegmentRef) {
         self.status.upload_trouble("");
         self.status.sent(segment.length);
-        Ok(self.spool.remove(spooled).await?)
     }
 
     /// True: the store has the segment. An error is worth another try, for some of them after somebody mended it.

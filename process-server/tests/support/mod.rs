@@ -270,6 +270,7 @@ impl World {
             memory: MemoryBudget::new(32 << 20),
             sealer: Arc::new(InlineSealer),
             uploads: Arc::new(Semaphore::new(16)),
+            unspooled: Arc::new(Semaphore::new(1)),
             log_options: LogOptions::default(),
         }
     }

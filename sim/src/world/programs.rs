@@ -71,6 +71,8 @@ impl World {
             memory: MemoryBudget::new(32 << 20),
             sealer: Arc::new(SimSealer { inline_bytes: self.retain.inline_bytes }),
             uploads: Arc::new(Semaphore::new(4)),
+            // Every second one knows no other way than through the spool.
+            unspooled: Arc::new(Semaphore::new(node % 2)),
             log_options: self.log_options(),
         };
         let (net, server, mut assigned) = (self.net.clone(), self.server.clone(), assignment.subscribe());

@@ -7,7 +7,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use super::{Mounted, Site, now, point, run};
+use super::{Mounted, Site, assert_same, run, settled};
 
 /// Random buffered writes with fsyncs until it is stopped.
 pub struct Load(Child);
@@ -30,7 +30,7 @@ impl Load {
         Self(fio.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap())
     }
 
-    fn stop(mut self) {
+    pub fn stop(mut self) {
         assert_eq!(self.0.try_wait().unwrap(), None, "fio ended by itself");
         let pid = self.0.id().to_string();
         run("kill", &["-INT", &pid]);
@@ -59,20 +59,9 @@ pub fn fill(file: &Path, bytes: u64) {
 pub fn assert_nothing_lost(site: &Site, load: Load, mounted: Mounted) {
     load.stop();
     mounted.unmount();
-    let disk = &site.servers[0].disk;
-    run("blockdev", &["--flushbufs", disk.name()]);
-    let stopped = now();
-    // The same bytes again: a change that changes nothing asks for one more round.
-    let mut first = vec![0; 4096];
-    disk.open(0).read_exact(&mut first).unwrap();
-    disk.open(libc::O_SYNC).write_all(&first).unwrap();
-    let records = site
-        .wait_for("the last round", |records| point(records).is_some_and(|point| point.t0_micros > stopped));
-    let last = records.last().unwrap().number;
-
-    let source = disk.content();
-    assert_same(&source, &site.recovered(last), "the point read through the block index");
-    assert_same(&source, &site.seed_disk(last), "the seed disk");
+    run("blockdev", &["--flushbufs", site.servers[0].disk.name()]);
+    let records = settled(site);
+    assert_same(site, &records);
 
     let complete = records.iter().position(|record| record.complete).unwrap();
     assert!(records[complete..].iter().all(|record| record.complete), "something was copied again");
@@ -85,20 +74,4 @@ pub fn assert_nothing_lost(site: &Site, load: Load, mounted: Mounted) {
 /// Where an agent's log says that a session begins.
 pub fn sessions(log: &str) -> impl Iterator<Item = &str> {
     log.lines().filter(|line| line.contains("session begins"))
-}
-
-fn assert_same(source: &[u8], copy: &[u8], what: &str) {
-    assert_eq!(source.len(), copy.len(), "{what}: size");
-    let different: Vec<usize> = source
-        .chunks(512)
-        .zip(copy.chunks(512))
-        .enumerate()
-        .filter_map(|(sector, (a, b))| (a != b).then_some(sector))
-        .collect();
-    assert!(
-        different.is_empty(),
-        "{what}: {} sectors differ, the first is {}",
-        different.len(),
-        different[0]
-    );
 }
