@@ -51,17 +51,17 @@ impl Program {
         Self { task: tokio::spawn(held), leash, down: None, down_until: None }
     }
 
-    /// False when it is down already.
+    /// False when it is down already, or about to be. One that is to crash later, and may stand still until long
+    /// after, does not outlive a crash that comes now.
     pub(crate) fn crash(&mut self, how: Crash, down: Duration) -> bool {
-        if self.down.is_some() {
-            return false;
-        }
-        self.down = Some(down);
+        let first = self.down.is_none();
+        self.down.get_or_insert(down);
         match how {
             Crash::Now => self.task.abort(),
-            Crash::After(polls) => self.leash.polls_left.store(polls.max(1), Ordering::Relaxed),
+            Crash::After(polls) if first => self.leash.polls_left.store(polls.max(1), Ordering::Relaxed),
+            Crash::After(_) => {}
         }
-        true
+        first
     }
 
     /// It does nothing for so long, and then goes on as if nothing had been.
