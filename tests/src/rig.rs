@@ -21,7 +21,7 @@ pub mod site;
 pub use self::{
     disk::{Loop, Mounted, run},
     link::{Link, Mode},
-    load::{Load, assert_nothing_lost, fill, sessions},
+    load::{Load, assert_nothing_lost, assert_nothing_lost_on, fill, sessions},
     process::Process,
     program::Program,
     random::Random,

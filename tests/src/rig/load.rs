@@ -7,7 +7,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use super::{Mounted, Site, now, point, run};
+use super::{Mounted, Site, now, point, run, site::Protected};
 
 /// Random buffered writes with fsyncs until it is stopped.
 pub struct Load(Child);
@@ -57,29 +57,37 @@ pub fn fill(file: &Path, bytes: u64) {
 /// Ends the load and waits for one more round: every sector of the first server's disk is the same in the point read
 /// through the block index and on the seed disk, and nothing was copied again.
 pub fn assert_nothing_lost(site: &Site, load: Load, mounted: Mounted) {
+    assert_nothing_lost_on(site, &site.servers[0], load, mounted);
+}
+
+/// The same for any server; the number of the last record.
+pub fn assert_nothing_lost_on(site: &Site, server: &Protected, load: Load, mounted: Mounted) -> u64 {
     load.stop();
     mounted.unmount();
-    let disk = &site.servers[0].disk;
+    let disk = &server.disk;
     run("blockdev", &["--flushbufs", disk.name()]);
     let stopped = now();
     // The same bytes again: a change that changes nothing asks for one more round.
     let mut first = vec![0; 4096];
     disk.open(0).read_exact(&mut first).unwrap();
     disk.open(libc::O_SYNC).write_all(&first).unwrap();
-    let records = site
-        .wait_for("the last round", |records| point(records).is_some_and(|point| point.t0_micros > stopped));
+    let records = site.wait("the last round", || {
+        let records = site.records_by(&server.id);
+        point(&records).is_some_and(|point| point.t0_micros > stopped).then_some(records)
+    });
     let last = records.last().unwrap().number;
 
     let source = disk.content();
-    assert_same(&source, &site.recovered(last), "the point read through the block index");
-    assert_same(&source, &site.seed_disk(last), "the seed disk");
+    assert_same(&source, &site.recovered_of(&server.id, last), "the point read through the block index");
+    assert_same(&source, &site.seed_disk_of(&server.id, last), "the seed disk");
 
     let complete = records.iter().position(|record| record.complete).unwrap();
     assert!(records[complete..].iter().all(|record| record.complete), "something was copied again");
-    let log = site.servers[0].agent.log();
+    let log = server.agent.log();
     let again: Vec<&str> = sessions(&log).filter(|line| !line.contains(r#""full_copy":"""#)).collect();
     assert!(again.is_empty(), "a session had to copy everything again: {again:?}");
     assert!(!log.contains("tracking was lost"), "{log}");
+    last
 }
 
 /// Where an agent's log says that a session begins.
