@@ -15,6 +15,12 @@ struct Arguments {
     /// Configuration file (JSON).
     #[arg(long, env = "LIFEBOAT_CONFIG")]
     config: PathBuf,
+    /// The applier's name in reports; in a pod the pod's.
+    #[arg(long, env = "LIFEBOAT_NAME")]
+    name: Option<String>,
+    /// UUID that nobody else has; in a pod its uid.
+    #[arg(long, env = "LIFEBOAT_IDENTITY")]
+    identity: Option<String>,
     /// What is logged, as tracing's filter directives.
     #[arg(long, env = "LIFEBOAT_LOG", default_value = "info")]
     log: String,
@@ -33,7 +39,7 @@ fn main() -> ExitCode {
 }
 
 fn start(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
-    let config = Config::read(&arguments.config)?;
+    let config = Config::read(&arguments.config, arguments.name.clone(), arguments.identity.clone())?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;

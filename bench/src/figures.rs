@@ -1,6 +1,7 @@
 //! The figures, one a file. Each sets up sites of its own and measures what it divides in turns.
 
 mod agent;
+mod apply;
 mod copy;
 mod cost;
 mod fleet;
@@ -15,7 +16,7 @@ use crate::report::Figure;
 type Measure = fn(usize) -> Vec<Figure>;
 
 /// In the order in which they run: the quick ones first.
-pub fn all() -> [(&'static str, Measure); 8] {
+pub fn all() -> [(&'static str, Measure); 9] {
     [
         ("agent", agent::measure),
         ("fleet", fleet::measure),
@@ -23,6 +24,7 @@ pub fn all() -> [(&'static str, Measure); 8] {
         ("open", open::measure),
         ("peers", peers::measure),
         ("copy", copy::measure),
+        ("apply", apply::measure),
         ("workload", workload::measure),
         ("rpo", rpo::measure),
     ]

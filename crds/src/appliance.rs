@@ -16,7 +16,7 @@ use crate::{
 
 mod status;
 
-pub use status::{Component, Health, ProcessServerStatus, ReplicationApplianceStatus};
+pub use status::{ApplierStatus, Component, Health, ProcessServerStatus, ReplicationApplianceStatus};
 
 /// The default of `exposure.dataPort`; the reference system's port.
 pub const DATA_PORT: u16 = 9443;
@@ -34,7 +34,7 @@ pub const MANAGEMENT_PORT: u16 = 443;
     namespaced,
     status = "ReplicationApplianceStatus",
     derive = "PartialEq",
-    doc = "ReplicationAppliance is the set of pods that serve one site: process servers that agents send to, and the applier that turns what is in the vault into seed disks and recovery points.",
+    doc = "ReplicationAppliance is the set of pods that serve one site: process servers that agents send to, and the appliers that turn what is in the vault into seed disks and recovery points.",
     scale(
         spec_replicas_path = ".spec.processServers.replicas",
         status_replicas_path = ".status.replicas",
@@ -81,7 +81,7 @@ pub struct ReplicationApplianceSpec {
         extend("x-kubernetes-list-type" = "set")
     )]
     pub recovery_key_recipients: Vec<String>,
-    /// The applier, which turns the journal into seed disks and recovery points.
+    /// The appliers, which turn the journal into seed disks and recovery points.
     #[serde(default)]
     pub appliers: Appliers,
     /// The process servers, which agents send to.
@@ -181,12 +181,23 @@ impl AzureAuthentication {
     }
 }
 
-/// The applier's pod.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+/// The appliers' pods.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Appliers {
+    /// How many. They share the servers out evenly among themselves, with those of other clusters on the same vault,
+    /// and take over from each other; one applies a server at a time.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1, max = 16))]
+    pub replicas: i32,
     /// Compute resources of the container.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<ResourceRequirements>,
+}
+
+impl Default for Appliers {
+    fn default() -> Self {
+        Self { replicas: one(), resources: None }
+    }
 }
 
 /// The process servers' pods.

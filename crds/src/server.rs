@@ -250,6 +250,9 @@ pub struct ProtectedServerStatus {
     /// The process server that serves it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub process_server: Option<String>,
+    /// The applier that holds its lease and brings its seed disks up to date; absent: none of this appliance's does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub applier: Option<String>,
     /// Its last move to another process server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_move: Option<Move>,

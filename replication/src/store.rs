@@ -30,6 +30,14 @@ pub struct ETag(pub String);
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct LeaseId(pub String);
 
+impl LeaseId {
+    /// `None`: the text is not a UUID as the store takes it.
+    pub fn parse(text: &str) -> Option<Self> {
+        let parsed = uuid::Uuid::try_parse(text).ok()?;
+        (parsed.hyphenated().to_string() == text).then(|| Self(text.to_owned()))
+    }
+}
+
 /// Opaque name of a snapshot (on Azure its time).
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SnapshotId(pub String);

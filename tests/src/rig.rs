@@ -23,7 +23,7 @@ pub use self::{
     compare::{assert_same, different_blocks, settled},
     disk::{Loop, Mounted, run},
     link::{Link, Mode},
-    load::{Load, assert_nothing_lost, fill, sessions},
+    load::{Load, assert_nothing_lost, assert_nothing_lost_on, fill, sessions},
     process::Process,
     program::Program,
     random::Random,

@@ -66,7 +66,7 @@ impl Operator {
                 key_pem: control.key_pem.clone().into(),
             },
             process_servers: control.process_servers.iter().map(endpoint).collect(),
-            applier: None,
+            appliers: Vec::new(),
             servers: Vec::new(),
             data_addresses: process_servers,
             management_addresses,

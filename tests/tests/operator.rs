@@ -170,6 +170,14 @@ fn an_appliance_is_set_up_and_taken_down_with_no_more_rights_than_the_chart_give
     });
     assert_eq!(set["metadata"]["ownerReferences"][0]["kind"], "ReplicationAppliance");
     world.eventually("the applier", "statefulset/berlin-applier", |set| set["spec"]["replicas"] == 1);
+    world.patch("appliance/berlin", &json!({ "spec": { "appliers": { "replicas": 2 } } }));
+    world.eventually("two appliers", "statefulset/berlin-applier", |set| set["spec"]["replicas"] == 2);
+    let told = world.eventually("word of both appliers", "appliance/berlin", |found| {
+        found["status"]["appliers"].as_array().is_some_and(|appliers| appliers.len() == 2)
+    });
+    assert_eq!(told["status"]["appliers"][1]["name"], "berlin-applier-1");
+    let waiting = condition(&told, "AppliersReady");
+    assert!(waiting["message"].as_str().unwrap_or_default().starts_with("0 of 2"), "{waiting}");
     let management = world
         .eventually("the management Service", "service/berlin-management", |found| found["spec"].is_object());
     assert_eq!(management["spec"]["ports"][0]["nodePort"], 30443);

@@ -8,6 +8,7 @@ mod plan;
 mod point;
 pub mod retention;
 mod seeds;
+pub mod share;
 mod sums;
 
 pub use self::{

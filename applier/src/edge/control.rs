@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, transport::Server};
 
-use super::{fleet::Board, tls::Incoming};
+use super::{board::Board, tls::Incoming};
 
 /// A report comes this often.
 const REPORT_INTERVAL: Duration = Duration::from_secs(2);

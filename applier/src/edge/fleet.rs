@@ -1,9 +1,9 @@
-//! Which servers are applied: those that the vault names, each by an applier of its own, and those that the operator
-//! asks for. Needs nothing but the vault, so it goes on without the operator.
+//! Which servers are applied: those that the vault names and those that the operator asks for, as far as this applier
+//! holds their leases, each by an applier of its own. Needs nothing but the vault, so it goes on without the operator.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
@@ -11,225 +11,200 @@ use lifeboat_replication::{
     env::Env,
     errors::chain,
     ids::ServerId,
-    vault::{RetentionPolicy, Vault, VaultError},
-    wire::v1,
+    vault::{RetentionPolicy, Vault},
 };
 use tokio::{
     sync::{Semaphore, watch},
-    task::{AbortHandle, JoinSet},
+    task::JoinSet,
 };
 
-use super::stored::{self, Stored};
-use crate::core::{Applier, Options, Status};
+use super::{
+    board::{Board, Entry},
+    stored::{self, Stored},
+};
+use crate::core::{
+    Applier, Options,
+    share::{ShareOptions, Sharer, Tenure},
+};
 
-/// The vault is asked for new servers this often.
-const LOOK_INTERVAL: Duration = Duration::from_secs(10);
+/// The vault is asked for its servers and their policies this often: two operations a server and look, of each
+/// applier. A new server does not wait for it, since the operator asks for that.
+const LOOK_INTERVAL: Duration = Duration::from_secs(30);
+/// After a look that failed.
+const LOOK_AGAIN_INTERVAL: Duration = Duration::from_secs(5);
 /// Batches applied at the same time, over all servers: bounds memory at some 40 MiB each.
 const TURNS: usize = 2;
 
-/// What is known about all servers. Cheap to clone.
-#[derive(Debug, Clone, Default)]
-pub struct Board {
-    inner: Arc<Mutex<Inner>>,
-}
-
-#[derive(Debug, Default)]
-struct Inner {
-    servers: BTreeMap<ServerId, Entry>,
-    asked_for: BTreeSet<ServerId>,
-    /// Why the vault cannot be used; empty: it can.
-    vault_error: String,
-    /// The vault has been looked at once.
-    looked: bool,
-}
-
-#[derive(Debug)]
-struct Entry {
-    /// namespace/name.
-    name: String,
-    status: watch::Receiver<Status>,
-    stored: Stored,
-    /// How long what is kept, as the vault says.
-    policy: watch::Sender<Option<RetentionPolicy>>,
-    task: AbortHandle,
-    measuring: AbortHandle,
-}
-
 /// What the vault says of a server.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 struct Wanted {
     /// namespace/name.
     name: String,
     retention: Option<RetentionPolicy>,
 }
 
-/// A server as metrics and reports show it.
-#[derive(Debug, Clone)]
-pub struct Shown {
-    pub id: ServerId,
-    pub name: String,
-    pub status: Status,
-    pub stored: Stored,
+/// Servers by id; `None`: not known yet.
+type Named = Option<BTreeMap<ServerId, Wanted>>;
+
+/// The servers of one applier program.
+#[derive(Debug)]
+pub struct Fleet {
+    vault: Vault,
+    env: Env,
+    options: Options,
+    board: Board,
+    interval: Duration,
+    sharer: Sharer,
+    turns: Arc<Semaphore>,
+    tasks: JoinSet<()>,
+    named: watch::Receiver<Named>,
+    looking: JoinSet<()>,
 }
 
-impl Board {
-    pub fn servers(&self) -> Vec<Shown> {
-        let inner = self.lock();
-        let shown = inner.servers.iter().map(|(id, entry)| Shown {
-            id: id.clone(),
-            name: entry.name.clone(),
-            status: entry.status.borrow().clone(),
-            stored: entry.stored,
+impl Fleet {
+    pub fn new(vault: Vault, env: Env, options: Options, share: ShareOptions, board: Board) -> Self {
+        let (interval, (tell, named)) = (share.interval(), watch::channel(None));
+        let mut looking = JoinSet::new();
+        // On its own, since a long list must not keep leases from being renewed.
+        looking.spawn(look(vault.clone(), board.clone(), tell));
+        Self {
+            sharer: Sharer::new(vault.clone(), env.clone(), share),
+            vault,
+            env,
+            options,
+            board,
+            interval,
+            turns: Arc::new(Semaphore::new(TURNS)),
+            tasks: JoinSet::new(),
+            named,
+            looking,
+        }
+    }
+
+    /// Finds servers, takes its share of them and applies these; ends only by a fault in the program. Dropped at any
+    /// place, it is as if the program had been killed.
+    pub async fn run(&mut self) {
+        loop {
+            self.share().await;
+            self.settle();
+            let pause = tokio::time::sleep(self.interval);
+            tokio::pin!(pause);
+            loop {
+                tokio::select! {
+                    biased;
+                    Some(ended) = self.tasks.join_next() => {
+                        if let Err(error) = ended && error.is_panic() {
+                            tracing::error!(%error, "an applier ended by a fault in the program");
+                        }
+                        // Those that panicked are started anew with the next round, not at once.
+                        let mut inner = self.board.lock();
+                        inner.servers.retain(|_, entry| !entry.task.is_finished());
+                    }
+                    _ = self.looking.join_next() => return,
+                    changed = self.named.changed() => {
+                        if changed.is_err() {
+                            return;
+                        }
+                        break;
+                    }
+                    () = &mut pause => break,
+                }
+            }
+        }
+    }
+
+    /// Stops applying and lets other appliers have the servers at once. Best effort: leases run out by themselves.
+    pub async fn leave(&mut self) {
+        self.looking.shutdown().await;
+        self.tasks.shutdown().await;
+        self.board.lock().servers.clear();
+        self.sharer.leave().await;
+    }
+
+    async fn share(&mut self) {
+        let named: Option<BTreeSet<ServerId>> =
+            self.named.borrow_and_update().as_ref().map(|named| named.keys().cloned().collect());
+        let mut extra = self.board.lock().asked_for.clone();
+        extra.retain(|server| named.as_ref().is_none_or(|named| !named.contains(server)));
+        let shared = self.sharer.round(named.as_ref(), &extra).await;
+        let error = shared.err().map_or_else(String::new, |error| {
+            tracing::warn!(error = %chain(&error), "servers cannot be shared out now");
+            format!("servers cannot be shared out among appliers: {}", chain(&error))
         });
-        shown.collect()
+        self.board.set_share_error(error);
     }
 
-    /// Why the vault cannot be used; empty: it can.
-    pub fn vault_error(&self) -> String {
-        self.lock().vault_error.clone()
-    }
-
-    pub fn ready(&self) -> bool {
-        let inner = self.lock();
-        inner.looked && inner.vault_error.is_empty()
-    }
-
-    /// The operator wants these servers applied, named in the vault or not.
-    pub fn ask_for(&self, servers: impl IntoIterator<Item = ServerId>) {
-        self.lock().asked_for.extend(servers);
-    }
-
-    pub fn report(&self, name: &str, env: &Env) -> v1::ApplierReport {
-        let servers =
-            self.servers().into_iter().map(|Shown { id, name: _, status, stored }| v1::AppliedServer {
-                server_id: id.to_string(),
-                epoch: status.epoch,
-                applied_number: status.applied_number,
-                log_number: status.log_number,
-                points: status.points,
-                error: status.error,
-                stored_bytes: stored.total(),
-                journal_begins_micros: status.journal_begins_micros,
-                retention_error: status.collect_error,
-            });
-        v1::ApplierReport {
-            name: name.to_owned(),
-            time_micros: env.wall.now().0,
-            vault_error: self.vault_error(),
-            servers: servers.collect(),
+    /// Starts what is held and not running, stops what is not held any more.
+    fn settle(&mut self) {
+        let named = self.named.borrow().clone().unwrap_or_default();
+        let mut inner = self.board.lock();
+        inner.servers.retain(|id, entry| {
+            let keep = self.sharer.holds(id) && !entry.task.is_finished();
+            if !keep {
+                tracing::info!(server = %id, "not applied here any more");
+                entry.task.abort();
+            }
+            keep
+        });
+        for (id, tenure) in self.sharer.held() {
+            let Wanted { name, retention } = named.get(id).cloned().unwrap_or_default();
+            if let Some(entry) = inner.servers.get_mut(id) {
+                entry.name = name;
+                entry.policy.send_if_modified(|policy| std::mem::replace(policy, retention) != retention);
+                continue;
+            }
+            tracing::info!(server = %id, name, "applying");
+            let policy = watch::Sender::new(retention);
+            let applier =
+                Applier::new(self.vault.clone(), id.clone(), self.env.clone(), self.options.clone())
+                    .with_turns(Arc::clone(&self.turns))
+                    .with_policy(policy.subscribe());
+            let status = applier.status();
+            let work = work(applier, self.vault.clone(), id.clone(), self.board.clone(), tenure);
+            let task = self.tasks.spawn(work);
+            inner.servers.insert(id.clone(), Entry { name, status, stored: Stored::default(), policy, task });
         }
-    }
-
-    pub fn set_vault_error(&self, error: String) {
-        self.lock().vault_error = error;
-    }
-
-    fn set_stored(&self, server: &ServerId, stored: Stored) {
-        if let Some(entry) = self.lock().servers.get_mut(server) {
-            entry.stored = stored;
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Finds servers and runs their appliers, for ever.
-pub async fn run(vault: Vault, env: Env, options: Options, board: Board) {
-    let turns = Arc::new(Semaphore::new(TURNS));
-    let mut tasks = JoinSet::new();
+/// Applies and measures a server as long as its lease lasts.
+async fn work(applier: Applier, vault: Vault, server: ServerId, board: Board, tenure: Tenure) {
+    tokio::select! {
+        biased;
+        () = tenure.over() => {}
+        () = applier.run() => {}
+        () = stored::measure(&vault, &server, |stored| board.set_stored(&server, stored)) => {}
+    }
+}
+
+/// Asks the vault for its servers again and again.
+async fn look(vault: Vault, board: Board, tell: watch::Sender<Named>) {
     loop {
+        let mut pause = LOOK_INTERVAL;
         match vault.servers().await {
-            Ok(named) => {
-                let mut wanted: BTreeMap<ServerId, Wanted> = named
+            Ok(servers) => {
+                let named: BTreeMap<ServerId, Wanted> = servers
                     .into_iter()
                     .map(|server| {
                         let name = format!("{}/{}", server.namespace, server.name);
                         (server.id, Wanted { name, retention: server.retention })
                     })
                     .collect();
-                for asked in board.lock().asked_for.clone() {
-                    wanted.entry(asked).or_default();
-                }
-                settle(&vault, &env, &options, &board, &turns, &mut tasks, wanted);
+                board.set_vault_error(String::new());
+                board.lock().looked = true;
+                tell.send_if_modified(|known| {
+                    let changed = known.as_ref() != Some(&named);
+                    *known = Some(named);
+                    changed
+                });
             }
-            Err(error) => note(&board, &error),
-        }
-        let pause = tokio::time::sleep(LOOK_INTERVAL);
-        tokio::pin!(pause);
-        loop {
-            tokio::select! {
-                biased;
-                Some(ended) = tasks.join_next() => {
-                    if let Err(error) = ended && error.is_panic() {
-                        // The next look starts it anew.
-                        tracing::error!(%error, "an applier ended by a fault in the program");
-                        board.lock().servers.retain(|_, entry| {
-                            let ended = entry.task.is_finished() || entry.measuring.is_finished();
-                            if ended {
-                                entry.task.abort();
-                                entry.measuring.abort();
-                            }
-                            !ended
-                        });
-                    }
-                }
-                () = &mut pause => break,
+            Err(error) => {
+                let error = chain(&error);
+                tracing::warn!(error, "the vault's servers cannot be listed");
+                board.set_vault_error(error);
+                pause = LOOK_AGAIN_INTERVAL;
             }
         }
-    }
-}
-
-fn note(board: &Board, error: &VaultError) {
-    let error = chain(error);
-    tracing::warn!(error, "the vault's servers cannot be listed");
-    board.set_vault_error(error);
-}
-
-/// Starts what is wanted and not running, stops what is not wanted any more.
-fn settle(
-    vault: &Vault,
-    env: &Env,
-    options: &Options,
-    board: &Board,
-    turns: &Arc<Semaphore>,
-    tasks: &mut JoinSet<()>,
-    wanted: BTreeMap<ServerId, Wanted>,
-) {
-    let mut inner = board.lock();
-    inner.vault_error.clear();
-    inner.looked = true;
-    inner.servers.retain(|id, entry| {
-        let keep = wanted.contains_key(id);
-        if !keep {
-            tracing::info!(server = %id, "not applied any more: the vault does not name it");
-            entry.task.abort();
-            entry.measuring.abort();
-        }
-        keep
-    });
-    for (id, Wanted { name, retention }) in wanted {
-        if let Some(entry) = inner.servers.get_mut(&id) {
-            entry.name = name;
-            entry.policy.send_if_modified(|policy| std::mem::replace(policy, retention) != retention);
-            continue;
-        }
-        tracing::info!(server = %id, name, "applying");
-        let policy = watch::Sender::new(retention);
-        let applier = Applier::new(vault.clone(), id.clone(), env.clone(), options.clone())
-            .with_turns(Arc::clone(turns))
-            .with_policy(policy.subscribe());
-        let status = applier.status();
-        let task = tasks.spawn(applier.run());
-        let (measured, measuring_board) = (id.clone(), board.clone());
-        let measuring_vault = vault.clone();
-        let measuring = tasks.spawn(async move {
-            stored::measure(&measuring_vault, &measured, |stored| {
-                measuring_board.set_stored(&measured, stored)
-            })
-            .await;
-        });
-        inner.servers.insert(id, Entry { name, status, stored: Stored::default(), policy, task, measuring });
+        tokio::time::sleep(pause).await;
     }
 }

@@ -16,7 +16,7 @@ use prometheus_client::{
 };
 use tokio::net::TcpListener;
 
-use super::fleet::{Board, Shown};
+use super::board::{Board, Shown};
 
 /// Serves until the listener breaks.
 ///

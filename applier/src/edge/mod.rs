@@ -1,5 +1,6 @@
 //! The program around the core: configuration, discovery of servers, the operator's service, probes and metrics.
 
+pub mod board;
 pub mod config;
 pub mod control;
 pub mod fleet;

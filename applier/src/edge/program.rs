@@ -1,5 +1,5 @@
 //! The program's life: starts the ports, opens the vault, applies until it is told to stop. Stopping is a crash that
-//! was announced: the next start goes on from the position in the vault.
+//! was announced, and gives the leases free: another applier goes on from the position in the vault at once.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,17 +8,18 @@ use lifeboat_replication::{
     errors::chain,
     vault::{self, Vault, config::VaultConfig},
 };
-use tokio::{net::TcpListener, task::JoinSet, time::sleep};
-
-use super::{
-    config::Config,
-    control::ControlPort,
-    fleet::{self, Board},
-    http, tls,
+use tokio::{
+    net::TcpListener,
+    task::JoinSet,
+    time::{sleep, timeout},
 };
+
+use super::{board::Board, config::Config, control::ControlPort, fleet::Fleet, http, tls};
 
 /// The vault may be created by the operator only now, or be away.
 const VAULT_PAUSE: Duration = Duration::from_secs(5);
+/// Giving the leases free takes so long at most: well below what a pod is given to stop. The rest runs out by itself.
+const LEAVE_LIMIT: Duration = Duration::from_secs(10);
 
 #[derive(Debug, thiserror::Error)]
 pub enum ProgramError {
@@ -57,27 +58,33 @@ pub async fn run(config: Config, env: Env, stop: impl Future<Output = ()>) -> Re
         accepting.await;
         "control listener"
     });
-    let control = ControlPort { name: config.name.clone(), env: env.clone(), board: board.clone() };
+    let control = ControlPort { name: config.name().to_owned(), env: env.clone(), board: board.clone() };
     ports.spawn(async move {
         let served = control.serve(incoming).await;
         tracing::error!(?served, "control port ended");
         "control port"
     });
-    tracing::info!(name = config.name, control = %config.control_listen, "listening");
+    tracing::info!(name = config.name(), control = %config.control_listen, "listening");
 
+    let mut fleet = None;
     let servers = async {
         let vault = open_vault(&config, &board).await;
-        fleet::run(vault, env, config.options(), board.clone()).await;
+        let share = config.share(&env);
+        fleet.insert(Fleet::new(vault, env, config.options(), share, board.clone())).run().await;
     };
-    tokio::select! {
+    let result = tokio::select! {
         biased;
-        () = stop => {
-            tracing::info!("stopping: the position in the vault is where the next start goes on");
-            Ok(())
-        }
+        () = stop => Ok(()),
         ended = ports.join_next() => Err(ProgramError::Ended(ended.and_then(Result::ok).unwrap_or("port"))),
         () = servers => Err(ProgramError::Ended("servers")),
+    };
+    tracing::info!("stopping: the position in the vault is where the next one goes on");
+    if let Some(mut fleet) = fleet
+        && timeout(LEAVE_LIMIT, fleet.leave()).await.is_err()
+    {
+        tracing::warn!("not all leases were given free: they run out by themselves");
     }
+    result
 }
 
 /// Tries until it is open; why it is not is reported and keeps the program from being ready.

@@ -3,7 +3,7 @@
 use std::{
     ops::Range,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicI64, Ordering},
     },
     time::Duration,
@@ -14,6 +14,7 @@ use bytes::Bytes;
 use lifeboat_replication::store::{
     BlobStore, ETag, LeaseId, ListPage, Properties, PutCondition, Result, SnapshotId, StoreError,
 };
+use tokio::time::Instant;
 
 /// What happens at the chosen call and after it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +27,8 @@ pub enum Fault {
     AnswerLost,
     /// It is not done, and all goes on.
     RequestLost,
+    /// Nothing is done for so long; then all goes on.
+    Away(Duration),
 }
 
 #[derive(Debug)]
@@ -33,12 +36,18 @@ pub struct Faulty {
     store: Arc<dyn BlobStore>,
     fault: Fault,
     left: AtomicI64,
+    struck_at: OnceLock<Instant>,
 }
 
 impl Faulty {
     /// The first `calls` calls work.
     pub fn new(store: Arc<dyn BlobStore>, fault: Fault, calls: i64) -> Arc<Self> {
-        Arc::new(Self { store, fault, left: AtomicI64::new(calls) })
+        Arc::new(Self { store, fault, left: AtomicI64::new(calls), struck_at: OnceLock::new() })
+    }
+
+    /// How many calls still work.
+    pub fn left(&self) -> i64 {
+        self.left.load(Ordering::Relaxed)
     }
 
     /// Was the chosen call reached?
@@ -61,6 +70,12 @@ impl Faulty {
                 Err(lost())
             }
             (_, Fault::Gone | Fault::DoneThenGone) | (0, Fault::RequestLost) => Err(lost()),
+            (_, Fault::Away(time)) if self.struck_at.get_or_init(Instant::now).elapsed() < time => {
+                // As a network does it: the answer is missed only after a while.
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                Err(lost())
+            }
+            (_, Fault::Away(_)) => call.await,
             (_, Fault::AnswerLost | Fault::RequestLost) => call.await,
         }
     }

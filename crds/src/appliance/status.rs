@@ -27,6 +27,10 @@ pub struct ReplicationApplianceStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub process_servers: Vec<ProcessServerStatus>,
+    /// Every applier.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub appliers: Vec<ApplierStatus>,
     /// Ready of wanted process servers, for people: `2/2`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub process_servers_ready: Option<String>,
@@ -75,6 +79,18 @@ pub struct Component {
     pub message: String,
     /// Since when its health is this.
     pub since: Time,
+}
+
+/// An applier.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ApplierStatus {
+    /// Name of its pod.
+    pub name: String,
+    pub ready: bool,
+    pub health: Health,
+    /// Servers of which it holds the lease; absent: nothing has been heard of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub servers: Option<u32>,
 }
 
 /// A process server.

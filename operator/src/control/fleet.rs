@@ -12,8 +12,8 @@ use lifeboat_replication::wire::v1;
 use tokio::{sync::watch, task::JoinHandle, time::Instant};
 use tonic::transport::{Certificate, ClientTlsConfig};
 
-pub use self::heard::Figures;
 use self::heard::Heard;
+pub use self::heard::{Applied, Figures};
 use super::{applier, enrol::Registrar, process_server};
 use crate::pki::{Authority, OPERATOR_URI, PkiError, renewal_due};
 
@@ -55,7 +55,7 @@ pub struct Endpoint {
 pub struct Desired {
     pub identity: Identity,
     pub process_servers: Vec<Endpoint>,
-    pub applier: Option<Endpoint>,
+    pub appliers: Vec<Endpoint>,
     pub servers: Vec<v1::Assignment>,
     pub data_addresses: Vec<v1::ProcessServerAddress>,
     pub management_addresses: Vec<String>,
@@ -68,11 +68,11 @@ struct Appliance {
     streams: BTreeMap<Endpoint, JoinHandle<()>>,
     /// Since when a process server is listened to, by name.
     listening: BTreeMap<String, Instant>,
-    applier_stream: Option<(Endpoint, JoinHandle<()>)>,
+    applier_streams: BTreeMap<Endpoint, JoinHandle<()>>,
     applier_servers: watch::Sender<Vec<String>>,
     identity: Identity,
     reports: BTreeMap<String, Heard<v1::Report>>,
-    applier: Option<Heard<v1::ApplierReport>>,
+    applier_reports: BTreeMap<String, Heard<v1::ApplierReport>>,
     /// Why a stream cannot be opened, by name of the pod.
     troubles: BTreeMap<String, String>,
 }
@@ -83,11 +83,11 @@ impl Appliance {
             configuration: watch::channel(v1::Configuration::default()).0,
             streams: BTreeMap::new(),
             listening: BTreeMap::new(),
-            applier_stream: None,
+            applier_streams: BTreeMap::new(),
             applier_servers: watch::channel(Vec::new()).0,
             identity,
             reports: BTreeMap::new(),
-            applier: None,
+            applier_reports: BTreeMap::new(),
             troubles: BTreeMap::new(),
         }
     }
@@ -95,11 +95,19 @@ impl Appliance {
 
 impl Drop for Appliance {
     fn drop(&mut self) {
-        self.streams.values().for_each(JoinHandle::abort);
-        if let Some((_, stream)) = &self.applier_stream {
+        self.streams.values().chain(self.applier_streams.values()).for_each(JoinHandle::abort);
+    }
+}
+
+/// Ends the streams to others than `wanted`; those that have ended by themselves are opened anew.
+fn keep(streams: &mut BTreeMap<Endpoint, JoinHandle<()>>, wanted: &[Endpoint]) {
+    streams.retain(|endpoint, stream| {
+        let keep = wanted.contains(endpoint) && !stream.is_finished();
+        if !keep {
             stream.abort();
         }
-    }
+        keep
+    });
 }
 
 /// A request that nobody has repeated for this long is dropped: whoever asked is gone.
@@ -249,7 +257,7 @@ impl Fleet {
         let Desired {
             identity,
             process_servers,
-            applier,
+            appliers,
             mut servers,
             data_addresses,
             management_addresses,
@@ -283,13 +291,7 @@ impl Fleet {
             }
             changed
         });
-        known.streams.retain(|endpoint, stream| {
-            let keep = process_servers.contains(endpoint) && !stream.is_finished();
-            if !keep {
-                stream.abort();
-            }
-            keep
-        });
+        keep(&mut known.streams, &process_servers);
         known.listening.retain(|name, _| process_servers.iter().any(|endpoint| endpoint.name == *name));
         for endpoint in process_servers {
             known.listening.entry(endpoint.name.clone()).or_insert_with(Instant::now);
@@ -304,24 +306,19 @@ impl Fleet {
                 known.streams.insert(endpoint, tokio::spawn(stream));
             }
         }
-        let same = known
-            .applier_stream
-            .as_ref()
-            .is_some_and(|(endpoint, stream)| Some(endpoint) == applier.as_ref() && !stream.is_finished());
-        if !same {
-            if let Some((_, stream)) = known.applier_stream.take() {
-                stream.abort();
-            }
-            known.applier_stream = applier.map(|endpoint| {
+        keep(&mut known.applier_streams, &appliers);
+        known.applier_reports.retain(|name, _| appliers.iter().any(|endpoint| endpoint.name == *name));
+        for endpoint in appliers {
+            if !known.applier_streams.contains_key(&endpoint) {
                 let stream = applier::run(
                     self.clone(),
                     key.clone(),
                     endpoint.clone(),
-                    identity,
+                    identity.clone(),
                     known.applier_servers.subscribe(),
                 );
-                (endpoint, tokio::spawn(stream))
-            });
+                known.applier_streams.insert(endpoint, tokio::spawn(stream));
+            }
         }
     }
 

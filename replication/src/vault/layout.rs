@@ -68,6 +68,19 @@ pub fn catalogue(server: &ServerId, file: &str) -> String {
     format!("servers/{server}/catalogue/{file}")
 }
 
+/// Whoever holds this blob's lease applies the server's log.
+pub fn apply_lease(server: &ServerId) -> String {
+    catalogue(server, "lease")
+}
+
+/// Announcements of running appliers.
+pub const APPLIERS_PREFIX: &str = "appliers/";
+
+/// What one running applier says of itself; `identity` is a UUID.
+pub fn applier(identity: &str) -> String {
+    format!("{APPLIERS_PREFIX}{identity}.json")
+}
+
 pub fn pins_prefix(server: &ServerId) -> String {
     format!("servers/{server}/pins/")
 }

@@ -4,7 +4,7 @@ use std::os::unix::fs::FileExt as _;
 
 use lifeboat_replication::wire::v1;
 
-use super::{Site, now, point};
+use super::{Site, now, point, site::Protected};
 
 const SECTOR: usize = 512;
 const BLOCK: usize = 4096;
@@ -12,21 +12,34 @@ const BLOCK: usize = 4096;
 /// Waits for a point that holds everything written to the first server's disk until now. The same bytes are written
 /// again: a change that changes nothing asks for one more round.
 pub fn settled(site: &Site) -> Vec<v1::Data> {
-    let disk = &site.servers[0].disk;
+    settled_on(site, &site.servers[0])
+}
+
+/// The same for any server.
+pub fn settled_on(site: &Site, server: &Protected) -> Vec<v1::Data> {
+    let disk = &server.disk;
     let mut first = vec![0; BLOCK];
     let stopped = now();
     disk.open(0).read_exact_at(&mut first, 0).unwrap();
     disk.open(libc::O_SYNC).write_all_at(&first, 0).unwrap();
-    site.wait_for("the last round", |records| point(records).is_some_and(|point| point.t0_micros > stopped))
+    site.wait("the last round", || {
+        let records = site.records_by(&server.id);
+        point(&records).is_some_and(|point| point.t0_micros > stopped).then_some(records)
+    })
 }
 
 /// Every sector of the first server's disk is the same in its last point, read through the block index, and on the
 /// seed disk.
 pub fn assert_same(site: &Site, records: &[v1::Data]) {
+    assert_same_on(site, &site.servers[0], records);
+}
+
+/// The same for any server.
+pub fn assert_same_on(site: &Site, server: &Protected, records: &[v1::Data]) {
     let last = records.last().unwrap().number;
-    let source = site.servers[0].disk.content();
-    assert_equal(&source, &site.recovered(last), "the point read through the block index");
-    assert_equal(&source, &site.seed_disk(last), "the seed disk");
+    let source = server.disk.content();
+    assert_equal(&source, &site.recovered_of(&server.id, last), "the point read through the block index");
+    assert_equal(&source, &site.seed_disk_of(&server.id, last), "the seed disk");
 }
 
 fn assert_equal(source: &[u8], copy: &[u8], what: &str) {

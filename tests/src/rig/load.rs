@@ -7,7 +7,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use super::{Mounted, Site, assert_same, run, settled};
+use super::{Mounted, Site, compare, run, site::Protected};
 
 /// Random buffered writes with fsyncs until it is stopped.
 pub struct Load(Child);
@@ -57,18 +57,25 @@ pub fn fill(file: &Path, bytes: u64) {
 /// Ends the load and waits for one more round: every sector of the first server's disk is the same in the point read
 /// through the block index and on the seed disk, and nothing was copied again.
 pub fn assert_nothing_lost(site: &Site, load: Load, mounted: Mounted) {
+    assert_nothing_lost_on(site, &site.servers[0], load, mounted);
+}
+
+/// The same for any server; the number of the last record.
+pub fn assert_nothing_lost_on(site: &Site, server: &Protected, load: Load, mounted: Mounted) -> u64 {
     load.stop();
     mounted.unmount();
-    run("blockdev", &["--flushbufs", site.servers[0].disk.name()]);
-    let records = settled(site);
-    assert_same(site, &records);
+    run("blockdev", &["--flushbufs", server.disk.name()]);
+    let records = compare::settled_on(site, server);
+    compare::assert_same_on(site, server, &records);
+    let last = records.last().unwrap().number;
 
     let complete = records.iter().position(|record| record.complete).unwrap();
     assert!(records[complete..].iter().all(|record| record.complete), "something was copied again");
-    let log = site.servers[0].agent.log();
+    let log = server.agent.log();
     let again: Vec<&str> = sessions(&log).filter(|line| !line.contains(r#""full_copy":"""#)).collect();
     assert!(again.is_empty(), "a session had to copy everything again: {again:?}");
     assert!(!log.contains("tracking was lost"), "{log}");
+    last
 }
 
 /// Where an agent's log says that a session begins.

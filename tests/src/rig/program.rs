@@ -41,6 +41,16 @@ impl Program {
         }
     }
 
+    /// Asked to stop, as a kubelet does it, and waited for.
+    pub fn stop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let asked = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
+            assert!(asked.success());
+            let ended = child.wait().unwrap();
+            assert!(ended.success(), "{} {ended}:\n{}", self.name, self.tail());
+        }
+    }
+
     /// Gone, whatever it was doing or if it had ended before.
     pub fn end(&mut self) {
         if let Some(mut child) = self.child.take() {

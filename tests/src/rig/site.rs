@@ -32,6 +32,13 @@ use crate::{blob_store::BlobStore, programs::free_ports};
 
 /// As the operator names those of an appliance `main`.
 const PROCESS_SERVERS: [&str; 2] = ["main-process-server-0", "main-process-server-1"];
+/// The same for its appliers, with an identity over their restarts, as a container has it in its pod.
+const APPLIERS: [(&str, &str); 2] = [
+    ("main-applier-0", "5f0c8a52-7c1e-4b6a-9d0e-000000000000"),
+    ("main-applier-1", "5f0c8a52-7c1e-4b6a-9d0e-000000000001"),
+];
+/// The shortest that the store knows, so that tests need not wait long for a dead one's lease.
+const APPLIER_LEASE_SECONDS: u64 = 15;
 /// Longer than any wait here should be: a restarted process server waits for its former lease of 30 s.
 const PATIENCE: Duration = Duration::from_secs(240);
 
@@ -59,6 +66,8 @@ pub struct SiteOptions<'a> {
     /// Bytes a second that the process server may upload; 0: no limit.
     pub upload_limit: u64,
     pub applier: bool,
+    /// A second applier beside the first.
+    pub second_applier: bool,
     /// A second process server, which has no server yet.
     pub second_process_server: bool,
     /// Servers beside those with disks: enrolled, but without an agent.
@@ -76,6 +85,7 @@ impl Default for SiteOptions<'_> {
             spool_bytes: 256 << 20,
             upload_limit: 0,
             applier: true,
+            second_applier: false,
             second_process_server: false,
             without_agent: 0,
         }
@@ -131,6 +141,7 @@ pub struct Site {
     /// What an operator needs to be theirs.
     pub control: Control,
     pub applier: Option<Program>,
+    pub second_applier: Option<Program>,
     pub link: Option<Link>,
     /// The Azurite of its own.
     pub store: Option<BlobStore>,
@@ -181,7 +192,8 @@ impl Site {
                 "authentication": {"accountKeyFile": home.join("account-key")}, "keysFile": home.join("keys.json"),
             }),
         );
-        let [applier_control, applier_probes, ports @ ..] = free_ports::<10>().unwrap();
+        let [control_0, applier_probes, control_1, probes_1, ports @ ..] = free_ports::<12>().unwrap();
+        let applier_ports = [(control_0, applier_probes), (control_1, probes_1)];
         let ports: Vec<Ports> = ports.chunks_exact(4).map(Ports::of).collect();
         let count = if options.second_process_server { 2 } else { 1 };
         let process_servers = || PROCESS_SERVERS.into_iter().zip(&ports).take(count);
@@ -239,17 +251,24 @@ impl Site {
             Program::new("lifeboat-process-server", home, &format!("{name}.log"), arguments)
         };
         let mut started = process_servers().map(start);
-        let applier = config(
-            "applier.json",
-            json!({
-                "name": "applier-0", "controlListen": local(applier_control), "metricsListen": local(applier_probes),
-                "tlsDir": home.join("tls"), "vaultConfig": home.join("vault.json"),
-                "pointIntervalSeconds": options.point_interval.as_secs(), "pollIntervalMilliseconds": 500,
-            }),
-        );
+        let count = usize::from(options.applier) + usize::from(options.second_applier);
+        let start = |((name, identity), (control, probes)): (&(&str, &str), (u16, u16))| {
+            let arguments = config(
+                &format!("{name}.json"),
+                json!({
+                    "name": name, "identity": identity, "leaseSeconds": APPLIER_LEASE_SECONDS,
+                    "controlListen": local(control), "metricsListen": local(probes),
+                    "tlsDir": home.join("tls"), "vaultConfig": home.join("vault.json"),
+                    "pointIntervalSeconds": options.point_interval.as_secs(), "pollIntervalMilliseconds": 500,
+                }),
+            );
+            Program::new("lifeboat-applier", home, &format!("{name}.log"), arguments)
+        };
+        let mut appliers = APPLIERS.iter().zip(applier_ports).take(count).map(start);
+        let (applier, second_applier) = (appliers.next(), appliers.next());
+        drop(appliers);
         let (process_server, second_process_server) = (started.next().unwrap(), started.next());
         drop(started);
-        let applier = options.applier.then(|| Program::new("lifeboat-applier", home, "applier.log", applier));
         let enrolled = (disks.len()..ids.len())
             .map(|number| (ids[number].clone(), home.join(format!("agent-{number}"))))
             .collect();
@@ -267,6 +286,7 @@ impl Site {
             metrics: [ports[0].probes, applier_probes].map(|port| local(port).parse().unwrap()),
             control,
             applier,
+            second_applier,
             link,
             store,
             vault,
@@ -314,7 +334,7 @@ impl Site {
             if Instant::now() > end {
                 let programs = self.servers.iter().map(|server| &server.agent);
                 let programs = programs.chain([&self.process_server]).chain(&self.second_process_server);
-                let programs = programs.chain(&self.applier);
+                let programs = programs.chain(&self.applier).chain(&self.second_applier);
                 let tails: Vec<_> = programs
                     .map(|program| format!("== {} {}\n{}", program.name, program.state(), program.tail()))
                     .collect();
@@ -338,7 +358,18 @@ impl Site {
 
     /// Waits until the first server's seed disk holds every record up to `number`; its content without the footer.
     pub fn seed_disk(&self, number: u64) -> Vec<u8> {
-        let server = &self.servers[0].id;
+        self.seed_disk_of(&self.servers[0].id, number)
+    }
+
+    /// The same of any server.
+    pub fn seed_disk_of(&self, server: &ServerId, number: u64) -> Vec<u8> {
+        let (mut content, size) = self.seed_blob_of(server, number);
+        content.truncate(size);
+        content
+    }
+
+    /// With its footer: a VHD. And the size of the disk in bytes.
+    pub fn seed_blob_of(&self, server: &ServerId, number: u64) -> (Vec<u8>, usize) {
         let position: Position = self.wait(&format!("record {number} on the seed disk"), || {
             let read = catalogue::read::<Position>(&self.vault, server);
             let (position, _) = self.runtime.block_on(read).unwrap()?;
@@ -347,14 +378,15 @@ impl Site {
         let seed = position.seeds.values().next().unwrap();
         let blob = layout::seed_disk(server, &seed.disk_id);
         let mut content = Vec::new();
-        while (content.len() as u64) < seed.size_bytes {
+        let length = self.runtime.block_on(self.vault.store.properties(&blob, None)).unwrap().length;
+        while (content.len() as u64) < length {
             let from = content.len() as u64;
-            let range = from..(from + (4 << 20)).min(seed.size_bytes);
+            let range = from..(from + (4 << 20)).min(length);
             content.extend_from_slice(
                 &self.runtime.block_on(self.vault.store.get(&blob, None, Some(range))).unwrap(),
             );
         }
-        content
+        (content, usize::try_from(seed.size_bytes).unwrap())
     }
 
     /// Opens a point of the first server's disk.
@@ -364,14 +396,22 @@ impl Site {
 
     /// The same inside [`Site::block_on`].
     pub async fn open_async(&self, selector: PointSelector) -> Arc<BlockIndex> {
+        self.open_of(&self.servers[0].id, selector).await
+    }
+
+    async fn open_of(&self, server: &ServerId, selector: PointSelector) -> Arc<BlockIndex> {
         let options = IndexOptions { cache_bytes: 64 << 20 };
-        let server = &self.servers[0].id;
         BlockIndex::open(&self.vault, server, &Env::system(), selector, &options).await.unwrap()
     }
 
-    /// The disk at the record, read from snapshots and journal through the block index.
+    /// The first server's disk at the record, read from snapshots and journal through the block index.
     pub fn recovered(&self, number: u64) -> Vec<u8> {
-        let index = self.open(PointSelector::Number(number));
+        self.recovered_of(&self.servers[0].id, number)
+    }
+
+    /// The same of any server.
+    pub fn recovered_of(&self, server: &ServerId, number: u64) -> Vec<u8> {
+        let index = self.runtime.block_on(self.open_of(server, PointSelector::Number(number)));
         let disk = index.disks().next().unwrap().clone();
         let blocks = u32::try_from(disk.size_bytes.div_ceil(4096)).unwrap();
         let mut content = Vec::new();

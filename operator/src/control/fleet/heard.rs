@@ -23,6 +23,14 @@ pub struct Figures {
     pub report: v1::ServerReport,
 }
 
+/// What is known of one server's seed disks and recovery points.
+#[derive(Debug, Clone)]
+pub struct Applied {
+    /// The applier that holds the server.
+    pub applier: String,
+    pub report: v1::AppliedServer,
+}
+
 #[derive(Debug, Clone)]
 pub(super) struct Heard<T> {
     message: T,
@@ -60,7 +68,8 @@ impl Fleet {
     ) {
         if let Some(known) = self.appliances().get_mut(key) {
             known.troubles.remove(name);
-            known.applier = Some(Heard::new(report, known.applier.as_ref()));
+            let heard = Heard::new(report, known.applier_reports.get(name));
+            known.applier_reports.insert(name.to_owned(), heard);
         }
     }
 
@@ -111,13 +120,44 @@ impl Fleet {
         })
     }
 
-    pub fn applier_report(&self, key: &ApplianceKey) -> Option<v1::ApplierReport> {
-        self.appliances().get(key)?.applier.as_ref()?.fresh().cloned()
+    /// The last report of an applier, unless it is too old.
+    pub fn applier_report(&self, key: &ApplianceKey, applier: &str) -> Option<v1::ApplierReport> {
+        self.appliances().get(key)?.applier_reports.get(applier)?.fresh().cloned()
     }
 
-    /// What the applier reports of a server.
-    pub fn applied(&self, key: &ApplianceKey, server_id: &str) -> Option<v1::AppliedServer> {
-        self.applier_report(key)?.servers.into_iter().find(|server| server.server_id == server_id)
+    /// Whether any applier of the appliance has been heard.
+    pub fn hears_appliers(&self, key: &ApplianceKey) -> bool {
+        let appliances = self.appliances();
+        let known = appliances.get(key);
+        known.is_some_and(|known| known.applier_reports.values().any(|heard| heard.fresh().is_some()))
+    }
+
+    /// What the applier that holds a server reports of it. While a lease changes hands two may say so: then the one
+    /// that has come further.
+    pub fn applied(&self, key: &ApplianceKey, server_id: &str) -> Option<Applied> {
+        let appliances = self.appliances();
+        let reports = appliances.get(key)?.applier_reports.iter();
+        let found = reports.filter_map(|(name, heard)| {
+            let report = heard.fresh()?.servers.iter().find(|server| server.server_id == server_id)?;
+            Some(Applied { applier: name.clone(), report: report.clone() })
+        });
+        found.max_by_key(|applied| (applied.report.epoch, applied.report.applied_number))
+    }
+
+    /// For tests without appliers: they have reported these servers' last applied records.
+    #[cfg(test)]
+    pub fn pretend_applied(&self, key: &ApplianceKey, applier: &str, servers: &[(&str, u64)]) {
+        let servers = servers.iter().map(|(id, applied_number)| v1::AppliedServer {
+            server_id: (*id).to_owned(),
+            applied_number: *applied_number,
+            ..v1::AppliedServer::default()
+        });
+        let report = v1::ApplierReport {
+            name: applier.to_owned(),
+            servers: servers.collect(),
+            ..v1::ApplierReport::default()
+        };
+        self.heard_applier(key, applier, report);
     }
 
     /// For tests without process servers: listens to these from now on.
@@ -133,5 +173,26 @@ impl Fleet {
     #[cfg(test)]
     pub fn pretend(&self, key: &ApplianceKey, name: &str, report: v1::Report) {
         self.heard(key, name, report);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_holder_of_a_server_is_whoever_reports_it() {
+        let (fleet, key) =
+            (Fleet::default(), ApplianceKey { namespace: "prod".into(), name: "berlin".into() });
+        fleet.pretend_to_listen(&key, &[]);
+        assert!(!fleet.hears_appliers(&key));
+        fleet.pretend_applied(&key, "applier-0", &[("one", 7), ("two", 3)]);
+        fleet.pretend_applied(&key, "applier-1", &[("three", 1), ("two", 4)]);
+        let holder = |server| fleet.applied(&key, server).map(|applied| applied.applier);
+        assert_eq!(holder("one").as_deref(), Some("applier-0"));
+        assert_eq!(holder("two").as_deref(), Some("applier-1"), "its lease changes hands");
+        assert_eq!(holder("four"), None);
+        tokio::time::sleep(REPORT_LIFE).await;
+        assert!(holder("one").is_none() && !fleet.hears_appliers(&key));
     }
 }

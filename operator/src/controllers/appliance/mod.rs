@@ -32,7 +32,7 @@ use lifeboat_crds::{ProtectedServer, Reason, ReplicationAppliance, conditions, c
 use self::{
     build::{Inputs, build},
     fetch::{Fetched, fetch, servers_of},
-    status::{Findings, ProcessServer},
+    status::{Applier, Findings, ProcessServer},
     validate::{Validated, validate},
 };
 use super::{
@@ -277,7 +277,7 @@ async fn tell_programs(
         Desired {
             identity,
             process_servers: plan::process_server_endpoints(appliance, validated, domain),
-            applier: Some(plan::applier_endpoint(appliance, domain)),
+            appliers: plan::applier_endpoints(appliance, validated, domain),
             upload_limit: bandwidth::share(&validated.bandwidth, &servers, context.now()),
             servers,
             data_addresses: plan::data_addresses(appliance, validated, &fetched.services, domain),
@@ -319,8 +319,14 @@ fn observe_pods(
             name,
         })
         .collect();
-    findings.applier_report = context.fleet.applier_report(key);
-    findings.applier_trouble = context.fleet.trouble_of(key, &names::applier_pod(&key.name));
+    findings.appliers = (0..validated.appliers)
+        .map(|index| names::applier_pod(&key.name, index))
+        .map(|name| Applier {
+            report: context.fleet.applier_report(key, &name),
+            trouble: context.fleet.trouble_of(key, &name),
+            name,
+        })
+        .collect();
 }
 
 /// An event when it becomes ready or stops being so.

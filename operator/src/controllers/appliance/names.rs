@@ -23,14 +23,14 @@ pub fn management(appliance: &str) -> String {
     format!("{appliance}-management")
 }
 
-/// StatefulSet and headless Service of the applier.
+/// StatefulSet and headless Service of the appliers.
 pub fn applier(appliance: &str) -> String {
     format!("{appliance}-applier")
 }
 
-/// The applier's only pod.
-pub fn applier_pod(appliance: &str) -> String {
-    format!("{}-0", applier(appliance))
+/// Pod of one applier.
+pub fn applier_pod(appliance: &str, index: i32) -> String {
+    format!("{}-{index}", applier(appliance))
 }
 
 /// ConfigMap with the programs' configuration files.

@@ -101,9 +101,15 @@ pub fn process_server_endpoints(
         .collect()
 }
 
-pub fn applier_endpoint(appliance: &ReplicationAppliance, domain: &str) -> Endpoint {
+pub fn applier_endpoints(
+    appliance: &ReplicationAppliance,
+    validated: &Validated,
+    domain: &str,
+) -> Vec<Endpoint> {
     let name = appliance.name_any();
-    endpoint(appliance, names::applier_pod(&name), &names::applier(&name), domain)
+    (0..validated.appliers)
+        .map(|index| endpoint(appliance, names::applier_pod(&name, index), &names::applier(&name), domain))
+        .collect()
 }
 
 fn endpoint(appliance: &ReplicationAppliance, pod: String, service: &str, domain: &str) -> Endpoint {

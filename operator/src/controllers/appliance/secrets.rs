@@ -20,8 +20,9 @@ pub const CERTIFICATE: &str = "tls.crt";
 pub const KEY: &str = "tls.key";
 pub const DATA_KEYS: &str = "keys.json";
 
-/// As many process servers as the API allows: the certificate need not be renewed to add one.
+/// As many as the API allows: the certificate need not be renewed to add one.
 const MAX_PROCESS_SERVERS: i32 = 32;
+const MAX_APPLIERS: i32 = 16;
 
 pub fn ca_name(appliance: &str) -> String {
     format!("{appliance}-ca")
@@ -123,7 +124,7 @@ fn data_names(appliance: &ReplicationAppliance) -> Vec<String> {
     let name = appliance.name_any();
     let pods = (0..MAX_PROCESS_SERVERS)
         .map(|index| names::process_server(&name, index))
-        .chain([names::applier_pod(&name)]);
+        .chain((0..MAX_APPLIERS).map(|index| names::applier_pod(&name, index)));
     let mut all: Vec<String> = pods.map(|pod| tls_name(&pod, &name)).collect();
     all.extend(appliance.spec.exposure.addresses.iter().cloned());
     all

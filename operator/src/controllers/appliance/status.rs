@@ -4,7 +4,7 @@ use k8s_openapi::api::{apps::v1::StatefulSet, core::v1::Pod};
 use kube::ResourceExt as _;
 use lifeboat_crds::{
     ReplicationAppliance, ReplicationApplianceStatus, Time,
-    appliance::{Component, Health, ProcessServerStatus},
+    appliance::{ApplierStatus, Component, Health, ProcessServerStatus},
     conditions::{self, ConditionType, Observation, Reason, met, unknown, unmet},
 };
 use lifeboat_replication::wire::v1;
@@ -30,8 +30,7 @@ pub struct Findings {
     pub process_server_set: Option<StatefulSet>,
     pub applier_set: Option<StatefulSet>,
     pub pods: Vec<Pod>,
-    pub applier_report: Option<v1::ApplierReport>,
-    pub applier_trouble: Option<String>,
+    pub appliers: Vec<Applier>,
     pub servers: u32,
     pub management_pin: Option<String>,
     pub management_endpoint: Option<String>,
@@ -50,6 +49,14 @@ pub struct ProcessServer {
     pub trouble: Option<String>,
 }
 
+/// An applier as the pass has seen it.
+#[derive(Debug, Clone)]
+pub struct Applier {
+    pub name: String,
+    pub report: Option<v1::ApplierReport>,
+    pub trouble: Option<String>,
+}
+
 pub fn status(
     appliance: &ReplicationAppliance,
     validated: Option<&Validated>,
@@ -60,7 +67,8 @@ pub fn status(
     let replicas = validated.map(|validated| validated.replicas).unwrap_or_default();
     let ready = ready_replicas(findings.process_server_set.as_ref());
     let components = components(&before, findings, now);
-    let observed = observations(findings, replicas);
+    let appliers = validated.map(|validated| validated.appliers).unwrap_or_default();
+    let observed = observations(findings, replicas, appliers);
     let vault_id = findings
         .vault
         .as_ref()
@@ -79,6 +87,7 @@ pub fn status(
             .iter()
             .map(|server| process_server(server, findings))
             .collect(),
+        appliers: findings.appliers.iter().map(|one| applier(one, findings)).collect(),
         process_servers_ready: Some(format!("{ready}/{replicas}")),
         vault_id: vault_id.or(before.vault_id),
         protected_servers: Some(findings.servers),
@@ -101,7 +110,7 @@ fn ready_replicas(set: Option<&StatefulSet>) -> i32 {
     set.and_then(|set| set.status.as_ref()?.ready_replicas).unwrap_or(0)
 }
 
-fn observations(findings: &Findings, replicas: i32) -> Vec<Observation> {
+fn observations(findings: &Findings, replicas: i32, appliers: i32) -> Vec<Observation> {
     use ConditionType as Type;
     let mut all = vec![
         match &findings.certificates {
@@ -112,7 +121,7 @@ fn observations(findings: &Findings, replicas: i32) -> Vec<Observation> {
         vault_reachable(findings),
         recovery_key_ready(findings),
         process_servers_ready(findings, replicas),
-        pods_ready(Type::AppliersReady, "applier", findings.applier_set.as_ref(), 1, &findings.pods),
+        pods_ready(Type::AppliersReady, "applier", findings.applier_set.as_ref(), appliers, &findings.pods),
     ];
     let missing = all.iter().find(|observation| !observation.is_met()).cloned();
     match (&findings.failure, missing) {
@@ -252,7 +261,8 @@ pub(crate) fn pod_trouble(pod: &Pod) -> Option<String> {
 }
 
 fn components(before: &ReplicationApplianceStatus, findings: &Findings, now: Time) -> Vec<Component> {
-    let mut all = vec![vault_component(findings), applier_component(findings)];
+    let mut all = vec![vault_component(findings)];
+    all.extend(findings.appliers.iter().map(applier_component));
     all.extend(findings.process_servers.iter().map(|server| {
         let (health, reason, message) = health_of(server);
         (server.name.clone(), health, reason, message)
@@ -285,9 +295,9 @@ fn vault_component(findings: &Findings) -> Judged {
     }
 }
 
-fn applier_component(findings: &Findings) -> Judged {
-    let name = "applier".to_owned();
-    match (&findings.applier_report, &findings.applier_trouble) {
+fn applier_component(applier: &Applier) -> Judged {
+    let name = applier.name.clone();
+    match (&applier.report, &applier.trouble) {
         (Some(report), _) if !report.vault_error.is_empty() => {
             (name, Health::Critical, Reason::VaultUnreachable.as_str(), report.vault_error.clone())
         }
@@ -346,14 +356,28 @@ fn health_of(server: &ProcessServer) -> (Health, &'static str, String) {
     }
 }
 
+fn is_ready(pod: &str, findings: &Findings) -> bool {
+    let pod = findings.pods.iter().find(|known| known.name_any() == pod);
+    let conditions = pod.and_then(|pod| pod.status.as_ref()).and_then(|status| status.conditions.as_ref());
+    conditions.is_some_and(|all| {
+        all.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+    })
+}
+
+fn applier(applier: &Applier, findings: &Findings) -> ApplierStatus {
+    let servers = applier.report.as_ref().map(|report| report.servers.len());
+    ApplierStatus {
+        name: applier.name.clone(),
+        ready: is_ready(&applier.name, findings),
+        health: applier_component(applier).1,
+        servers: servers.map(|servers| u32::try_from(servers).unwrap_or(u32::MAX)),
+    }
+}
+
 fn process_server(server: &ProcessServer, findings: &Findings) -> ProcessServerStatus {
-    let pod = findings.pods.iter().find(|pod| pod.name_any() == server.name);
-    let ready = pod.and_then(|pod| pod.status.as_ref()).and_then(|status| status.conditions.as_ref());
     ProcessServerStatus {
         name: server.name.clone(),
-        ready: ready.is_some_and(|all| {
-            all.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
-        }),
+        ready: is_ready(&server.name, findings),
         health: health_of(server).0,
         address: server.address.clone(),
         servers: server.servers,

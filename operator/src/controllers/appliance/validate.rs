@@ -15,7 +15,9 @@ const VOLUME_OVERHEAD_PERCENT: u64 = 10;
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct Validated {
+    /// Process servers.
     pub replicas: i32,
+    pub appliers: i32,
     pub spool_bytes: u64,
     pub credential: Credential,
     pub node_ports: bool,
@@ -58,6 +60,7 @@ pub fn validate(appliance: &ReplicationAppliance) -> Result<Validated, Failure> 
     let replicas = spec.process_servers.replicas.max(0);
     Ok(Validated {
         replicas,
+        appliers: spec.appliers.replicas.max(0),
         spool_bytes: bytes / 100 * (100 - VOLUME_OVERHEAD_PERCENT),
         credential,
         node_ports: spec.exposure.kind == ExposureType::NodePort,

@@ -42,7 +42,7 @@ pub(super) async fn of(server: &ProtectedServer, context: &Context) -> Points {
     let processed = context
         .fleet
         .applied(&key, &id)
-        .and_then(|applied| applied.points.iter().map(|point| point.t0_micros).max());
+        .and_then(|applied| applied.report.points.iter().map(|point| point.t0_micros).max());
     let latest_processed = processed.and_then(|micros| Time::from_microsecond(micros).ok());
     let read = match (vaults::of(&namespace, appliance, context).await, id.parse::<ServerId>()) {
         (Ok(vault), Ok(id)) => read(server, &vault, &id, context).await,

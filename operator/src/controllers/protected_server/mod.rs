@@ -123,6 +123,7 @@ async fn pass(
     if let (Some(id), Some(process_server)) = (&findings.id, &findings.placed.process_server) {
         findings.figures = context.fleet.figures(key, process_server, id);
         findings.applied = context.fleet.applied(key, id);
+        findings.appliers_heard = context.fleet.hears_appliers(key);
         findings.answer = request::ask(server, key, process_server, id, context);
         findings.seen = seen(server, findings, key, id, context).await;
     }

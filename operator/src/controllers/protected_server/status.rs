@@ -18,7 +18,7 @@ use super::{
     rollback::{self, Seen},
 };
 use crate::{
-    control::{Figures, enrol::Enrolment},
+    control::{Applied, Figures, enrol::Enrolment},
     runtime::{Category, Failure},
 };
 
@@ -37,7 +37,9 @@ pub struct Findings {
     pub policy: Option<ReplicationPolicySpec>,
     pub enrolment: Option<Enrolment>,
     pub figures: Option<Figures>,
-    pub applied: Option<v1::AppliedServer>,
+    pub applied: Option<Applied>,
+    /// Any applier of the appliance has been heard.
+    pub appliers_heard: bool,
     pub failover: Option<FailoverState>,
     /// What the agent says to `spec.requestPoint`.
     pub answer: Option<v1::PointAnswer>,
@@ -93,7 +95,7 @@ pub fn status(server: &ProtectedServer, findings: &Findings, now: Time) -> Prote
     let points = findings
         .applied
         .as_ref()
-        .map(|applied| recovery_points(applied, report, before.recovery_points.as_ref()))
+        .map(|applied| recovery_points(&applied.report, report, before.recovery_points.as_ref()))
         .or(before.recovery_points.clone());
     let phase = phase(server, findings, &before, enrolled);
     let seen = findings
@@ -126,6 +128,11 @@ pub fn status(server: &ProtectedServer, findings: &Findings, now: Time) -> Prote
         id: findings.id.clone().or(before.id.clone()),
         epoch: report.map(|report| u64::from(report.epoch)).filter(|epoch| *epoch > 0).or(before.epoch),
         process_server: findings.placed.process_server.clone().or(before.process_server.clone()),
+        applier: match &findings.applied {
+            Some(applied) => Some(applied.applier.clone()),
+            None if findings.appliers_heard => None,
+            None => before.applier.clone(),
+        },
         last_move: findings.placed.last_move.clone().or(before.last_move.clone()),
         rpo: rpo_seconds.map(|seconds| Rpo { seconds, observed_at: whole(now) }).or(before.rpo.clone()),
         last_point_time: report.and_then(|report| time(report.last_point_micros)).or(before.last_point_time),

@@ -182,6 +182,18 @@ fn a_restart_of_the_operator_changes_no_phase() {
 }
 
 #[test]
+fn the_applier_is_whoever_holds_the_server_and_stays_while_none_is_heard() {
+    let mut db = server("db-1");
+    let applied = crate::control::Applied { applier: "berlin-applier-1".into(), report: Default::default() };
+    let findings = Findings { applied: Some(applied), appliers_heard: true, ..healthy() };
+    db.status = Some(status(&db, &findings, now()));
+    let silent = Findings { applied: None, appliers_heard: false, ..healthy() };
+    assert_eq!(status(&db, &silent, now()).applier.as_deref(), Some("berlin-applier-1"));
+    let given_up = Findings { applied: None, appliers_heard: true, ..healthy() };
+    assert_eq!(status(&db, &given_up, now()).applier, None);
+}
+
+#[test]
 fn pausing_takes_effect_whatever_is_reported() {
     let mut db = server("db-1");
     db.spec.replication = Replication::Paused;

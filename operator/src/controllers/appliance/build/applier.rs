@@ -1,4 +1,4 @@
-//! The applier: one pod, no volume. All that it knows is in the vault.
+//! The appliers: pods without a volume. All that they know is in the vault, by whose leases they share the servers.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +16,7 @@ use super::{
     Inputs,
     configuration::{APPLIER, VAULT},
     pod::{
-        CONFIGURATION_DIR, TLS_DIR, container, http_probe, mount, pod_security, port, secret_volume,
+        CONFIGURATION_DIR, TLS_DIR, container, http_probe, mount, of_pod, pod_security, port, secret_volume,
         vault_mounts, vault_volumes,
     },
     process_servers::{COMPONENT_LABEL, restarts},
@@ -41,11 +41,19 @@ pub(super) fn build(
     configuration: &ConfigMap,
 ) -> StatefulSet {
     let name = appliance.name_any();
-    let Appliers { resources } = &appliance.spec.appliers;
+    let Appliers { replicas: _, resources } = &appliance.spec.appliers;
     let mut mounts = vault_mounts();
     mounts.push(mount("tls", TLS_DIR));
     let program = Container {
-        args: Some(vec!["--config".to_owned(), format!("{CONFIGURATION_DIR}/{APPLIER}")]),
+        // Its uid: a container that is started again in its pod goes on with its own leases at once.
+        args: Some(
+            ["--config", &format!("{CONFIGURATION_DIR}/{APPLIER}")]
+                .into_iter()
+                .chain(["--name", "$(POD_NAME)", "--identity", "$(POD_UID)"])
+                .map(str::to_owned)
+                .collect(),
+        ),
+        env: Some(vec![of_pod("POD_NAME", "metadata.name"), of_pod("POD_UID", "metadata.uid")]),
         ports: Some(vec![port("control", CONTROL_PORT), port("metrics", METRICS_PORT)]),
         readiness_probe: Some(http_probe("/readyz", 2, 3)),
         liveness_probe: Some(http_probe("/healthz", 10, 6)),
@@ -65,9 +73,11 @@ pub(super) fn build(
     StatefulSet {
         metadata: owned_by(appliance, &names::applier(&name), selector(&name)),
         spec: Some(StatefulSetSpec {
-            replicas: Some(1),
+            replicas: Some(validated.appliers),
             selector: LabelSelector { match_labels: Some(selector(&name)), match_expressions: None },
             service_name: Some(names::applier(&name)),
+            // Each has its own servers: none waits for another.
+            pod_management_policy: Some("Parallel".to_owned()),
             template: PodTemplateSpec {
                 metadata: Some(ObjectMeta {
                     labels: Some(selector(&name)),

@@ -22,10 +22,8 @@ pub(super) const APPLIER: &str = "applier.json";
 
 pub(super) fn build(appliance: &ReplicationAppliance, validated: &Validated) -> ConfigMap {
     let name = appliance.name_any();
-    let mut data = BTreeMap::from([
-        (VAULT.to_owned(), vault(appliance, validated)),
-        (APPLIER.to_owned(), applier(&name)),
-    ]);
+    let mut data =
+        BTreeMap::from([(VAULT.to_owned(), vault(appliance, validated)), (APPLIER.to_owned(), applier())]);
     for index in 0..validated.replicas {
         let pod = names::process_server(&name, index);
         data.insert(format!("{pod}.json"), process_server(&pod, validated));
@@ -72,9 +70,9 @@ fn process_server(pod: &str, validated: &Validated) -> Value {
     })
 }
 
-fn applier(appliance: &str) -> Value {
+/// One for all: name and identity are given to each pod.
+fn applier() -> Value {
     json!({
-        "name": names::applier_pod(appliance),
         "controlListen": format!("0.0.0.0:{CONTROL_PORT}"),
         "metricsListen": format!("0.0.0.0:{METRICS_PORT}"),
         "tlsDir": TLS_DIR,

@@ -3,8 +3,9 @@
 
 use k8s_openapi::{
     api::core::v1::{
-        Capabilities, ConfigMapVolumeSource, Container, ContainerPort, HTTPGetAction, KeyToPath,
-        PodSecurityContext, Probe, SeccompProfile, SecretVolumeSource, SecurityContext, Volume, VolumeMount,
+        Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EnvVar, EnvVarSource, HTTPGetAction,
+        KeyToPath, ObjectFieldSelector, PodSecurityContext, Probe, SeccompProfile, SecretVolumeSource,
+        SecurityContext, Volume, VolumeMount,
     },
     apimachinery::pkg::util::intstr::IntOrString,
 };
@@ -83,6 +84,13 @@ pub fn vault_volumes(appliance: &ReplicationAppliance, validated: &Validated) ->
 
 pub fn vault_mounts() -> Vec<VolumeMount> {
     vec![mount("config", CONFIGURATION_DIR), mount("vault-auth", AUTHENTICATION_DIR), mount("keys", KEYS_DIR)]
+}
+
+/// A variable with a field of the pod.
+pub fn of_pod(name: &str, field_path: &str) -> EnvVar {
+    let field_ref = ObjectFieldSelector { field_path: field_path.to_owned(), api_version: None };
+    let source = EnvVarSource { field_ref: Some(field_ref), ..EnvVarSource::default() };
+    EnvVar { name: name.to_owned(), value: None, value_from: Some(source) }
 }
 
 /// All keys of a Secret, or one.

@@ -6,8 +6,8 @@ use k8s_openapi::{
     api::{
         apps::v1::{StatefulSet, StatefulSetPersistentVolumeClaimRetentionPolicy, StatefulSetSpec},
         core::v1::{
-            ConfigMap, Container, EnvVar, EnvVarSource, ObjectFieldSelector, PersistentVolumeClaim,
-            PersistentVolumeClaimSpec, PodSpec, PodTemplateSpec, VolumeResourceRequirements,
+            ConfigMap, Container, PersistentVolumeClaim, PersistentVolumeClaimSpec, PodSpec, PodTemplateSpec,
+            VolumeResourceRequirements,
         },
     },
     apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta},
@@ -19,7 +19,7 @@ use super::{
     Inputs,
     configuration::VAULT,
     pod::{
-        CONFIGURATION_DIR, MANAGEMENT_TLS_DIR, SPOOL_DIR, TLS_DIR, container, http_probe, mount,
+        CONFIGURATION_DIR, MANAGEMENT_TLS_DIR, SPOOL_DIR, TLS_DIR, container, http_probe, mount, of_pod,
         pod_security, port, secret_volume, vault_mounts, vault_volumes, writable_mount,
     },
 };
@@ -141,13 +141,9 @@ fn program(appliance: &ReplicationAppliance, inputs: &Inputs<'_>) -> Container {
         mount("management", MANAGEMENT_TLS_DIR),
         writable_mount("spool", SPOOL_DIR),
     ]);
-    let pod_name = EnvVarSource {
-        field_ref: Some(ObjectFieldSelector { field_path: "metadata.name".to_owned(), api_version: None }),
-        ..EnvVarSource::default()
-    };
     Container {
         args: Some(vec!["--config".to_owned(), format!("{CONFIGURATION_DIR}/$(POD_NAME).json")]),
-        env: Some(vec![EnvVar { name: "POD_NAME".to_owned(), value: None, value_from: Some(pod_name) }]),
+        env: Some(vec![of_pod("POD_NAME", "metadata.name")]),
         ports: Some(vec![
             port("data", DATA_PORT),
             port("management", MANAGEMENT_PORT),

@@ -46,7 +46,8 @@ fn no_secret_travels_by_argument_or_environment() {
     for pod in pods(&built(&testing::appliance())) {
         for container in pod.containers {
             for variable in container.env.unwrap_or_default() {
-                assert_eq!(variable.name, "POD_NAME");
+                assert!(["POD_NAME", "POD_UID"].contains(&&*variable.name), "{}", variable.name);
+                assert_eq!(variable.value, None);
             }
         }
     }
@@ -101,4 +102,15 @@ fn scaling_does_not_restart_the_pods_that_are_there_and_new_credentials_do() {
     more.spec.process_servers.replicas = 3;
     assert_eq!(template(&testing::appliance(), "abc"), template(&more, "abc"));
     assert_ne!(template(&more, "abc"), template(&more, "def"));
+}
+
+#[test]
+fn appliers_are_as_many_as_asked_for_and_scaling_restarts_none() {
+    let (one, mut more) = (testing::appliance(), testing::appliance());
+    more.spec.appliers.replicas = 3;
+    let [one, more] = [one, more].map(|appliance| built(&appliance).applier.spec.unwrap());
+    assert_eq!((one.replicas, more.replicas), (Some(1), Some(3)));
+    assert_eq!(one.template, more.template);
+    let arguments = more.template.spec.unwrap().containers[0].args.clone().unwrap().join(" ");
+    assert!(arguments.ends_with("--name $(POD_NAME) --identity $(POD_UID)"), "{arguments}");
 }

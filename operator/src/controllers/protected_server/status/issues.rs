@@ -36,12 +36,12 @@ pub(super) fn issues(facts: &Facts<'_>, now: Time) -> Vec<Issue> {
         all.push((Reason::VaultRolledBack.as_str().into(), severity, message, remedy));
     }
     if let Some(applied) =
-        facts.findings.applied.as_ref().filter(|applied| !applied.retention_error.is_empty())
+        facts.findings.applied.as_ref().filter(|applied| !applied.report.retention_error.is_empty())
     {
         all.push((
             Reason::RetentionStopped.as_str().into(),
             Severity::Warning,
-            applied.retention_error.clone(),
+            applied.report.retention_error.clone(),
             "do as the message says; until then nothing of this server is deleted and what it stores grows"
                 .into(),
         ));
