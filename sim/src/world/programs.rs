@@ -12,6 +12,7 @@ use lifeboat_process_server::core::{
     Ingest, MemoryBudget, Shared,
     spool::{Spool as _, SpoolSpace},
     status::Status,
+    switchboard::Switchboard,
 };
 use lifeboat_replication::{
     log::{LogOptions, LogWriter, Order},
@@ -72,6 +73,7 @@ impl World {
             sealer: Arc::new(SimSealer { inline_bytes: self.retain.inline_bytes }),
             uploads: Arc::new(Semaphore::new(4)),
             log_options: self.log_options(),
+            groups: Switchboard::default(),
         };
         let (net, server, mut assigned) = (self.net.clone(), self.server.clone(), assignment.subscribe());
         Program::start(async move {
