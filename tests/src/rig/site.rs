@@ -63,6 +63,8 @@ pub struct SiteOptions<'a> {
     pub second_process_server: bool,
     /// Servers beside those with disks: enrolled, but without an agent.
     pub without_agent: usize,
+    /// Of all servers with disks; empty: none.
+    pub consistency_group: &'a str,
 }
 
 impl Default for SiteOptions<'_> {
@@ -78,6 +80,7 @@ impl Default for SiteOptions<'_> {
             applier: true,
             second_process_server: false,
             without_agent: 0,
+            consistency_group: "",
         }
     }
 }
@@ -477,6 +480,8 @@ fn assignment(
         public_key_sha256,
         points: Vec::new(),
         lost_epoch: 0,
+        consistency_group: options.consistency_group.to_owned(),
+        group_members: 0,
     }
 }
 
