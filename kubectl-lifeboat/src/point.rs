@@ -183,6 +183,21 @@ mod tests {
     }
 
     #[test]
+    fn a_groups_point_is_told_with_the_records_of_its_members() {
+        let member = |name: &str| GroupMember { name: name.to_owned(), epoch: 1, record: 7 };
+        let point = TakenGroupPoint {
+            id: "erp/5-ab".to_owned(),
+            time: Timestamp::UNIX_EPOCH,
+            members: vec![member("db-1"), member("web-1")],
+            longest_freeze_millis: 31,
+        };
+        assert_eq!(
+            members(&point),
+            "newest point of the group: 1970-01-01T00:00:00Z, of db-1 (record 7), web-1 (record 7)"
+        );
+    }
+
+    #[test]
     fn a_refused_point_is_an_error_with_the_remedy() {
         let refused = RequestedPoint {
             state: RequestState::Refused,

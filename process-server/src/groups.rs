@@ -16,7 +16,7 @@ use std::{
 
 use lifeboat_replication::{
     env::Env,
-    wire::v1::{self, Consistency, GroupAnswered, GroupOutcome, GroupReport, GroupStep},
+    wire::v1::{self, Consistency, GroupAnswered, GroupOutcome, GroupPoint, GroupReport, GroupStep},
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -243,6 +243,10 @@ impl Coordinator {
         let mut orders = VecDeque::from(orders);
         while let Some((server, order)) = orders.pop_front() {
             let step = order.step();
+            if step == GroupStep::Flip {
+                let point = GroupPoint { id: order.id.clone(), members: order.members.clone() };
+                self.board.bear(&server, point);
+            }
             if !self.board.order(&server, order) && step != GroupStep::Cancel {
                 orders.extend(attempt.handle(Input::Gone { server: &server }, Instant::now(), date));
             }
@@ -256,6 +260,7 @@ impl Coordinator {
     fn conclude(&mut self, name: &str, id: &str, outcome: Result<Taken, Missed>) {
         let Some(group) = self.groups.get_mut(name) else { return };
         group.attempt = None;
+        self.board.bear_no_more(id);
         let (id, at_micros) = (id.to_owned(), self.env.wall.now().0);
         let taken = outcome.is_ok();
         let outcome = match outcome {

@@ -213,12 +213,23 @@ async fn a_groups_point_counts_when_every_member_has_it_in_the_vault() {
     assert_eq!((answered.request.as_str(), answered.outcome.as_ref()), ("group/db-1/a/1", Some(&taken)));
     for number in 0..2 {
         let [point] = &site.in_log(number).await[..] else { panic!("one record bears it") };
-        assert_eq!((point.id.as_str(), point.members.len()), (id.as_str(), 2));
+        assert_eq!((&point.id, &point.members), (&id, &flip.members));
     }
     // The same request is told again and again, and asks for nothing more.
     site.configure(|_| {});
     site.ask("group/db-1/a/1");
     assert!(timeout(Duration::from_secs(30), order(&mut agents[0])).await.is_err());
+}
+
+/// Or an agent that lies, or is late, would give its record the name of a point that there is not.
+#[tokio::test(start_paused = true)]
+async fn a_record_that_names_a_point_nobody_waits_for_bears_none() {
+    let mut site = Site::new();
+    let mut agents = site.agents().await;
+    let invented = GroupOrder { id: "erp/1-0".into(), members: vec!["x".into(); 3], ..Default::default() };
+    record(&agents[0], &GroupOrder { t0_micros: 1_700_000_000_000_000, ..invented }).await;
+    agents[0].durable(1).await;
+    assert_eq!(site.in_log(0).await, []);
 }
 
 #[tokio::test(start_paused = true)]

@@ -164,7 +164,9 @@ impl Commit {
         }
         let Some(RecordEnd { end, changed_bytes, received_bytes: _ }) = end else { return Ok(()) };
         let told = Micros(end.t0_micros);
-        let end_is_exact = end.kind() == v1::RecordKind::Exact;
+        // What an agent says of a group counts only if the coordinator waits for it.
+        let named = end.group.as_ref().filter(|_| end.kind() == v1::RecordKind::Exact && end.complete);
+        let group = named.and_then(|group| self.groups.borne(self.server.as_str(), &group.id));
         let t0 = match end.kind() {
             v1::RecordKind::Exact => instant(told, self.log.state().last_t0, self.wall.now()),
             _ => told,
@@ -182,7 +184,7 @@ impl Commit {
             changed_bytes,
             session: session.session,
             copy_remaining_blocks: end.copy_remaining_blocks,
-            group: end.group,
+            group,
         };
         if self.planted == Some(Planted::AcknowledgeBeforeAppend) {
             let state = self.log.state();
@@ -193,7 +195,7 @@ impl Commit {
         let committed = self.log.append(Body::Data(data.clone())).await?;
         self.status.sent(inline);
         self.status.durable(&data, stored, self.log.state());
-        if let Some(group) = data.group.filter(|_| end_is_exact) {
+        if let Some(group) = data.group {
             let member = v1::GroupMember {
                 server_id: self.server.to_string(),
                 epoch: committed.epoch.0,

@@ -32,6 +32,10 @@ const RECORD_LIMIT: Duration = Duration::from_secs(180);
 /// What a broken connection had brought whole is still committed.
 const AFTER_GONE: Duration = Duration::from_secs(15);
 
+/// What an agent says is passed on so far.
+const MESSAGE_CHARS: usize = 768;
+const REASON_CHARS: usize = 64;
+
 /// What has come about.
 #[derive(Debug, Clone)]
 pub enum Input<'a> {
@@ -169,8 +173,10 @@ impl Attempt {
         let Some(member) = self.members.get_mut(server) else { return Vec::new() };
         match (answer.state(), self.phase) {
             (GroupState::Refused, _) if member.recorded.is_none() => {
-                let message = format!("{}: {}", member.name, answer.message);
-                return self.miss(Missed::new(&answer.reason, message));
+                let message: String = answer.message.chars().take(MESSAGE_CHARS).collect();
+                let message = format!("{}: {message}", member.name);
+                let code = answer.reason.chars().take(REASON_CHARS).collect();
+                return self.miss(Missed { code, message });
             }
             (GroupState::Ready, Phase::Preparing)
             | (GroupState::Frozen, Phase::Freezing)

@@ -9,7 +9,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use lifeboat_replication::wire::v1::{self, GroupAnswer, GroupMember, GroupOrder};
+use lifeboat_replication::wire::v1::{self, GroupAnswer, GroupMember, GroupOrder, GroupPoint};
 use tokio::sync::mpsc;
 
 /// Events that the coordinator has not looked at: a handful for each member of an attempt.
@@ -30,6 +30,8 @@ struct Lines {
     /// By server: the number of its line, and the way down.
     sessions: BTreeMap<String, (u64, mpsc::Sender<v1::Down>)>,
     connected: u64,
+    /// By server: the point that its next record may bear, with the members as the coordinator knows them.
+    borne: BTreeMap<String, GroupPoint>,
     events: Option<mpsc::Sender<Event>>,
 }
 
@@ -69,6 +71,21 @@ impl Switchboard {
         let message = v1::Down { message: Some(v1::down::Message::Group(order)) };
         let lines = self.lines();
         lines.sessions.get(server).is_some_and(|(_, down)| down.try_send(message).is_ok())
+    }
+
+    /// From now on a record of the server may bear this point.
+    pub fn bear(&self, server: &str, point: GroupPoint) {
+        self.lines().borne.insert(server.to_owned(), point);
+    }
+
+    /// The attempt is over.
+    pub fn bear_no_more(&self, id: &str) {
+        self.lines().borne.retain(|_, point| point.id != id);
+    }
+
+    /// What a record that names this point may bear; `None`: nobody asked for it, or not any more.
+    pub(super) fn borne(&self, server: &str, id: &str) -> Option<GroupPoint> {
+        self.lines().borne.get(server).filter(|point| point.id == id).cloned()
     }
 
     pub(super) fn answered(&self, server: &str, answer: GroupAnswer) {

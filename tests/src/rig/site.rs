@@ -374,7 +374,14 @@ impl Site {
 
     /// The disk at the record, read from snapshots and journal through the block index.
     pub fn recovered(&self, number: u64) -> Vec<u8> {
-        let index = self.open(PointSelector::Number(number));
+        self.recovered_by(&self.servers[0].id, number)
+    }
+
+    /// The same of another server.
+    pub fn recovered_by(&self, server: &ServerId, number: u64) -> Vec<u8> {
+        let options = IndexOptions { cache_bytes: 64 << 20 };
+        let (env, selector) = (Env::system(), PointSelector::Number(number));
+        let index = self.block_on(BlockIndex::open(&self.vault, server, &env, selector, &options)).unwrap();
         let disk = index.disks().next().unwrap().clone();
         let blocks = u32::try_from(disk.size_bytes.div_ceil(4096)).unwrap();
         let mut content = Vec::new();

@@ -12,6 +12,9 @@ use lifeboat_replication::wire::v1;
 
 use super::figures::{time, whole};
 
+/// Members that a status has room for (as the CRD says).
+const SHOWN: usize = 256;
+
 /// What a pass has found of the group.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Found {
@@ -109,10 +112,11 @@ fn taken(outcome: &v1::GroupOutcome, found: &Found) -> Option<TakenGroupPoint> {
         })
         .collect();
     members.sort_by(|a, b| a.name.cmp(&b.name));
+    members.truncate(SHOWN);
     Some(TakenGroupPoint {
         id: outcome.id.clone(),
-        // A record may bear a later time than the others, if its log had one as late already. No record of any member
-        // lies between.
+        // A record bears a later time than the others if its log had one as late already, by what clocks differ. Rounds
+        // are further apart than that.
         time: outcome.members.iter().filter_map(|member| time(member.t0_micros)).max()?,
         members,
         longest_freeze_millis: outcome.longest_freeze_micros.div_ceil(1000),
