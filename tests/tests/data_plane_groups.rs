@@ -141,7 +141,8 @@ impl Drop for Writer {
 
 /// The counter in a disk's content: overwritten in place, so it is there once.
 fn counter(disk: &[u8]) -> u64 {
-    let mut found = disk.chunks_exact(4096).filter(|block| block.starts_with(MARK));
+    // By sectors: file systems of this size may have blocks of 1 KiB.
+    let mut found = disk.chunks_exact(512).filter(|sector| sector.starts_with(MARK));
     let count = u64::from_le_bytes(found.next().unwrap()[24..32].try_into().unwrap());
     assert!(found.next().is_none(), "the counter is there twice");
     count
