@@ -380,8 +380,12 @@ impl Site {
     /// The same of another server.
     pub fn recovered_by(&self, server: &ServerId, number: u64) -> Vec<u8> {
         let options = IndexOptions { cache_bytes: 64 << 20 };
-        let (env, selector) = (Env::system(), PointSelector::Number(number));
-        let index = self.block_on(BlockIndex::open(&self.vault, server, &env, selector, &options)).unwrap();
+        let env = Env::system();
+        // A connection that the store has closed while this runtime stood still is found out by its first use.
+        let index = self.wait("a point that opens", || {
+            let selector = PointSelector::Number(number);
+            self.block_on(BlockIndex::open(&self.vault, server, &env, selector, &options)).ok()
+        });
         let disk = index.disks().next().unwrap().clone();
         let blocks = u32::try_from(disk.size_bytes.div_ceil(4096)).unwrap();
         let mut content = Vec::new();
