@@ -67,6 +67,8 @@ words! {
         ResynchronizationRequired = "ResynchronizationRequired",
         /// Server, only while true: the vault was put back to an older moment and nobody has acknowledged it.
         VaultRolledBack = "VaultRolledBack",
+        /// Server, only while true: servers of its consistency group name another appliance.
+        ConsistencyGroupSplit = "ConsistencyGroupSplit",
         /// Run: the clean-up of what it made is finished.
         CleanedUp = "CleanedUp",
         /// Anything with a finalizer, only while it is being deleted: what it waits for.
@@ -132,6 +134,8 @@ words! {
         ProcessServerLeaves = "ProcessServerLeaves",
         /// A server was moved since others have fewer.
         Rebalanced = "Rebalanced",
+        /// A server was moved to the others of its consistency group.
+        BroughtTogether = "BroughtTogether",
 
         // Server.
         /// The enrolment token waits to be used.
@@ -174,6 +178,10 @@ words! {
         VaultRolledBack = "VaultRolledBack",
         /// What is too old cannot be deleted.
         RetentionStopped = "RetentionStopped",
+        /// Servers of one consistency group name different appliances.
+        GroupAcrossAppliances = "GroupAcrossAppliances",
+        /// The last attempt at a point of the consistency group gave none.
+        GroupPointMissed = "GroupPointMissed",
 
         // Plan, run.
         /// A server of the plan has no recovery point.

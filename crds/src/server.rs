@@ -1,5 +1,6 @@
 //! `ProtectedServer`: a machine under protection and what becomes of it in a failover.
 
+mod groups;
 mod history;
 
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
@@ -7,7 +8,10 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use self::history::{LogHead, Rollback};
+pub use self::{
+    groups::{GroupMember, GroupPoint, MissedGroupPoint, TakenGroupPoint},
+    history::{LogHead, Rollback},
+};
 use crate::{Condition, Time, appliance::Health, check::HealthCheck, refs::LocalRef, run::Consistency};
 
 /// A machine under protection.
@@ -48,9 +52,14 @@ pub struct ProtectedServerSpec {
     /// Paused stops replication at once, also for a connected agent; the data stays.
     #[serde(default)]
     pub replication: Replication,
-    /// A point to be taken now; a new id asks for another one. `kubectl lifeboat point` sets it.
+    /// A point to be taken now; a new id asks for another one. `kubectl lifeboat point` sets it. A server of a
+    /// consistency group asks for the point of its group.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_point: Option<RequestPoint>,
+    /// Servers that name the same group, in this namespace and on one appliance, have points of one common instant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    pub consistency_group: Option<String>,
     /// Which of its disks are protected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disks: Option<Disks>,
@@ -276,6 +285,9 @@ pub struct ProtectedServerStatus {
     /// The point that `spec.requestPoint` asks for, or asked for last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub requested_point: Option<RequestedPoint>,
+    /// What has become of the points of its consistency group.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group_point: Option<GroupPoint>,
     /// The newest end of its log in the vault that was seen: by it a vault that is put back to an older moment as a
     /// whole is noticed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -301,7 +313,7 @@ pub struct Move {
     /// The one that has it since.
     pub to: String,
     pub time: Time,
-    /// Why, as in events: ProcessServerLost, ProcessServerLeaves, Rebalanced.
+    /// Why, as in events: ProcessServerLost, ProcessServerLeaves, Rebalanced, BroughtTogether.
     pub reason: String,
     /// Why, for people.
     #[schemars(length(max = 1024))]

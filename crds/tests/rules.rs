@@ -205,6 +205,7 @@ fn server() -> Value {
 #[rstest]
 #[case(json!({}))]
 #[case(json!({ "healthCheck": null }))]
+#[case(json!({ "consistencyGroup": "erp" }))]
 #[case(json!({ "healthCheck": { "tcp": null, "http": { "port": 5432 } } }))]
 fn a_server_is_admitted(#[case] patch: Value) {
     admits("ProtectedServer", with(&server(), patch));

@@ -4,11 +4,14 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use jiff::Timestamp;
-use kube::api::{Patch, PatchParams};
+use kube::{
+    ResourceExt as _,
+    api::{ListParams, Patch, PatchParams},
+};
 use lifeboat_crds::{
     ProtectedServer,
     run::Consistency,
-    server::{RequestState, RequestedPoint},
+    server::{GroupMember, RequestState, RequestedPoint, TakenGroupPoint},
 };
 use serde_json::json;
 
@@ -19,8 +22,12 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 #[derive(Args)]
 pub(crate) struct Point {
-    /// The ProtectedServer.
-    server: String,
+    /// The ProtectedServer. One of a consistency group asks for the point of its group.
+    #[arg(required_unless_present = "group")]
+    server: Option<String>,
+    /// The consistency group, instead of one of its servers.
+    #[arg(long, conflicts_with = "server")]
+    group: Option<String>,
     /// What the point should be.
     #[arg(long, value_enum, default_value_t)]
     consistency: Wanted,
@@ -57,14 +64,22 @@ impl From<Wanted> for Consistency {
 
 impl Point {
     pub(crate) async fn run(self, cluster: &Cluster) -> Result<(), PluginError> {
-        let Self { server, consistency, id, no_wait, strict } = self;
+        let Self { server, group, consistency, id, no_wait, strict } = self;
         let id = id.unwrap_or_else(|| format!("at-{}", Timestamp::now().as_millisecond()));
-        let _: ProtectedServer = cluster.get("ProtectedServer", &server).await?;
+        let server = match (server, group) {
+            (Some(server), _) => server,
+            (None, group) => first_of(&group.unwrap_or_default(), cluster).await?,
+        };
+        let found: ProtectedServer = cluster.get("ProtectedServer", &server).await?;
+        let whose = match &found.spec.consistency_group {
+            Some(group) => format!("consistency group {group} (asked through server {server})"),
+            None => format!("server {server}"),
+        };
         let wanted = Consistency::from(consistency);
         let patch = Patch::Merge(json!({"spec": {"requestPoint": {"id": id, "consistency": wanted}}}));
         let patched = cluster.api::<ProtectedServer>().patch(&server, &PatchParams::default(), &patch).await;
         patched.map_err(|source| api(&format!("asking server {server} for a point"), source))?;
-        println!("point {id} of server {server} is asked for");
+        println!("point {id} of {whose} is asked for");
         if no_wait {
             return Ok(());
         }
@@ -77,14 +92,40 @@ impl Point {
                     format!("see `kubectl get pserver {server} -o yaml`"),
                 ));
             }
-            let state = found.status.and_then(|status| status.requested_point);
-            let Some(state) = state.filter(|state| state.id == id && state.state != RequestState::Taking)
+            let status = found.status.unwrap_or_default();
+            let Some(state) =
+                status.requested_point.filter(|state| state.id == id && state.state != RequestState::Taking)
             else {
                 continue;
             };
-            return said(&state, strict).map(|text| println!("{text}"));
+            let text = said(&state, strict)?;
+            println!("{text}");
+            if let Some(taken) = status.group_point.and_then(|point| point.taken) {
+                println!("{}", members(&taken));
+            }
+            return Ok(());
         }
     }
+}
+
+/// The server that is asked for its group.
+async fn first_of(group: &str, cluster: &Cluster) -> Result<String, PluginError> {
+    let all = cluster.api::<ProtectedServer>().list(&ListParams::default()).await;
+    let all = all.map_err(|source| api("listing servers", source))?;
+    let members = all.items.iter().filter(|server| server.spec.consistency_group.as_deref() == Some(group));
+    members.map(|server| server.name_any()).min().ok_or_else(|| {
+        PluginError::refused(
+            format!("no server is in consistency group {group}"),
+            "set spec.consistencyGroup of its ProtectedServers",
+        )
+    })
+}
+
+/// The group's newest point.
+fn members(point: &TakenGroupPoint) -> String {
+    let named = |member: &GroupMember| format!("{} (record {})", member.name, member.record);
+    let members: Vec<String> = point.members.iter().map(named).collect();
+    format!("newest point of the group: {}, of {}", point.time, members.join(", "))
 }
 
 /// What became of it.
@@ -139,6 +180,21 @@ mod tests {
         };
         assert!(said_of(&less, false).unwrap().contains("less than asked for (NotAllFrozen): /boot/efi"));
         assert!(said_of(&less, true).unwrap_err().contains("NotAllFrozen"));
+    }
+
+    #[test]
+    fn a_groups_point_is_told_with_the_records_of_its_members() {
+        let member = |name: &str| GroupMember { name: name.to_owned(), epoch: 1, record: 7 };
+        let point = TakenGroupPoint {
+            id: "erp/5-ab".to_owned(),
+            time: Timestamp::UNIX_EPOCH,
+            members: vec![member("db-1"), member("web-1")],
+            longest_freeze_millis: 31,
+        };
+        assert_eq!(
+            members(&point),
+            "newest point of the group: 1970-01-01T00:00:00Z, of db-1 (record 7), web-1 (record 7)"
+        );
     }
 
     #[test]

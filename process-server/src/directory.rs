@@ -74,6 +74,18 @@ impl Directory {
         self.addresses.get(process_server).map(Vec::as_slice).unwrap_or_default()
     }
 
+    /// The consistency groups with a member on this process server, each with all its members.
+    pub fn groups(&self, process_server: &str) -> BTreeMap<&str, Vec<&v1::Assignment>> {
+        let mut groups: BTreeMap<&str, Vec<&v1::Assignment>> = BTreeMap::new();
+        for assignment in
+            self.assignments.values().filter(|assignment| !assignment.consistency_group.is_empty())
+        {
+            groups.entry(&assignment.consistency_group).or_default().push(assignment);
+        }
+        groups.retain(|_, members| members.iter().any(|member| member.process_server == process_server));
+        groups
+    }
+
     /// What is assigned to a process server, by server id.
     pub fn assigned_to<'a>(
         &'a self,

@@ -4,6 +4,7 @@
 //!   agents ──► net::data ───────► servers (one Ingest for each that is assigned here)
 //!                  ▲                    │  core: intake ► sealing ► upload ► commit ──► vault
 //!                  │ directory          ▼ statuses
+//!                  ├────► groups    (one coordinator: points of consistency groups, through the sessions)
 //!   operator ─► net::control ◄──── report, figures ──► net::probes
 //!   machines ─► net::management (enrolment passed on to the operator; downloads)
 //! ```
@@ -15,6 +16,7 @@ pub mod core;
 pub mod directory;
 pub mod edge;
 pub mod figures;
+pub mod groups;
 pub mod net;
 pub mod program;
 pub mod report;

@@ -18,7 +18,7 @@ use tokio::{
 
 use crate::{
     config::Config,
-    core::{MemoryBudget, Shared, spool::SpoolSpace},
+    core::{MemoryBudget, Shared, spool::SpoolSpace, switchboard::Switchboard},
     directory::Directory,
     edge::{
         metered::{Metered, StoreFigures},
@@ -28,6 +28,7 @@ use crate::{
         throttled::{Throttle, Throttled},
     },
     figures,
+    groups::Coordinator,
     net::{
         control::{self, ControlPort},
         data::{self, DataPort},
@@ -105,6 +106,7 @@ pub async fn run(config: Config, env: Env, stop: impl Future<Output = ()>) -> Re
     let mut registry = Registry::with_prefix(figures::PREFIX);
     let store_figures = StoreFigures::register(&mut registry);
     let space = SpoolSpace::new(config.spool.size_bytes);
+    let (groups, group_reports) = watch::channel(Vec::new());
     let sources = Sources {
         name: config.name.clone(),
         env: env.clone(),
@@ -113,6 +115,7 @@ pub async fn run(config: Config, env: Env, stop: impl Future<Output = ()>) -> Re
         space: Arc::clone(&space),
         vault_closed: vault_closed_now,
         store_trouble: store_figures.trouble(),
+        groups: group_reports,
     };
     figures::register(&mut registry, sources.clone());
     let desk = Arc::new(SignDesk::default());
@@ -152,6 +155,11 @@ pub async fn run(config: Config, env: Env, stop: impl Future<Output = ()>) -> Re
     ports.spawn(ended("certificate watch", outer_reload.run()));
     tracing::info!(name = config.name, data = %config.data_listen, "listening");
 
+    let board = Switchboard::default();
+    let coordinator =
+        Coordinator::new(config.name.clone(), env.clone(), directories.clone(), board.clone(), groups);
+    ports.spawn(ended("coordinator of consistency groups", coordinator.run()));
+
     let throttle = Arc::new(Throttle::default());
     ports.spawn(ended("bandwidth", obey(Arc::clone(&throttle), directories.clone())));
 
@@ -170,6 +178,7 @@ pub async fn run(config: Config, env: Env, stop: impl Future<Output = ()>) -> Re
             uploads: Arc::new(Semaphore::new(UPLOADS)),
             unspooled: Arc::new(Semaphore::new(UNSPOOLED)),
             log_options: LogOptions::default(),
+            groups: board,
         };
         Servers::new(shared, directories, members).run(until_set(stopped)).await;
     };

@@ -5,7 +5,7 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 use lifeboat_replication::{env::Env, wire::v1};
 use tokio::{sync::watch, time::Instant};
 
-use crate::{core::spool::SpoolSpace, directory::Directory, servers::Members};
+use crate::{core::spool::SpoolSpace, directory::Directory, groups::Reports, servers::Members};
 
 /// Rates are means over this time.
 const RATE_WINDOW: Duration = Duration::from_secs(10);
@@ -22,6 +22,7 @@ pub struct Sources {
     pub vault_closed: watch::Receiver<String>,
     /// Why the store cannot be used at the moment; empty: it can.
     pub store_trouble: watch::Receiver<String>,
+    pub groups: watch::Receiver<Reports>,
 }
 
 /// Counters at one time.
@@ -39,7 +40,8 @@ pub struct Reporter {
     samples: VecDeque<Sample>,
 }
 
-/// What is worth telling at once: connections, errors, who holds which log, the first point, answers to requests.
+/// What is worth telling at once: connections, errors, who holds which log, the first point, answers to requests, points
+/// of groups.
 pub type Turn = Vec<(String, bool, u32, bool, bool, String)>;
 
 impl Sources {
@@ -69,6 +71,10 @@ impl Sources {
             })
             .collect();
         let generation = self.directory.borrow().as_ref().map_or(0, |directory| directory.generation);
+        for group in self.groups.borrow().iter() {
+            let over = [&group.taken, &group.missed].into_iter().flatten().map(|outcome| outcome.id.as_str());
+            turn.push((group.name.clone(), true, 0, false, false, over.collect()));
+        }
         turn.push((self.vault_error(), true, 0, false, false, generation.to_string()));
         turn
     }
@@ -116,6 +122,7 @@ impl Reporter {
             servers,
             time_micros: self.sources.env.wall.now().0,
             upload_limit_bytes_per_second: self.sources.upload_limit(),
+            groups: self.sources.groups.borrow().clone(),
         };
         let oldest = now.at.checked_sub(RATE_WINDOW);
         self.samples.push_back(now);

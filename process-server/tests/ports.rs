@@ -138,6 +138,7 @@ impl Ports {
             space: SpoolSpace::new(64 << 20),
             vault_closed: watch::channel("the vault is away".to_owned()).1,
             store_trouble: watch::channel(String::new()).1,
+            groups: watch::channel(Vec::new()).1,
         };
         let port = ControlPort {
             desk: Arc::clone(&self.desk),

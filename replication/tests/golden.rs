@@ -123,6 +123,7 @@ fn data(number: u64, kind: v1::RecordKind, sealed: &[u8], within: bool) -> v1::D
         changed_bytes: 52 * 4096,
         session: 77,
         copy_remaining_blocks: if number > 1 { 0 } else { 204 },
+        group: None,
     }
 }
 

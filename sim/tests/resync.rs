@@ -15,6 +15,7 @@ use lifeboat_process_server::core::{
     Assigned, Ingest, MemoryBudget, Shared,
     sealing::InlineSealer,
     spool::{MemSpool, SpoolSpace},
+    switchboard::Switchboard,
 };
 use lifeboat_replication::{
     blocks::BLOCK_BYTES,
@@ -106,6 +107,7 @@ impl Site {
             uploads: Arc::new(Semaphore::new(4)),
             unspooled: Arc::new(Semaphore::new(1)),
             log_options: LogOptions::default(),
+            groups: Switchboard::default(),
         };
         tokio::spawn(Ingest::new(shared, server.clone(), assignment).run(connections));
         let applier = Applier::new(vault.clone(), server.clone(), env.clone(), ApplierOptions::default());

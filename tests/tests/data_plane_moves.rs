@@ -111,12 +111,12 @@ impl Operator {
                 status.epoch = Some(report.epoch.into());
             }
             let quiet = report.connected && report.complete && report.error.is_empty();
-            let candidate = Candidate { name: &name, quiet, epoch: status.epoch };
+            let candidate = Candidate { name: &name, quiet, epoch: status.epoch, group: None };
             let (placed, made) = self.places.settle(&self.appliance, &self.key, &candidate, &self.fleet, now);
             (status.process_server, status.last_move) = (placed.process_server, placed.last_move);
             moves.push(made);
         }
-        let servers = plan::assignments(&self.servers, &self.policies, &self.keys, now);
+        let servers = plan::assignments(&self.servers, &self.policies, &self.keys, &BTreeMap::new(), now);
         self.fleet.sync(&self.key, Desired { servers, ..self.told.clone() });
         moves.swap_remove(0)
     }

@@ -25,6 +25,9 @@ use crate::{
     memory::{Address, Machine, Tag, Trouble, tag},
 };
 
+#[path = "group_tests.rs"]
+mod group;
+
 /// splitmix64.
 #[derive(Clone)]
 struct Random(Arc<Mutex<u64>>);
@@ -112,6 +115,7 @@ struct Server {
     freezes_per_hour: u32,
     asked: Arc<Mutex<Vec<v1::PointRequest>>>,
     app_interval: Duration,
+    group: Arc<Mutex<group::Script>>,
 }
 
 #[async_trait]
@@ -155,7 +159,7 @@ impl Server {
     }
 
     fn ask(&self, id: &str, consistency: v1::Consistency) {
-        let request = v1::PointRequest { id: id.to_owned(), consistency: consistency.into() };
+        let request = v1::PointRequest { id: id.to_owned(), consistency: consistency.into(), group: false };
         self.asked.lock().unwrap().push(request);
     }
 
@@ -236,6 +240,9 @@ impl Server {
                         vault.answers.extend(heartbeat.points.into_iter().map(|one| (one.id.clone(), one)));
                     }
                     send(v1::down::Message::Settings(self.settings())).await.ok()?;
+                    if let Some(order) = self.prepare_group() {
+                        send(v1::down::Message::Group(order)).await.ok()?;
+                    }
                     let requests = self.asked.lock().unwrap().clone();
                     send(v1::down::Message::Points(v1::PointRequests { requests })).await.ok()?;
                     let answer = v1::HeartbeatAnswer {
@@ -243,6 +250,11 @@ impl Server {
                         process_server_time_micros: self.now(),
                     };
                     send(v1::down::Message::HeartbeatAnswer(answer)).await.ok()?;
+                }
+                v1::up::Message::Group(answer) => {
+                    if let Some(order) = self.order_group(answer).await {
+                        send(v1::down::Message::Group(order)).await.ok()?;
+                    }
                 }
                 v1::up::Message::Hello(_) | v1::up::Message::SumsAsk(_) => {
                     panic!("a second hello, or a question")
@@ -261,7 +273,7 @@ impl Server {
         vault.content.extend(record.extents);
         let kind = record.end.kind();
         vault.kinds.push(kind);
-        vault.ends.push(record.end);
+        vault.ends.push(record.end.clone());
         if kind == v1::RecordKind::Exact {
             vault.exact += 1;
             vault.complete |= record.end.complete;
@@ -329,6 +341,7 @@ impl World {
             freezes_per_hour: 0,
             asked: Arc::default(),
             app_interval: Duration::ZERO,
+            group: Arc::default(),
         };
         Self { machine, server, random, env, planted: None, hostile: false, hooks: false }
     }
@@ -549,8 +562,16 @@ async fn a_consistent_point_is_one_record_of_frozen_file_systems() {
     let answer = world.server.answer("a");
     assert_eq!(answer.consistency(), v1::Consistency::FilesystemConsistent, "{answer:?}");
     assert_eq!((answer.longest_freeze_micros, answer.reason.as_str()), (30_000, ""));
-    let end =
-        *world.server.vault.lock().unwrap().ends.iter().find(|end| end.number == answer.number).unwrap();
+    let end = world
+        .server
+        .vault
+        .lock()
+        .unwrap()
+        .ends
+        .iter()
+        .find(|end| end.number == answer.number)
+        .unwrap()
+        .clone();
     assert_eq!(end.consistency(), v1::Consistency::FilesystemConsistent);
     world.server.ask("b", v1::Consistency::FilesystemConsistent);
     sleep(Duration::from_secs(5)).await;

@@ -8,6 +8,7 @@
 //!                                       ├─ compare   which blocks differ from the vault, by checksums
 //!                                       ├─ points    what is asked for, and what was answered
 //!                                       ├─ standing  points of frozen file systems
+//!                                       ├─ group     this server's part in the point of its consistency group
 //!                                       ├─ chunk     reads blocks, leaves out zeros
 //!                                       └─ clock     the process server's time
 //! ```
@@ -23,6 +24,7 @@ pub mod clock;
 pub mod compare;
 mod comparing;
 pub mod freeze;
+mod group;
 mod heartbeat;
 mod orders;
 pub mod points;

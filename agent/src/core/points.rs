@@ -294,7 +294,7 @@ mod tests {
     use super::*;
 
     fn asked(id: &str, consistency: Consistency) -> PointRequest {
-        PointRequest { id: id.to_owned(), consistency: consistency.into() }
+        PointRequest { id: id.to_owned(), consistency: consistency.into(), group: false }
     }
 
     fn requests(all: &[PointRequest]) -> Requests {

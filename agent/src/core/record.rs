@@ -26,7 +26,7 @@ use tokio::time::Instant;
 use super::{
     chunk::{self, Content, ReadError},
     issue,
-    points::Taken,
+    points::{self, Taken},
     round::{Passes, Verdict},
     session::{Session, SessionError, up},
     standing::{Stage, Stood},
@@ -61,11 +61,27 @@ pub(super) struct Round {
     may_be_exact: bool,
     /// The freeze of the last pass.
     pub(super) stood: Option<Stood>,
+    /// The group's point that the record is this server's part of.
+    pub(super) group: Option<v1::GroupPoint>,
 }
 
 impl Round {
     pub(super) fn new(flip: Flip, pass_blocks: u64, may_be_exact: bool) -> Self {
-        Self { passes: Passes::default(), flip, pass_blocks, disturbed: false, may_be_exact, stood: None }
+        Self {
+            passes: Passes::default(),
+            flip,
+            pass_blocks,
+            disturbed: false,
+            may_be_exact,
+            stood: None,
+            group: None,
+        }
+    }
+
+    /// Everything stood still from `t0` (in the process server's time) to the flip: the flip shows that instant.
+    pub(super) fn bear(&mut self, group: v1::GroupPoint, t0: Micros) {
+        self.flip.theirs = t0;
+        self.group = Some(group);
     }
 
     pub(super) fn another(&mut self, flip: Flip, pass_blocks: u64) {
@@ -171,6 +187,9 @@ impl Session<'_> {
         self.owe_copy = copying;
         if !self.catching_up && matches!(self.stage, Stage::Bulk) {
             self.stage = Stage::Bulked;
+        }
+        if !self.catching_up {
+            self.group.round_began();
         }
         let Some(flip) = flip.filter(|_| !self.catching_up) else {
             let rest = first(&sendable, self.options.limits.batch_blocks());
@@ -316,8 +335,12 @@ impl Session<'_> {
                 longest_freeze: round.stood.map_or(Duration::ZERO, |stood| stood.longest),
             };
             self.kept.requests.carried(&round.flip.serves, &taken);
+            end.group = round.group.clone();
         } else if let Job::Round(Round { stood: Some(_), flip, .. }) = &record.job {
             self.kept.requests.disturbed(&flip.serves);
+        }
+        if !exact && let Job::Round(Round { group: Some(group), .. }) = &record.job {
+            self.group.refuse(&group.id, points::disturbed());
         }
         self.need_point = !exact;
         self.tracker.end();

@@ -29,6 +29,7 @@ use super::{
     clock::Clock,
     compare::Compare,
     freeze::FreezeLimits,
+    group::Group,
     orders,
     points::{self, REQUEST_LIMIT},
     record::Record,
@@ -161,6 +162,7 @@ pub(super) struct Session<'a> {
     pub(super) last_exact: Instant,
     pub(super) stage: Stage,
     pub(super) releasing: Releasing,
+    pub(super) group: Group,
     /// As it was when the session began; swap and mounts change rarely.
     pub(super) not_freezable: Vec<String>,
     /// Something has come about that the next heartbeat should tell at once.
@@ -283,6 +285,7 @@ impl<'a> Session<'a> {
             last_exact: heard,
             stage: Stage::default(),
             releasing: Releasing::default(),
+            group: Group::default(),
             tell: false,
             not_freezable,
             useful: false,
@@ -308,7 +311,13 @@ impl<'a> Session<'a> {
         let mut heard = Instant::now();
         loop {
             heartbeat_due |= std::mem::take(&mut self.tell);
-            let ready = heartbeat_due || self.has_work(Instant::now());
+            self.advance_group(Instant::now());
+            if self.group.is_due() && self.work.is_none() {
+                self.stand_for_group(up, down).await?;
+                heard = Instant::now();
+                continue;
+            }
+            let ready = heartbeat_due || self.group.has_answer() || self.has_work(Instant::now());
             let next_round = self.next_round();
             tokio::select! { biased;
                 message = down.recv() => {
@@ -322,9 +331,12 @@ impl<'a> Session<'a> {
                 }
                 done = self.stage.beside() => self.prepared(done),
                 released = self.releasing.done() => self.released(released),
+                in_time = self.group.written_back() => self.group_written_back(in_time),
                 permit = up.reserve(), if ready => {
                     let permit = permit.map_err(|_| SessionError::Closed)?;
-                    if std::mem::take(&mut heartbeat_due) {
+                    if let Some(answer) = self.group.take_answer() {
+                        permit.send(answer);
+                    } else if std::mem::take(&mut heartbeat_due) {
                         permit.send(self.heartbeat()?);
                     } else if let Some(message) = self.step().await? {
                         permit.send(message);
@@ -336,7 +348,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    fn hear(&mut self, message: v1::Down, now: Instant) -> Result<(), SessionError> {
+    pub(super) fn hear(&mut self, message: v1::Down, now: Instant) -> Result<(), SessionError> {
         match message.message {
             Some(v1::down::Message::Durable(durable)) => {
                 self.useful = true;
@@ -366,6 +378,7 @@ impl<'a> Session<'a> {
                 self.kept.requests.told(&points.requests, now);
                 self.review(now);
             }
+            Some(v1::down::Message::Group(order)) => self.ordered(order),
             Some(v1::down::Message::Redirect(redirect)) => {
                 return Err(SessionError::Redirected { address: redirect.address });
             }
@@ -406,7 +419,7 @@ impl<'a> Session<'a> {
 
     /// A record should begin before the next round is due: for a point that was asked for.
     pub(super) fn is_asked(&self) -> bool {
-        self.stage.is_due() || self.kept.requests.in_a_hurry()
+        self.stage.is_due() || self.group.wants_round() || self.kept.requests.in_a_hurry()
     }
 
     /// A new record may begin.
@@ -414,6 +427,7 @@ impl<'a> Session<'a> {
         let limits = &self.options.limits;
         !self.policy.paused
             && !matches!(self.stage, Stage::Holding(_))
+            && !self.group.holds_rounds(Instant::now())
             && self.tracker.bytes_in_flight() < limits.window_bytes
             && self.tracker.records_in_flight() < limits.window_records
     }

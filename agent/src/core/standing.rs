@@ -27,7 +27,7 @@ use super::{
     record::{Record, Round},
     session::{Session, SessionError},
 };
-use crate::edge::{FreezeError, Frozen, HookError, HookLimits, TrackError};
+use crate::edge::{FreezeError, Frozen, HookError, HookLimits, Thawed, TrackError};
 
 /// Issue codes of status.
 const FREEZE_FAILED: &str = "FreezeFailed";
@@ -36,7 +36,7 @@ const APP_POINT_MISSED: &str = "AppConsistentPointMissed";
 /// Applications are held for this long at most, beside the time-out of a script and the freeze.
 const HOLD_SLACK: Duration = Duration::from_secs(10);
 /// Writing back takes this long at most before a point is asked less of: memory full of changes on a slow disk.
-const WRITE_BACK_LIMIT: Duration = Duration::from_secs(60);
+pub(super) const WRITE_BACK_LIMIT: Duration = Duration::from_secs(60);
 
 /// How far the next point of frozen file systems is.
 #[derive(Default)]
@@ -108,7 +108,8 @@ impl Session<'_> {
             self.release();
             return;
         }
-        if !matches!(self.stage, Stage::Idle) || self.releasing.is_under_way() || self.work.is_some() {
+        let busy = self.releasing.is_under_way() || self.work.is_some() || !self.group.is_idle();
+        if !matches!(self.stage, Stage::Idle) || busy {
             return;
         }
         if self.kept.requests.wanted() == Some(Consistency::AppConsistent) {
@@ -292,7 +293,7 @@ impl Session<'_> {
         read
     }
 
-    async fn freeze(&mut self, now: Instant, limit: Duration) -> Result<Frozen, Obstacle> {
+    pub(super) async fn freeze(&mut self, now: Instant, limit: Duration) -> Result<Frozen, Obstacle> {
         self.kept.freezes.allows(&self.policy.freeze, now)?;
         match self.parts.freezer.estimate().await {
             Some(estimate) if estimate <= limit / 2 => {}
@@ -317,6 +318,19 @@ impl Session<'_> {
 
     /// `most`: what the round is when everything was frozen the whole time.
     async fn thaw(&mut self, frozen: Frozen, most: Consistency) -> Stood {
+        let (thawed, less) = self.thaw_quietly(&frozen).await;
+        let consistency = match less {
+            Some(why) => {
+                self.kept.requests.ask_less(Consistency::CrashConsistent, &why);
+                Consistency::CrashConsistent
+            }
+            None => most,
+        };
+        Stood { consistency, longest: thawed.longest }
+    }
+
+    /// Thaws; also why nothing may be concluded from the freeze, if so.
+    pub(super) async fn thaw_quietly(&mut self, frozen: &Frozen) -> (Thawed, Option<Obstacle>) {
         let thawed = self.parts.freezer.thaw().await;
         self.kept.freezes.thawed(thawed.longest);
         self.kept.issues.remove(FREEZE_FAILED);
@@ -343,18 +357,11 @@ impl Session<'_> {
         } else {
             None
         };
-        let consistency = match less {
-            Some(why) => {
-                self.kept.requests.ask_less(Consistency::CrashConsistent, &why);
-                Consistency::CrashConsistent
-            }
-            None => most,
-        };
-        Stood { consistency, longest: thawed.longest }
+        (thawed, less)
     }
 
     /// Reads while nothing writes, for half of the time that a freeze may last.
-    async fn read_standing(
+    pub(super) async fn read_standing(
         &mut self,
         record: &mut Record,
         began: Instant,

@@ -114,7 +114,15 @@ fn keep(streams: &mut BTreeMap<Endpoint, JoinHandle<()>>, wanted: &[Endpoint]) {
 const REQUEST_LIFE: Duration = Duration::from_secs(60);
 
 /// Points that are asked for, by the server's id and the request's.
-type AskedPoints = BTreeMap<(ApplianceKey, String), BTreeMap<String, (v1::Consistency, Instant)>>;
+type AskedPoints = BTreeMap<(ApplianceKey, String), BTreeMap<String, (Asked, Instant)>>;
+
+/// What a point should be, and whose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Asked {
+    pub consistency: v1::Consistency,
+    /// Of the whole consistency group.
+    pub group: bool,
+}
 
 /// SHA-256 of the public key by namespace and server.
 type EnrolledKeys = BTreeMap<(String, String), Vec<u8>>;
@@ -192,11 +200,14 @@ impl Fleet {
         process_server: &str,
         server_id: &str,
         id: &str,
-        consistency: v1::Consistency,
+        wanted: Asked,
     ) -> Option<v1::PointAnswer> {
         let of = (key.clone(), server_id.to_owned());
-        self.asked().entry(of).or_default().insert(id.to_owned(), (consistency, Instant::now()));
+        self.asked().entry(of).or_default().insert(id.to_owned(), (wanted, Instant::now()));
         self.send_points(key);
+        if wanted.group {
+            return self.group_answer(key, process_server, server_id, id);
+        }
         let heartbeat = self.figures(key, process_server, server_id)?.report.heartbeat?;
         heartbeat.points.into_iter().find(|answer| answer.id == id)
     }
@@ -218,9 +229,10 @@ impl Fleet {
         let mut all = self.asked();
         let Some(asked) = all.get_mut(&(key.clone(), server_id.to_owned())) else { return Vec::new() };
         asked.retain(|_, (_, at)| at.elapsed() < REQUEST_LIFE);
-        let request = |(id, (consistency, _)): (&String, &(v1::Consistency, Instant))| v1::PointRequest {
+        let request = |(id, (asked, _)): (&String, &(Asked, Instant))| v1::PointRequest {
             id: id.clone(),
-            consistency: (*consistency).into(),
+            consistency: asked.consistency.into(),
+            group: asked.group,
         };
         asked.iter().map(request).collect()
     }

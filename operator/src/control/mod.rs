@@ -13,4 +13,4 @@ pub mod enrol;
 mod fleet;
 mod process_server;
 
-pub use fleet::{ApplianceKey, Applied, Desired, Endpoint, Figures, Fleet, Identity};
+pub use fleet::{ApplianceKey, Applied, Asked, Desired, Endpoint, Figures, Fleet, Identity};

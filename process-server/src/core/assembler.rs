@@ -60,7 +60,7 @@ pub(super) struct Batch {
     pub end: Option<RecordEnd>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct RecordEnd {
     pub end: v1::End,
     /// Bytes of changed blocks, zero ones included.

@@ -29,7 +29,8 @@ impl From<&v1::Assignment> for Assigned {
             display_name: assignment.display_name.clone(),
             settings: assignment.settings.clone().unwrap_or_default(),
             compression_level: level,
-            points: assignment.points.clone(),
+            // What is asked of its group is the coordinator's.
+            points: assignment.points.iter().filter(|request| !request.group).cloned().collect(),
             lost: (assignment.lost_epoch > 0).then_some(Epoch(assignment.lost_epoch)),
         }
     }

@@ -30,6 +30,7 @@ use super::{
     assembler::RecordEnd,
     hello::{self, HelloRefused, Judged},
     status::StatusSender,
+    switchboard::Switchboard,
     upload::{Placed, Uploaded},
 };
 
@@ -62,6 +63,7 @@ pub(super) struct Commit {
     pub status: StatusSender,
     pub begins: mpsc::Receiver<Begin>,
     pub wall: Arc<dyn Wall>,
+    pub groups: Switchboard,
     /// Set by the simulation only.
     pub planted: Option<Planted>,
 }
@@ -162,6 +164,9 @@ impl Commit {
         }
         let Some(RecordEnd { end, changed_bytes, received_bytes: _ }) = end else { return Ok(()) };
         let told = Micros(end.t0_micros);
+        // What an agent says of a group counts only if the coordinator waits for it.
+        let named = end.group.as_ref().filter(|_| end.kind() == v1::RecordKind::Exact && end.complete);
+        let group = named.and_then(|group| self.groups.borne(self.server.as_str(), &group.id));
         let t0 = match end.kind() {
             v1::RecordKind::Exact => instant(told, self.log.state().last_t0, self.wall.now()),
             _ => told,
@@ -179,6 +184,7 @@ impl Commit {
             changed_bytes,
             session: session.session,
             copy_remaining_blocks: end.copy_remaining_blocks,
+            group,
         };
         if self.planted == Some(Planted::AcknowledgeBeforeAppend) {
             let state = self.log.state();
@@ -189,6 +195,15 @@ impl Commit {
         let committed = self.log.append(Body::Data(data.clone())).await?;
         self.status.sent(inline);
         self.status.durable(&data, stored, self.log.state());
+        if let Some(group) = data.group {
+            let member = v1::GroupMember {
+                server_id: self.server.to_string(),
+                epoch: committed.epoch.0,
+                number: committed.number.0,
+                t0_micros: data.t0_micros,
+            };
+            self.groups.durable(group.id, member);
+        }
         recent.insert(committed.number.0, committed.chain);
         while recent.len() > RECENT {
             recent.pop_first();

@@ -34,6 +34,7 @@ use super::{
     session::{self, SOON, Session},
     spool::{Spool, SpoolSpace},
     status::{Status, StatusSender},
+    switchboard::Switchboard,
 };
 
 /// What is under way is finished within this time when the server is no longer assigned; then the lease is left to
@@ -62,6 +63,8 @@ pub struct Shared {
     /// Segments of all servers that may wait for their upload in memory; others wait in the spool.
     pub unspooled: Arc<Semaphore>,
     pub log_options: LogOptions,
+    /// To the coordinator of consistency groups.
+    pub groups: Switchboard,
 }
 
 /// Plain text of all servers that may be in memory between the connections and the spool.
@@ -207,6 +210,7 @@ impl Ingest {
             begins: to_begin,
             wall: self.shared.env.wall.clone(),
             planted: self.shared.log_options.planted,
+            groups: self.shared.groups.clone(),
         };
         let mut commit = std::pin::pin!(commit.run());
         let mut greeting: Option<BoxFuture<'static, Option<(Accepted, v1::Hello)>>> = None;

@@ -21,6 +21,7 @@ use super::{
     assignment::Assigned,
     spool::{Room, SpoolSpace},
     status::StatusSender,
+    switchboard::Switchboard,
 };
 
 /// A connection that says nothing for this long is dead: agents send a heartbeat each second.
@@ -54,6 +55,7 @@ pub(super) struct Intake {
     pub out: mpsc::Sender<Admitted>,
     /// Questions for checksums.
     pub asks: mpsc::Sender<v1::SumsAsk>,
+    pub groups: Switchboard,
 }
 
 impl Intake {
@@ -71,6 +73,10 @@ impl Intake {
                     if let Err(TrySendError::Full(_)) = self.asks.try_send(ask) {
                         return Err(Violation::SecondQuestion);
                     }
+                    None
+                }
+                v1::up::Message::Group(answer) => {
+                    self.groups.answered(&self.server, answer);
                     None
                 }
                 v1::up::Message::Chunk(chunk) => {

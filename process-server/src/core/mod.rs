@@ -17,6 +17,7 @@ pub mod assignment;
 mod backoff;
 pub mod bandwidth;
 mod commit;
+pub mod group;
 pub mod hello;
 mod ingest;
 mod intake;
@@ -25,6 +26,7 @@ pub mod sealing;
 mod session;
 pub mod spool;
 pub mod status;
+pub mod switchboard;
 mod upload;
 
 pub use assignment::Assigned;

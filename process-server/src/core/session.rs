@@ -188,6 +188,7 @@ impl Session {
         // Held to the end: the log's writer is not given back before this session is committed.
         let _begins = begins;
         let Accepted { up, down: _, server_id: _ } = accepted;
+        let line = shared.groups.connect(server.as_str(), down.clone());
         let (admitted, to_seal) = mpsc::channel(BATCHES);
         let (sealed, to_upload) = mpsc::channel(BATCHES);
         let (asks, asked) = mpsc::channel(1);
@@ -203,6 +204,7 @@ impl Session {
             down: down.clone(),
             out: admitted,
             asks,
+            groups: shared.groups.clone(),
         };
         let sealing = Sealing {
             server: server.clone(),
@@ -234,6 +236,7 @@ impl Session {
         let stages = futures::future::try_join3(
             async {
                 intake.await;
+                drop(line);
                 status.connected(false, shared.env.wall.now());
                 tracing::info!(%server, session = hello.session, "agent's connection ended");
                 Ok(())

@@ -21,6 +21,7 @@ use lifeboat_process_server::core::{
     sealing::InlineSealer,
     spool::{MemSpool, SpoolSpace},
     status::Status,
+    switchboard::Switchboard,
 };
 use lifeboat_replication::{
     blocks::BLOCK_BYTES,
@@ -272,6 +273,7 @@ impl World {
             uploads: Arc::new(Semaphore::new(16)),
             unspooled: Arc::new(Semaphore::new(1)),
             log_options: LogOptions::default(),
+            groups: Switchboard::default(),
         }
     }
 
@@ -363,11 +365,7 @@ impl ProcessServer {
     }
 
     pub async fn connect(&self) -> Agent {
-        let (up, from_agent) = mpsc::channel(8);
-        let (to_agent, down) = mpsc::channel(64);
-        let accepted = Accepted { up: from_agent, down: to_agent, server_id: self.server.clone() };
-        self.connections.send(accepted).await.unwrap();
-        Agent { up, down, server: self.server.clone() }
+        Agent::connect(&self.connections, &self.server).await
     }
 
     /// Connects, again and again while it is asked to come again.
@@ -395,7 +393,15 @@ pub struct Agent {
 }
 
 impl Agent {
-    async fn send(&self, message: v1::up::Message) {
+    pub async fn connect(connections: &mpsc::Sender<Accepted>, server: &str) -> Self {
+        let (up, from_agent) = mpsc::channel(8);
+        let (to_agent, down) = mpsc::channel(64);
+        let accepted = Accepted { up: from_agent, down: to_agent, server_id: server.to_owned() };
+        connections.send(accepted).await.unwrap();
+        Self { up, down, server: server.to_owned() }
+    }
+
+    pub async fn send(&self, message: v1::up::Message) {
         let _ = self.up.send(v1::Up { message: Some(message) }).await;
     }
 

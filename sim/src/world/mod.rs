@@ -239,7 +239,11 @@ impl World {
         };
         self.net.mark("point asked for", format_args!("{consistency:?}"));
         let mut asked = lock(&self.asked);
-        asked.push(v1::PointRequest { id: number.to_string(), consistency: consistency.into() });
+        asked.push(v1::PointRequest {
+            id: number.to_string(),
+            consistency: consistency.into(),
+            group: false,
+        });
         let old = asked.len().saturating_sub(MOST_ASKED);
         asked.drain(..old);
         drop(asked);

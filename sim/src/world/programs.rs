@@ -12,6 +12,7 @@ use lifeboat_process_server::core::{
     Ingest, MemoryBudget, Shared,
     spool::{Spool as _, SpoolSpace},
     status::Status,
+    switchboard::Switchboard,
 };
 use lifeboat_replication::{
     log::{LogOptions, LogWriter, Order},
@@ -74,6 +75,7 @@ impl World {
             // Every second one knows no other way than through the spool.
             unspooled: Arc::new(Semaphore::new(node % 2)),
             log_options: self.log_options(),
+            groups: Switchboard::default(),
         };
         let (net, server, mut assigned) = (self.net.clone(), self.server.clone(), assignment.subscribe());
         Program::start(async move {

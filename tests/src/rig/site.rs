@@ -72,6 +72,8 @@ pub struct SiteOptions<'a> {
     pub second_process_server: bool,
     /// Servers beside those with disks: enrolled, but without an agent.
     pub without_agent: usize,
+    /// Of all servers with disks; empty: none.
+    pub consistency_group: &'a str,
 }
 
 impl Default for SiteOptions<'_> {
@@ -88,6 +90,7 @@ impl Default for SiteOptions<'_> {
             second_applier: false,
             second_process_server: false,
             without_agent: 0,
+            consistency_group: "",
         }
     }
 }
@@ -411,7 +414,14 @@ impl Site {
 
     /// The same of any server.
     pub fn recovered_of(&self, server: &ServerId, number: u64) -> Vec<u8> {
-        let index = self.runtime.block_on(self.open_of(server, PointSelector::Number(number)));
+        let options = IndexOptions { cache_bytes: 64 << 20 };
+        let env = Env::system();
+        // A connection that the store has closed while this runtime stood still is found out by its first use.
+        let index = self.wait("a point that opens", || {
+            let selector = PointSelector::Number(number);
+            let opened = self.block_on(BlockIndex::open(&self.vault, server, &env, selector, &options));
+            opened.inspect_err(|error| println!("record {number} does not open yet: {error}")).ok()
+        });
         let disk = index.disks().next().unwrap().clone();
         let blocks = u32::try_from(disk.size_bytes.div_ceil(4096)).unwrap();
         let mut content = Vec::new();
@@ -517,6 +527,8 @@ fn assignment(
         public_key_sha256,
         points: Vec::new(),
         lost_epoch: 0,
+        consistency_group: options.consistency_group.to_owned(),
+        group_members: 0,
     }
 }
 

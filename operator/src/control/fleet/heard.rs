@@ -120,6 +120,42 @@ impl Fleet {
         })
     }
 
+    /// What the process server reports of a consistency group.
+    pub fn group(&self, key: &ApplianceKey, process_server: &str, group: &str) -> Option<v1::GroupReport> {
+        let report = self.report(key, process_server)?;
+        report.groups.into_iter().find(|known| known.name == group)
+    }
+
+    /// What became of a request for the point of a group: this server's part of it, or why there is none.
+    pub(super) fn group_answer(
+        &self,
+        key: &ApplianceKey,
+        process_server: &str,
+        server_id: &str,
+        id: &str,
+    ) -> Option<v1::PointAnswer> {
+        let report = self.report(key, process_server)?;
+        let mut answered = report.groups.into_iter().flat_map(|group| group.answered);
+        let outcome = answered.find(|answer| answer.request == id)?.outcome?;
+        let answer = v1::PointAnswer {
+            id: id.to_owned(),
+            reason: outcome.reason,
+            message: outcome.message,
+            ..Default::default()
+        };
+        let Some(part) = outcome.members.into_iter().find(|member| member.server_id == server_id) else {
+            return Some(answer);
+        };
+        Some(v1::PointAnswer {
+            number: part.number,
+            epoch: part.epoch,
+            t0_micros: part.t0_micros,
+            consistency: v1::Consistency::FilesystemConsistent.into(),
+            longest_freeze_micros: outcome.longest_freeze_micros,
+            ..answer
+        })
+    }
+
     /// The last report of an applier, unless it is too old.
     pub fn applier_report(&self, key: &ApplianceKey, applier: &str) -> Option<v1::ApplierReport> {
         self.appliances().get(key)?.applier_reports.get(applier)?.fresh().cloned()

@@ -27,6 +27,8 @@ pub(super) struct Fetched {
     /// Those that name this appliance.
     pub(super) servers: Vec<ProtectedServer>,
     pub(super) policies: BTreeMap<String, ReplicationPolicy>,
+    /// How many servers of the namespace name each consistency group, whatever their appliance.
+    pub(super) groups: BTreeMap<String, u32>,
 }
 
 pub(super) async fn fetch(
@@ -40,6 +42,7 @@ pub(super) async fn fetch(
     let ours = ListParams::default().labels(&format!("{APPLIANCE_LABEL}={name}"));
     let services = context.api::<Service>(&namespace).list(&ours).await?;
     let policies = context.api::<ReplicationPolicy>(&namespace).list(&ListParams::default()).await?;
+    let all = context.api::<ProtectedServer>(&namespace).list(&ListParams::default()).await?.items;
     Ok(Fetched {
         ca: secrets.get_opt(&secrets::ca_name(&name)).await?,
         tls: secrets.get_opt(&secrets::tls_name_of(&name)).await?,
@@ -50,9 +53,21 @@ pub(super) async fn fetch(
         process_servers: sets.get_opt(&names::process_servers(&name)).await?,
         applier: sets.get_opt(&names::applier(&name)).await?,
         pods: context.api::<Pod>(&namespace).list(&ours).await?.items,
-        servers: servers_of(appliance, context).await?,
+        groups: groups(&all),
+        servers: all.into_iter().filter(|server| server.spec.appliance_ref.name == name).collect(),
         policies: policies.items.into_iter().map(|policy| (policy.name_any(), policy)).collect(),
     })
+}
+
+/// Servers that are being deleted are in no group any more.
+fn groups(servers: &[ProtectedServer]) -> BTreeMap<String, u32> {
+    let mut groups = BTreeMap::new();
+    for server in servers.iter().filter(|server| server.metadata.deletion_timestamp.is_none()) {
+        if let Some(group) = &server.spec.consistency_group {
+            *groups.entry(group.clone()).or_default() += 1;
+        }
+    }
+    groups
 }
 
 pub(super) async fn servers_of(

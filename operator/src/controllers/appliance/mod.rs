@@ -271,7 +271,8 @@ async fn tell_programs(
         );
     }
     let identity = context.fleet.identity(key, authority, context.now()).map_err(|error| pki(&error))?;
-    let servers = plan::assignments(&fetched.servers, &fetched.policies, &keys, context.now());
+    let servers =
+        plan::assignments(&fetched.servers, &fetched.policies, &keys, &fetched.groups, context.now());
     context.fleet.sync(
         key,
         Desired {

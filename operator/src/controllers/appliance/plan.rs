@@ -123,6 +123,7 @@ pub fn assignments(
     servers: &[ProtectedServer],
     policies: &BTreeMap<String, ReplicationPolicy>,
     keys: &BTreeMap<String, Vec<u8>>,
+    groups: &BTreeMap<String, u32>,
     now: jiff::Timestamp,
 ) -> Vec<v1::Assignment> {
     let mut all: Vec<v1::Assignment> = servers
@@ -145,6 +146,13 @@ pub fn assignments(
                 public_key_sha256: keys.get(&server.name_any()).cloned().unwrap_or_default(),
                 points: Vec::new(),
                 lost_epoch: lost_epoch(status),
+                consistency_group: server.spec.consistency_group.clone().unwrap_or_default(),
+                group_members: server
+                    .spec
+                    .consistency_group
+                    .as_ref()
+                    .and_then(|group| groups.get(group).copied())
+                    .unwrap_or_default(),
             })
         })
         .collect();
@@ -231,6 +239,7 @@ mod tests {
             &[paused, deleted, server("db-3")],
             &BTreeMap::new(),
             &BTreeMap::from([("db-1".to_owned(), vec![7])]),
+            &BTreeMap::new(),
             jiff::Timestamp::UNIX_EPOCH,
         );
         let told: Vec<(&str, bool, usize)> = all
@@ -244,6 +253,23 @@ mod tests {
             })
             .collect();
         assert_eq!(told, [("prod/db-1", true, 1), ("prod/db-3", false, 0)]);
+    }
+
+    #[test]
+    fn a_member_of_a_group_is_told_how_many_there_are_on_every_appliance() {
+        let mut member = server("db-1");
+        member.spec.consistency_group = Some("erp".into());
+        let groups = BTreeMap::from([("erp".to_owned(), 3)]);
+        let policies = BTreeMap::new();
+        let told = assignments(
+            &[member, server("web")],
+            &policies,
+            &BTreeMap::new(),
+            &groups,
+            jiff::Timestamp::UNIX_EPOCH,
+        );
+        let of = |one: &v1::Assignment| (one.consistency_group.clone(), one.group_members);
+        assert_eq!(told.iter().map(of).collect::<Vec<_>>(), [("erp".to_owned(), 3), (String::new(), 0)]);
     }
 
     fn placed(names: &[&str]) -> Vec<ProtectedServer> {
@@ -279,7 +305,14 @@ mod tests {
                 message: String::new(),
                 lost_epoch: Some(7),
             });
-            assignments(&moved, &BTreeMap::new(), &BTreeMap::new(), jiff::Timestamp::UNIX_EPOCH)[0].lost_epoch
+            assignments(
+                &moved,
+                &BTreeMap::new(),
+                &BTreeMap::new(),
+                &BTreeMap::new(),
+                jiff::Timestamp::UNIX_EPOCH,
+            )[0]
+            .lost_epoch
         };
         assert_eq!(told("berlin-process-server-1"), 7);
         assert_eq!(told("berlin-process-server-9"), 0);

@@ -16,7 +16,7 @@ use lifeboat_replication::wire::v1;
 
 use super::{holds_servers, points};
 use crate::{
-    control::ApplianceKey,
+    control::{ApplianceKey, Asked},
     controllers::shared::{has_finalizer, is_deleting},
     failover::{
         World, own_points_until,
@@ -98,8 +98,8 @@ fn own_points(
     let mut own: BTreeMap<String, OwnPoint> = servers.iter().map(heard).collect();
     for name in awaited(&run.spec, &own, since) {
         let Some((key, process_server, server_id)) = servers.get(&name).and_then(place) else { continue };
-        let asked = v1::Consistency::CrashConsistent;
-        if context.fleet.ask_point(&key, &process_server, &server_id, &id, asked).is_some()
+        let wanted = Asked { consistency: v1::Consistency::CrashConsistent, group: false };
+        if context.fleet.ask_point(&key, &process_server, &server_id, &id, wanted).is_some()
             && let Some(own) = own.get_mut(&name)
         {
             own.answered = true;

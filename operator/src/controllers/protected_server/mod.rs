@@ -6,6 +6,7 @@
 mod budget;
 mod enrolment;
 pub mod figures;
+mod group;
 mod placement;
 mod places;
 mod request;
@@ -127,6 +128,12 @@ async fn pass(
         findings.answer = request::ask(server, key, process_server, id, context);
         findings.seen = seen(server, findings, key, id, context).await;
     }
+    if let Some(name) = &server.spec.consistency_group {
+        let all = context.api::<ProtectedServer>(&namespace).list(&ListParams::default()).await?.items;
+        let report = findings.placed.process_server.as_ref();
+        let report = report.and_then(|process_server| context.fleet.group(key, process_server, name));
+        findings.group = Some(group::look(server, name, &all, report));
+    }
     let policy = context.api::<ReplicationPolicy>(&namespace).get_opt(&server.spec.policy_ref.name).await?;
     findings.policy = policy.map(|policy| policy.spec);
 
@@ -234,6 +241,7 @@ async fn settle(
         name: &name,
         quiet: status::is_quiet(server, findings),
         epoch: before.and_then(|status| status.epoch),
+        group: server.spec.consistency_group.as_deref(),
     };
     let (placed, made) = context.places.settle(appliance, key, &candidate, &context.fleet, context.now());
     findings.placed = placed;
@@ -265,6 +273,9 @@ async fn tell_move(server: &ProtectedServer, made: &Move, context: &Context) {
     match made.reason.as_str() {
         lost if lost == Reason::ProcessServerLost.as_str() => {
             events.warning(server, Reason::ProcessServerLost, "Move", &note).await;
+        }
+        together if together == Reason::BroughtTogether.as_str() => {
+            events.normal(server, Reason::BroughtTogether, "Move", &note).await;
         }
         leaves if leaves == Reason::ProcessServerLeaves.as_str() => {
             events.normal(server, Reason::ProcessServerLeaves, "Move", &note).await;

@@ -6,6 +6,9 @@
 //!   its process server goes ─────► another one at once; the old one commits what it has and releases the log
 //!   another one has two fewer ───► that one, if the server has a quiet moment; one move a minute in an appliance
 //! ```
+//! Servers of a consistency group have one place: the group's first member (by name) is placed like any server, with the
+//! weight of them all, and the others follow it, each in a quiet moment.
+//!
 //! A move costs a takeover of the log and copies nothing again. Without a process server that serves, a server stays
 //! where it is: nobody else would be better.
 
@@ -49,13 +52,23 @@ pub(super) struct Place {
 }
 
 /// The server that is placed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Subject<'a> {
     pub(super) current: Option<&'a str>,
     /// Protected and connected; no copy, comparison, point or failover is under way.
     pub(super) quiet: bool,
     /// Of any server of the appliance; `None`: never.
     pub(super) since_last_move: Option<Duration>,
+    /// Places of the other servers of its consistency group, the first member's first.
+    pub(super) fellows: &'a [String],
+    /// It is the first of its group, or alone.
+    pub(super) leads: bool,
+}
+
+impl Default for Subject<'_> {
+    fn default() -> Self {
+        Self { current: None, quiet: false, since_last_move: None, fellows: &[], leads: true }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,19 +92,19 @@ pub(super) struct Moving {
 
 pub(super) fn decide(subject: Subject<'_>, places: &[Place]) -> Decision {
     let Some(current) = subject.current else {
-        return first(places).map_or(Decision::Stay, |place| Decision::Begin(place.name.clone()));
+        let begun = beside_fellows(subject, places).or_else(|| first(places));
+        return begun.map_or(Decision::Stay, |place| Decision::Begin(place.name.clone()));
     };
     let here = places.iter().find(|place| place.name == current);
     let lost = here.map_or(Some("it is not there any more".to_owned()), |place| place.seen.lost());
     let goes = here.is_none_or(|place| place.leaving);
     if !goes && lost.is_none() {
         return here
-            .and_then(|here| rebalanced(subject, here, places))
+            .and_then(|here| followed(subject, here, places).or_else(|| rebalanced(subject, here, places)))
             .map_or(Decision::Stay, Decision::Move);
     }
-    let Some(to) = fewest(places.iter().filter(|place| place.serves() && place.name != current)) else {
-        return Decision::Stay;
-    };
+    let fewest = || fewest(places.iter().filter(|place| place.serves() && place.name != current));
+    let Some(to) = beside_fellows(subject, places).or_else(fewest) else { return Decision::Stay };
     let (reason, message) = match (&lost, goes) {
         (_, true) => (
             Reason::ProcessServerLeaves,
@@ -115,13 +128,39 @@ fn first(places: &[Place]) -> Option<&Place> {
         .or_else(|| fewest(places.iter().filter(|place| !place.leaving)))
 }
 
+/// Another place where servers of its group are, the first member's if it serves.
+fn beside_fellows<'a>(subject: Subject<'_>, places: &'a [Place]) -> Option<&'a Place> {
+    subject.fellows.iter().find_map(|fellow| {
+        places.iter().find(|place| {
+            place.name == *fellow && place.serves() && Some(place.name.as_str()) != subject.current
+        })
+    })
+}
+
+/// Brings it to the first of its group.
+fn followed(subject: Subject<'_>, here: &Place, places: &[Place]) -> Option<Moving> {
+    let first = subject.fellows.first().filter(|first| !subject.leads && **first != here.name)?;
+    let to = places.iter().find(|place| place.name == *first && place.serves())?;
+    (subject.quiet && here.serves()).then(|| Moving {
+        to: to.name.clone(),
+        reason: Reason::BroughtTogether,
+        message: format!(
+            "other servers of its consistency group are on {}: their points are taken together",
+            to.name
+        ),
+        gives_up: false,
+    })
+}
+
 fn rebalanced(subject: Subject<'_>, here: &Place, places: &[Place]) -> Option<Moving> {
     let rested = subject.since_last_move.is_none_or(|since| since >= REBALANCE_INTERVAL);
-    if !subject.quiet || !rested || !here.serves() {
+    // A group moves as one, and only when the last move has brought it together.
+    let together = subject.leads && subject.fellows.iter().all(|fellow| *fellow == here.name);
+    if !subject.quiet || !rested || !here.serves() || !together {
         return None;
     }
     let to = fewest(places.iter().filter(|place| place.serves() && place.seen.is_settled()))?;
-    (here.servers >= to.servers + WORTH_MOVING).then(|| Moving {
+    (here.servers >= to.servers + WORTH_MOVING + subject.fellows.len()).then(|| Moving {
         to: to.name.clone(),
         reason: Reason::Rebalanced,
         message: format!("{} has {} servers and {} has {}", here.name, here.servers, to.name, to.servers),
@@ -194,7 +233,7 @@ mod tests {
     }
 
     fn on(current: &str) -> Subject<'_> {
-        Subject { current: Some(current), quiet: true, since_last_move: None }
+        Subject { current: Some(current), quiet: true, ..Subject::default() }
     }
 
     #[track_caller]
@@ -214,6 +253,70 @@ mod tests {
     fn a_new_server_gets(#[case] places: Vec<Place>, #[case] place: Option<&str>) {
         let expected = place.map_or(Decision::Stay, |place| Decision::Begin(place.to_owned()));
         assert_eq!(decide(Subject::default(), &places), expected);
+    }
+
+    fn names(fellows: &[&str]) -> Vec<String> {
+        fellows.iter().map(|fellow| (*fellow).to_owned()).collect()
+    }
+
+    #[test]
+    fn a_new_member_begins_where_its_group_is() {
+        let fellows = names(&["b"]);
+        let subject = Subject { fellows: &fellows, ..Subject::default() };
+        assert_eq!(
+            decide(subject, &[serving("a", 0), serving("b", 9)]),
+            Decision::Begin("b".into()),
+            "though the other one has fewer"
+        );
+        assert_eq!(
+            decide(subject, &[serving("a", 0), leaving(serving("b", 9))]),
+            Decision::Begin("a".into())
+        );
+    }
+
+    #[test]
+    fn members_follow_the_first_one_in_a_quiet_moment() {
+        let fellows = names(&["b", "a"]);
+        let apart = Subject { fellows: &fellows, leads: false, ..on("a") };
+        let places = [serving("a", 1), serving("b", 9)];
+        let moving = moved(apart, &places);
+        assert_eq!(
+            (moving.to.as_str(), moving.reason, moving.gives_up),
+            ("b", Reason::BroughtTogether, false)
+        );
+        assert_eq!(decide(Subject { quiet: false, ..apart }, &places), Decision::Stay);
+        assert_eq!(decide(apart, &[serving("a", 1), silent("b", 9, 5)]), Decision::Stay);
+        assert_eq!(decide(Subject { leads: true, ..apart }, &places), Decision::Stay, "others come to it");
+    }
+
+    /// With three servers in the group, four more have to be here than there, or moving it would only turn the balance.
+    #[test]
+    fn a_group_is_moved_as_a_whole_when_that_evens_out() {
+        let here = names(&["a", "a"]);
+        let whole = Subject { fellows: &here, ..on("a") };
+        assert_eq!(decide(whole, &[serving("a", 3), serving("b", 0)]), Decision::Stay);
+        assert_eq!(moved(whole, &[serving("a", 4), serving("b", 0)]).reason, Reason::Rebalanced);
+        let split = names(&["a", "b"]);
+        let split = Subject { fellows: &split, ..on("a") };
+        assert_eq!(decide(split, &[serving("a", 9), serving("b", 0)]), Decision::Stay);
+        let follower = Subject { leads: false, ..whole };
+        assert_eq!(decide(follower, &[serving("a", 9), serving("b", 0)]), Decision::Stay);
+    }
+
+    #[test]
+    fn members_of_a_lost_process_server_go_to_the_same_one() {
+        let places = [silent("a", 3, 20), serving("b", 5), serving("c", 1)];
+        for (fellows, to) in [(["a", "a"], "c"), (["b", "a"], "b"), (["a", "b"], "b")] {
+            let fellows = names(&fellows);
+            for leads in [true, false] {
+                let moving = moved(Subject { fellows: &fellows, leads, ..on("a") }, &places);
+                assert_eq!(
+                    (moving.to.as_str(), moving.reason),
+                    (to, Reason::ProcessServerLost),
+                    "{fellows:?}"
+                );
+            }
+        }
     }
 
     #[rstest]

@@ -44,6 +44,8 @@ struct Known {
     /// Process servers whose pods are not ready, since when this operator sees it.
     unready: BTreeMap<(ApplianceKey, String), Instant>,
     moved: BTreeMap<ApplianceKey, Instant>,
+    /// Consistency groups by appliance and server.
+    groups: BTreeMap<ApplianceKey, BTreeMap<String, String>>,
 }
 
 impl Places {
@@ -70,12 +72,14 @@ impl Places {
         now: Time,
     ) -> (Placed, Option<Move>) {
         let mut known = self.known();
+        known.join(key, server);
         let places = known.places(appliance, key, fleet);
+        let (fellows, leads) = known.fellows(key, server);
         let since_last_move = known.moved.get(key).map(Instant::elapsed);
         let mut placed =
             known.placed.get(key).and_then(|servers| servers.get(server.name)).cloned().unwrap_or_default();
-        let subject =
-            Subject { current: placed.process_server.as_deref(), quiet: server.quiet, since_last_move };
+        let current = placed.process_server.as_deref();
+        let subject = Subject { current, quiet: server.quiet, since_last_move, fellows: &fellows, leads };
         let decision = decide(subject, &places);
         let made = match decision {
             Decision::Stay => return (placed, None),
@@ -122,7 +126,11 @@ impl Places {
     }
 
     pub(super) fn forget(&self, key: &ApplianceKey, name: &str) {
-        if let Some(servers) = self.known().placed.get_mut(key) {
+        let mut known = self.known();
+        if let Some(servers) = known.placed.get_mut(key) {
+            servers.remove(name);
+        }
+        if let Some(servers) = known.groups.get_mut(key) {
             servers.remove(name);
         }
     }
@@ -140,6 +148,8 @@ pub struct Candidate<'a> {
     pub quiet: bool,
     /// Of its log's writer, as it was last reported.
     pub epoch: Option<u64>,
+    /// Its consistency group.
+    pub group: Option<&'a str>,
 }
 
 impl Known {
@@ -167,6 +177,29 @@ impl Known {
             name,
         })
         .collect()
+    }
+
+    /// Notes its group as it is now.
+    fn join(&mut self, key: &ApplianceKey, server: &Candidate<'_>) {
+        let groups = self.groups.entry(key.clone()).or_default();
+        match server.group {
+            Some(group) => _ = groups.insert(server.name.to_owned(), group.to_owned()),
+            None => _ = groups.remove(server.name),
+        }
+    }
+
+    /// Where the others of its group are, in the order of their names; and whether it is the first of them.
+    fn fellows(&self, key: &ApplianceKey, server: &Candidate<'_>) -> (Vec<String>, bool) {
+        let (Some(groups), Some(placed)) = (self.groups.get(key), self.placed.get(key)) else {
+            return (Vec::new(), true);
+        };
+        let others = groups
+            .iter()
+            .filter(|(name, group)| server.group == Some(group.as_str()) && name.as_str() != server.name);
+        let others: Vec<(&String, &String)> =
+            others.filter_map(|(name, _)| Some((name, placed.get(name)?.process_server.as_ref()?))).collect();
+        let leads = others.first().is_none_or(|(name, _)| server.name < name.as_str());
+        (others.into_iter().map(|(_, place)| place.clone()).collect(), leads)
     }
 
     fn count(&self, key: &ApplianceKey, process_server: &str) -> usize {
@@ -249,10 +282,14 @@ mod tests {
 
         /// A pass over a server on the process server; where it is then, and the move.
         fn pass(&self, server_name: &str, on: usize) -> (String, Option<Move>) {
+            self.pass_in(server_name, on, None)
+        }
+
+        fn pass_in(&self, server_name: &str, on: usize, group: Option<&str>) -> (String, Option<Move>) {
             let mut status = server(server_name).status.unwrap();
             status.process_server = Some(name(on));
             self.places.of(&self.key, server_name, &status);
-            let candidate = Candidate { name: server_name, quiet: true, epoch: Some(7) };
+            let candidate = Candidate { name: server_name, quiet: true, epoch: Some(7), group };
             let now = jiff::Timestamp::from_second(1_800_000_000).unwrap();
             let (placed, made) = self.places.settle(&self.appliance, &self.key, &candidate, &self.fleet, now);
             (placed.process_server.unwrap(), made)
@@ -323,6 +360,20 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn servers_of_a_group_come_together_and_go_apart_when_they_leave_it() {
+        let site = Site::new();
+        site.report(&[0, 1], SETTLED).await;
+        assert_eq!(site.pass_in("db-1", 0, Some("erp")).1, None);
+        let (place, made) = site.pass_in("db-2", 1, Some("erp"));
+        assert_eq!((place, made.unwrap().reason.as_str()), (name(0), "BroughtTogether"));
+        site.report(&[0, 1], SETTLED).await;
+        // Two more here than there, but they would go together.
+        assert_eq!(site.pass_in("db-1", 0, Some("erp")).1, None);
+        assert_eq!(site.pass_in("db-2", 0, Some("erp")).1, None);
+        assert_eq!(site.pass_in("db-2", 0, None).1.unwrap().reason, "Rebalanced");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn the_highest_ordinal_is_left_when_fewer_are_asked_for() {
         let mut site = Site::new();
         site.report(&[0, 1], SETTLED).await;
@@ -340,7 +391,7 @@ mod tests {
         let (place, made) = site.pass("db-2", 0);
         assert_eq!(made.as_ref().unwrap().lost_epoch, None);
         let mut placed = Placed { process_server: Some(place), last_move: made };
-        let candidate = Candidate { name: "db-2", quiet: false, epoch: Some(7) };
+        let candidate = Candidate { name: "db-2", quiet: false, epoch: Some(7), group: None };
         let give_up = |placed: &mut Placed| {
             let seen = site.places.seen(&site.key, &name(0), &site.fleet);
             site.places.give_up(&site.key, &candidate, placed, &seen);

@@ -3,6 +3,7 @@
 //! The request is on record (state `Taking`, with its time) before the agent hears of it, so that a restart of the
 //! operator asks for the same point and not for another one.
 
+use kube::ResourceExt as _;
 use lifeboat_crds::{
     ProtectedServer, Time,
     run::Consistency,
@@ -11,7 +12,10 @@ use lifeboat_crds::{
 use lifeboat_replication::wire::v1;
 
 use super::figures::{time, whole};
-use crate::{control::ApplianceKey, runtime::Context};
+use crate::{
+    control::{ApplianceKey, Asked},
+    runtime::Context,
+};
 
 /// Without an answer for this long nobody waits any more: the agent is not connected, or its vault stands still.
 const LIMIT_SECONDS: i64 = 900;
@@ -25,12 +29,13 @@ pub(super) fn ask(
     context: &Context,
 ) -> Option<v1::PointAnswer> {
     let open = server.status.as_ref()?.requested_point.as_ref()?;
-    let id = agent_id(open);
+    let id = agent_id(server, open);
     if open.state != RequestState::Taking || server.spec.request_point != Some(request(open)) {
         context.fleet.settle_point(key, server_id, &id);
         return None;
     }
-    context.fleet.ask_point(key, process_server, server_id, &id, wire(open.asked))
+    let wanted = Asked { consistency: wire(open.asked), group: server.spec.consistency_group.is_some() };
+    context.fleet.ask_point(key, process_server, server_id, &id, wanted)
 }
 
 fn request(open: &RequestedPoint) -> RequestPoint {
@@ -38,8 +43,13 @@ fn request(open: &RequestedPoint) -> RequestPoint {
 }
 
 /// An id that comes back after another one asks for another point.
-fn agent_id(open: &RequestedPoint) -> String {
-    format!("server/{}/{}", open.id, open.requested_at.as_second())
+fn agent_id(server: &ProtectedServer, open: &RequestedPoint) -> String {
+    let (id, at) = (&open.id, open.requested_at.as_second());
+    match &server.spec.consistency_group {
+        None => format!("server/{id}/{at}"),
+        // Another member may ask for its group's with the same id.
+        Some(_) => format!("group/{}/{id}/{at}", server.name_any()),
+    }
 }
 
 /// The request's state in the status.
@@ -51,7 +61,9 @@ pub(super) fn state(
     let before = server.status.as_ref().and_then(|status| status.requested_point.clone());
     let Some(wanted) = &server.spec.request_point else { return before };
     match (before, answer) {
-        (Some(open), Some(answer)) if open.state == RequestState::Taking && agent_id(&open) == answer.id => {
+        (Some(open), Some(answer))
+            if open.state == RequestState::Taking && agent_id(server, &open) == answer.id =>
+        {
             Some(answered(open, answer))
         }
         (Some(open), None) if open.state == RequestState::Taking && request(&open) == *wanted => {
@@ -141,16 +153,19 @@ mod tests {
         let first = state(&asked("a", None), None, at(100)).unwrap();
         assert_eq!((first.state, first.requested_at), (RequestState::Taking, at(100)));
         let again = state(&asked("a", Some(first.clone())), None, at(200)).unwrap();
-        assert_eq!(agent_id(&again), "server/a/100");
+        assert_eq!(agent_id(&server("db-1"), &again), "server/a/100");
         let other = state(&asked("b", Some(first)), None, at(300)).unwrap();
-        assert_eq!(agent_id(&other), "server/b/300");
+        assert_eq!(agent_id(&server("db-1"), &other), "server/b/300");
+        let mut member = server("db-1");
+        member.spec.consistency_group = Some("erp".into());
+        assert_eq!(agent_id(&member, &other), "group/db-1/b/300");
     }
 
     #[test]
     fn an_answer_says_what_was_reached_and_why_it_is_less() {
         let open = state(&asked("a", None), None, at(100)).unwrap();
         let answer = v1::PointAnswer {
-            id: agent_id(&open),
+            id: agent_id(&server("db-1"), &open),
             number: 7,
             epoch: 2,
             t0_micros: 101_000_000,

@@ -13,6 +13,7 @@ use lifeboat_replication::{env::Micros, resync::Cause, wire::v1};
 
 use super::{
     figures::{agent, disks, progress, recovery_points, rpo_seconds, time, whole},
+    group,
     places::Placed,
     request,
     rollback::{self, Seen},
@@ -43,6 +44,8 @@ pub struct Findings {
     pub failover: Option<FailoverState>,
     /// What the agent says to `spec.requestPoint`.
     pub answer: Option<v1::PointAnswer>,
+    /// Of its consistency group.
+    pub group: Option<group::Found>,
     /// The log's end; `None`: nothing new is known of it.
     pub seen: Option<Seen>,
     /// What is missing or not ready: the pass did not come to its end.
@@ -140,6 +143,7 @@ pub fn status(server: &ProtectedServer, findings: &Findings, now: Time) -> Prote
         agent: report.and_then(agent).or(before.agent.clone()),
         recovery_points: points,
         requested_point: request::state(server, findings.answer.as_ref(), now),
+        group_point: group::point(server, findings.group.as_ref(), before.group_point.as_ref()),
         last_seen_head: seen.head,
         rollback: rollback.clone(),
         disks,
@@ -265,6 +269,10 @@ impl Facts<'_> {
             let (message, remedy) = rollback::words(self.server, rollback, mended);
             let message = format!("{message}; {remedy}");
             all.push(met(ConditionType::VaultRolledBack, Reason::VaultRolledBack, message));
+        }
+        if let Some((message, remedy)) = self.findings.group.as_ref().and_then(group::Found::across) {
+            let message = format!("{message}; {remedy}");
+            all.push(met(ConditionType::ConsistencyGroupSplit, Reason::GroupAcrossAppliances, message));
         }
         let (ready, abnormal) = self.ready(&all);
         all.push(ready);

@@ -46,6 +46,11 @@ pub(super) fn issues(facts: &Facts<'_>, now: Time) -> Vec<Issue> {
                 .into(),
         ));
     }
+    if let Some((reason, severity, message, remedy)) =
+        facts.findings.group.as_ref().and_then(super::group::Found::issue)
+    {
+        all.push((reason.as_str().into(), severity, message, remedy));
+    }
     if facts.enrolled
         && facts.server.spec.replication == Replication::Enabled
         && facts.findings.figures.is_some()
