@@ -137,7 +137,7 @@ fn the_program_prints_what_it_knows_when_it_is_interrupted() {
     let changed = report["churn"]["changedBytes"].as_u64().unwrap() / BLOCK;
     assert!((256..=512).contains(&changed), "{changed} blocks");
     assert_eq!(report["measurement"]["complete"], false);
-    assert_eq!(report["server"]["tracking"], "ebpf-tp_btf");
+    assert!(report["server"]["tracking"].as_str().unwrap().starts_with("ebpf-"), "{report}");
     let notes = report["notes"].to_string();
     assert!(notes.contains("stopped after"), "{notes}");
     assert_eq!(pins(), before);

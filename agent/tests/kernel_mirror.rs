@@ -64,7 +64,9 @@ fn mirrors(file_system: Option<&str>, direct: bool) {
     assert_eq!(mirror.round(&mut tracker), 0, "nobody writes any more");
     assert_eq!(tracker.in_flight(), Some(0));
     assert_eq!(tracker.lost(), None);
-    assert_eq!(tracker.tracking(), "ebpf-tp_btf");
+    // On some hosts completions run where no program is called, and the tracker finds that out: then it goes on by issue
+    // only, which must mirror as well.
+    assert!(tracker.tracking().starts_with("ebpf-"), "{}", tracker.tracking());
     mirror.assert_equals(&disk);
 }
 

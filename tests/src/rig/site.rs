@@ -399,11 +399,8 @@ impl Site {
 
     /// The same inside [`Site::block_on`].
     pub async fn open_async(&self, selector: PointSelector) -> Arc<BlockIndex> {
-        self.open_of(&self.servers[0].id, selector).await
-    }
-
-    async fn open_of(&self, server: &ServerId, selector: PointSelector) -> Arc<BlockIndex> {
         let options = IndexOptions { cache_bytes: 64 << 20 };
+        let server = &self.servers[0].id;
         BlockIndex::open(&self.vault, server, &Env::system(), selector, &options).await.unwrap()
     }
 
