@@ -71,7 +71,7 @@ fn a_store_that_is_put_back_is_noticed_and_mended() {
     store.restore().unwrap();
     newer_point(site, "a point after the store was put back");
     println!("acknowledged up to record {acknowledged}; then {:?}", reasons(site));
-    assert_eq!(reasons(site).len(), 1, "it was noticed once: {:?}", reasons(site));
+    assert!(reasons(site).iter().any(|line| line.contains("JournalDamaged")), "{:?}", reasons(site));
     ends_right(world);
 }
 
@@ -86,7 +86,7 @@ fn a_store_that_is_killed_and_forgets_costs_nothing_that_is_not_mended() {
     world.site.wait("the store has saved its containers", || store.has_saved(begun).then_some(()));
     for kill in 1..=KILLS {
         sleep(Duration::from_millis(random.below(9000)));
-        let last = world.site.records().last().unwrap().number;
+        let last = world.site.records().last().map_or(0, |record| record.number);
         store.kill().unwrap();
         sleep(Duration::from_millis(random.below(2000)));
         store.resume().unwrap();
