@@ -383,8 +383,10 @@ impl Site {
     /// With its footer: a VHD. And the size of the disk in bytes.
     pub fn seed_blob_of(&self, server: &ServerId, number: u64) -> (Vec<u8>, usize) {
         let position: Position = self.wait(&format!("record {number} on the seed disk"), || {
-            let read = catalogue::read::<Position>(&self.vault, server);
-            let (position, _) = self.runtime.block_on(read).unwrap()?;
+            // As with any first call after a while: the store may have closed the connection.
+            let read = self.runtime.block_on(catalogue::read::<Position>(&self.vault, server));
+            let read = read.inspect_err(|error| println!("the position cannot be read now: {error}"));
+            let (position, _) = read.ok()??;
             (position.log.last_number.0 >= number).then_some(position)
         });
         let seed = position.seeds.values().next().unwrap();
