@@ -6,8 +6,10 @@
 //! pinned; if not, it chooses again. The applier takes what it will delete off the catalogue, *then* reads the pins, and
 //! deletes what none of them names. So either the reader sees that it is gone, or the applier sees the pin.
 //! **Expiry.** No two clocks are compared. A reader renews its pin, which changes the blob's ETag; the applier lets a
-//! pin go when it has watched the same ETag for `held_for_seconds` of its own monotonic time. A restart of the applier
-//! makes it wait anew, a date that jumps changes nothing.
+//! pin go when it has watched the same ETag for `held_for_seconds` of its own monotonic time: from the end of the look
+//! that first showed it to the beginning of the last one, so that a look that took long (a program that stood still, a slow
+//! store) never counts as time without a renewal. A restart of the applier makes it wait anew, a date that jumps changes
+//! nothing. A pin is only taken away in the version that was seen.
 //! **A pin that cannot be read** holds everything: nothing is deleted until it is mended or removed.
 
 use std::time::Duration;
@@ -121,7 +123,6 @@ pub async fn all(store: &dyn BlobStore, server: &ServerId) -> Result<Vec<Standin
     }
 }
 
-/// `None`: it was removed. The ETag is taken before the content, so a renewal in between counts as one more.
 /// The pin of one reader; `None`: it has none.
 ///
 /// # Errors
@@ -130,6 +131,7 @@ pub async fn of(store: &dyn BlobStore, server: &ServerId, run: &str) -> Result<O
     read(store, layout::pin(server, run)).await
 }
 
+/// `None`: it was removed. The ETag is taken before the content, so a renewal in between counts as one more.
 async fn read(store: &dyn BlobStore, name: String) -> Result<Option<Standing>, PinError> {
     let read = async {
         let etag = store.properties(&name, None).await?.etag;
@@ -202,6 +204,17 @@ pub async fn write(
 pub async fn remove(store: &dyn BlobStore, server: &ServerId, run: &str) -> Result<(), StoreError> {
     match store.delete(&layout::pin(server, run), None).await {
         Err(error) if !error.is(Refusal::NotFound) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Takes the pin of a reader that is gone away, unless it has been written again since it was seen.
+///
+/// # Errors
+/// When the store does not answer: it is looked at again.
+pub async fn remove_seen(store: &dyn BlobStore, seen: &Standing) -> Result<(), StoreError> {
+    match store.delete_if_match(&seen.name, &seen.etag).await {
+        Err(error) if !error.is(Refusal::NotFound) && !error.is(Refusal::Condition) => Err(error),
         _ => Ok(()),
     }
 }

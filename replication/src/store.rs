@@ -189,6 +189,9 @@ pub trait BlobStore: fmt::Debug + Send + Sync + 'static {
     /// Deletes the blob and its snapshots, or only the given snapshot. With a lease held by somebody: refused.
     async fn delete(&self, name: &str, snapshot: Option<&SnapshotId>) -> Result<()>;
 
+    /// Deletes the blob (it has no snapshots) if it is the version that was seen; else [`Refusal::Condition`].
+    async fn delete_if_match(&self, name: &str, etag: &ETag) -> Result<()>;
+
     /// An empty append blob; refused with [`Refusal::AlreadyExists`] when the name is taken.
     async fn create_append(&self, name: &str) -> Result<ETag>;
 

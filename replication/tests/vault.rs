@@ -328,6 +328,10 @@ impl BlobStore for Around {
         self.cross().await?;
         self.inner.delete(name, snapshot).await
     }
+
+    async fn delete_if_match(&self, name: &str, etag: &ETag) -> Result<()> {
+        self.inner.delete_if_match(name, etag).await
+    }
     async fn create_append(&self, name: &str) -> Result<ETag> {
         self.cross().await?;
         self.inner.create_append(name).await

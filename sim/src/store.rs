@@ -136,6 +136,11 @@ impl BlobStore for NodeStore {
             store.delete(&name, snapshot.as_ref()))
     }
 
+    async fn delete_if_match(&self, name: &str, etag: &ETag) -> Result<()> {
+        forward!(self, "delete if match", name, |store| (etag = etag.clone())
+            store.delete_if_match(&name, &etag))
+    }
+
     async fn create_append(&self, name: &str) -> Result<ETag> {
         forward!(self, "create append", name, |store| () store.create_append(&name))
     }

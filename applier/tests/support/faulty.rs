@@ -112,6 +112,10 @@ impl BlobStore for Faulty {
         self.pass("delete", name, self.store.delete(name, snapshot)).await
     }
 
+    async fn delete_if_match(&self, name: &str, etag: &ETag) -> Result<()> {
+        self.pass("delete if match", name, self.store.delete_if_match(name, etag)).await
+    }
+
     async fn create_append(&self, name: &str) -> Result<ETag> {
         self.pass("create_append", name, self.store.create_append(name)).await
     }

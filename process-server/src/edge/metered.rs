@@ -129,6 +129,10 @@ impl BlobStore for Metered {
         self.figures.note("delete", self.store.delete(name, snapshot)).await
     }
 
+    async fn delete_if_match(&self, name: &str, etag: &ETag) -> Result<()> {
+        self.figures.note("delete_if_match", self.store.delete_if_match(name, etag)).await
+    }
+
     async fn create_append(&self, name: &str) -> Result<ETag> {
         self.figures.note("create_append", self.store.create_append(name)).await
     }

@@ -161,6 +161,10 @@ impl BlobStore for Faulty {
     async fn delete(&self, name: &str, snapshot: Option<&SnapshotId>) -> Result<()> {
         self.change("delete", name, self.inner.delete(name, snapshot)).await
     }
+
+    async fn delete_if_match(&self, name: &str, etag: &ETag) -> Result<()> {
+        self.change("delete if match", name, self.inner.delete_if_match(name, etag)).await
+    }
     async fn create_append(&self, name: &str) -> Result<ETag> {
         self.change("create_append", name, self.inner.create_append(name)).await
     }

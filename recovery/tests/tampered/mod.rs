@@ -143,6 +143,10 @@ impl BlobStore for Tampered {
         read_only("delete", name)
     }
 
+    async fn delete_if_match(&self, name: &str, _: &ETag) -> Result<()> {
+        read_only("delete if match", name)
+    }
+
     async fn create_append(&self, name: &str) -> Result<ETag> {
         read_only("create append blob", name)
     }

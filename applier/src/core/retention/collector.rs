@@ -124,10 +124,12 @@ impl Collector {
             return Ok(Vec::new());
         }
         let Seeds { vault, server, .. } = seeds;
-        let (live, over) = self.watch.judge(pins::all(&*vault.store, server).await?, Instant::now());
-        for run in over {
-            tracing::info!(%server, run, "the pin of a reader that is gone is taken away");
-            pins::remove(&*vault.store, server, &run).await?;
+        let began = Instant::now();
+        let standing = pins::all(&*vault.store, server).await?;
+        let (live, over) = self.watch.judge(standing, began..Instant::now());
+        for gone in over {
+            tracing::info!(%server, run = gone.pin.run, "the pin of a reader that is gone is taken away");
+            pins::remove_seen(&*vault.store, &gone).await?;
         }
         Ok(live)
     }

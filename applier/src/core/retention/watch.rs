@@ -1,6 +1,10 @@
 //! Which pins count: those whose blob has changed within the time that they ask for, by this program's own clock.
+//!
+//! A look at the pins takes time, and may take very long: the program is stopped, the store is slow. What it showed was
+//! there at some moment between its beginning and its end, so a pin was unchanged at least from the end of the first look
+//! that showed it to the beginning of the last one.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Range};
 
 use lifeboat_replication::{
     pins::{Pin, Standing},
@@ -18,25 +22,26 @@ pub(in crate::core) struct PinWatch {
 }
 
 impl PinWatch {
-    /// The pins that count now, and the runs whose pin can be taken away.
+    /// The pins that count now, and those that can be taken away. `look`: when it was begun, and when it had ended.
     pub(in crate::core) fn judge(
         &mut self,
         standing: Vec<Standing>,
-        now: Instant,
-    ) -> (Vec<Pin>, Vec<String>) {
+        look: Range<Instant>,
+    ) -> (Vec<Pin>, Vec<Standing>) {
         let mut before = std::mem::take(&mut self.seen);
         let (mut live, mut over) = (Vec::new(), Vec::new());
-        for Standing { name, etag, pin } in standing {
-            let since = match before.remove(&name) {
-                Some((seen, since)) if seen == etag => since,
-                _ => now,
+        for pin in standing {
+            let since = match before.remove(&pin.name) {
+                Some((seen, since)) if seen == pin.etag => since,
+                _ => look.end,
             };
-            let unchanged = now.saturating_duration_since(since);
-            self.seen.insert(name, (etag, since));
-            if unchanged <= pin.held_for() {
-                live.push(pin);
-            } else if unchanged > pin.held_for() * REMOVE_AFTER_TERMS {
-                over.push(pin.run);
+            let unchanged = look.start.saturating_duration_since(since);
+            self.seen.insert(pin.name.clone(), (pin.etag.clone(), since));
+            let term = pin.pin.held_for();
+            if unchanged <= term {
+                live.push(pin.pin);
+            } else if unchanged > term * REMOVE_AFTER_TERMS {
+                over.push(pin);
             }
         }
         (live, over)
@@ -69,7 +74,7 @@ mod tests {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let mut judge = |etag, seconds| {
-            let (live, over) = watch.judge(vec![standing(etag)], at(seconds));
+            let (live, over) = watch.judge(vec![standing(etag)], at(seconds)..at(seconds));
             (live.len(), over.len())
         };
         assert_eq!(judge("a", 0), (1, 0));
@@ -80,11 +85,25 @@ mod tests {
         assert_eq!(judge("c", 183), (1, 0), "its reader is back");
     }
 
+    /// An applier that was stopped in the middle of a look has seen the pin as it was before, not as it is now.
+    #[tokio::test(start_paused = true)]
+    async fn time_that_a_look_took_does_not_count_against_a_pin() {
+        let mut watch = PinWatch::default();
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut judge =
+            |look: Range<u64>| watch.judge(vec![standing("a")], at(look.start)..at(look.end)).0.len();
+        assert_eq!(judge(0..30), 1, "written at some time until 30");
+        assert_eq!(judge(40..500), 1, "unchanged from 30 to 40");
+        assert_eq!(judge(90..90), 1);
+        assert_eq!(judge(91..91), 0);
+    }
+
     /// The date of the reader, which the pin carries for people, plays no part.
     #[tokio::test(start_paused = true)]
     async fn a_new_applier_waits_the_whole_term_again() {
         let now = Instant::now() + Duration::from_secs(1_000_000);
-        let (live, over) = PinWatch::default().judge(vec![standing("a")], now);
+        let (live, over) = PinWatch::default().judge(vec![standing("a")], now..now);
         assert_eq!((live.len(), over.len()), (1, 0));
     }
 }

@@ -165,6 +165,11 @@ impl BlobStore for AzureStore {
         self.call("delete", name).run(self.blob(name).delete(Some(options))).await.map(|_| ())
     }
 
+    async fn delete_if_match(&self, name: &str, etag: &ETag) -> Result<()> {
+        let options = BlobClientDeleteOptions { if_match: Some(etag.0.clone().into()), ..Default::default() };
+        self.call("delete if match", name).run(self.blob(name).delete(Some(options))).await.map(|_| ())
+    }
+
     async fn create_append(&self, name: &str) -> Result<ETag> {
         let call = self.call("create append blob", name);
         let options = AppendBlobClientCreateOptions::default().if_not_exists();

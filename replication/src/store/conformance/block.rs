@@ -84,6 +84,16 @@ pub(super) async fn a_deleted_name_is_free_again(t: &Trial<'_>) -> Checked {
     done("put again", t.store.put(&name, bytes("2"), &PutCondition::IfAbsent).await).map(|_| ())
 }
 
+pub(super) async fn what_has_changed_is_not_deleted(t: &Trial<'_>) -> Checked {
+    let name = t.name("document");
+    let old = done("put", t.store.put(&name, bytes("1"), &PutCondition::IfAbsent).await)?;
+    let new = done("put again", t.store.put(&name, bytes("2"), &PutCondition::Always).await)?;
+    refused("delete the old version", t.store.delete_if_match(&name, &old).await, Refusal::Condition)?;
+    equal("content", done("get", t.store.get(&name, None, None).await)?, bytes("2"))?;
+    done("delete", t.store.delete_if_match(&name, &new).await)?;
+    refused("delete again", t.store.delete_if_match(&name, &new).await, Refusal::NotFound)
+}
+
 pub(super) async fn a_leased_blob_is_neither_replaced_nor_deleted(t: &Trial<'_>) -> Checked {
     let name = t.name("document");
     let etag = done("put", t.store.put(&name, bytes("1"), &PutCondition::IfAbsent).await)?;

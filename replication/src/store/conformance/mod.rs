@@ -69,6 +69,7 @@ pub fn cases() -> Vec<Case> {
             empty_content_is_content,
             what_is_missing_is_not_found,
             a_deleted_name_is_free_again,
+            what_has_changed_is_not_deleted,
             a_leased_blob_is_neither_replaced_nor_deleted;
         append:
             appends_land_only_at_the_end,

@@ -264,6 +264,18 @@ impl BlobStore for ModelStore {
         })
     }
 
+    async fn delete_if_match(&self, name: &str, etag: &ETag) -> Result<()> {
+        self.call("delete if match", name, |state| {
+            let blob = state.blob(name)?;
+            if blob.version.etag() != *etag {
+                return Err((Refusal::Condition, "ConditionNotMet"));
+            }
+            blob.lease.allows_write(None).map_err(lease)?;
+            state.blobs.remove(name);
+            Ok(())
+        })
+    }
+
     async fn create_append(&self, name: &str) -> Result<ETag> {
         self.call("create append blob", name, |state| state.create(name, Content::Append(Arc::default())))
     }
