@@ -1,17 +1,14 @@
 //! Opens one HTTP/2 connection over TLS. Each call is one attempt, with a time-out on every step.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use hyper_util::rt::TokioIo;
 use rustls::{ClientConfig, pki_types::ServerName};
-use tokio::{
-    net::{TcpStream, lookup_host},
-    time::timeout,
-};
+use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tonic::transport::{Channel, Endpoint};
 
-use super::tls;
+use super::{resolve::resolve, tls};
 
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
 const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -26,7 +23,9 @@ const PING_TIMEOUT: Duration = Duration::from_secs(10);
 pub enum ConnectError {
     #[error("{address} is not host:port; see spec.exposure.addresses of the ReplicationAppliance")]
     Address { address: String },
-    #[error("{address} has no address in DNS; check /etc/resolv.conf and spec.exposure.addresses")]
+    #[error(
+        "{address} has no address in DNS; check /etc/hosts and /etc/resolv.conf of this machine, and spec.exposure.addresses"
+    )]
     Resolve { address: String, source: io::Error },
     #[error("{address} did not answer within {limit:?} while {step}; check routes and firewalls")]
     TimeOut { address: String, step: &'static str, limit: Duration },
@@ -44,13 +43,19 @@ pub enum ConnectError {
     Http { address: String, source: tonic::transport::Error },
 }
 
-/// Splits host and port; IPv6 addresses stand in brackets.
+/// The host of `host:port`.
 pub fn host(address: &str) -> Result<&str, ConnectError> {
-    let invalid = || ConnectError::Address { address: address.to_owned() };
-    let (host, port) = address.rsplit_once(':').ok_or_else(invalid)?;
-    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    let valid = !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0);
-    if valid { Ok(host) } else { Err(invalid()) }
+    split(address).map(|(host, _)| host)
+}
+
+/// Host and port; IPv6 addresses stand in brackets.
+fn split(address: &str) -> Result<(&str, u16), ConnectError> {
+    let parts = address.rsplit_once(':').and_then(|(host, port)| {
+        let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+        let port = port.parse().ok().filter(|port| *port > 0)?;
+        (!host.is_empty()).then_some((host, port))
+    });
+    parts.ok_or_else(|| ConnectError::Address { address: address.to_owned() })
 }
 
 /// A channel over one connection to `address`, whose certificate must be for `name` (and have the key `pinned`).
@@ -86,14 +91,13 @@ async fn handshake(
     name: &str,
     tls: Arc<ClientConfig>,
 ) -> Result<TlsStream<TcpStream>, ConnectError> {
+    let (host, port) = split(address)?;
     let address = || address.to_owned();
     let late = |step, limit| ConnectError::TimeOut { address: address(), step, limit };
-    host(&address())?;
-    let resolved: Vec<SocketAddr> = timeout(RESOLVE_TIMEOUT, lookup_host(address()))
+    let resolved = timeout(RESOLVE_TIMEOUT, resolve(host, port))
         .await
         .map_err(|_| late("resolving its name", RESOLVE_TIMEOUT))?
-        .map_err(|source| ConnectError::Resolve { address: address(), source })?
-        .collect();
+        .map_err(|source| ConnectError::Resolve { address: address(), source })?;
     let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
     let mut connected = None;
     for candidate in resolved {

@@ -11,4 +11,5 @@ pub mod connect;
 pub mod dialler;
 pub mod management;
 pub mod renewal;
+mod resolve;
 pub mod tls;
