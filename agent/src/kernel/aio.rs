@@ -213,6 +213,6 @@ mod tests {
         assert_eq!(queue.read(&mut reads), [100, 0]);
         assert_eq!(one, content[50..150]);
         queue.end();
-        assert_eq!(read(&mut queue, &file, 100, &[0]), [[]], "without a queue nothing comes");
+        assert_eq!(read(&mut queue, &file, 100, &[0]), [Vec::<u8>::new()], "without a queue nothing comes");
     }
 }
