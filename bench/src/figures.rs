@@ -7,6 +7,7 @@ mod cost;
 mod fleet;
 mod open;
 mod peers;
+mod resync;
 mod rpo;
 mod workload;
 
@@ -16,13 +17,14 @@ use crate::report::Figure;
 type Measure = fn(usize) -> Vec<Figure>;
 
 /// In the order in which they run: the quick ones first.
-pub fn all() -> [(&'static str, Measure); 9] {
+pub fn all() -> [(&'static str, Measure); 10] {
     [
         ("agent", agent::measure),
         ("fleet", fleet::measure),
         ("cost", cost::measure),
         ("open", open::measure),
         ("peers", peers::measure),
+        ("resync", resync::measure),
         ("copy", copy::measure),
         ("apply", apply::measure),
         ("workload", workload::measure),

@@ -1,9 +1,10 @@
 //! The block index: any point of a server as readable disks, at once and without copying.
 //!
-//! Built from the journal after the base snapshot: each block is in a segment, zero, or as in the base. Reads fetch
-//! whole segments (4 MiB) and aligned pieces of the snapshot, and keep them in a bounded cache. A segment is believed
-//! when its SHA-256 is what the authenticated log says and it opens with its key; a snapshot when it is the one that
-//! the catalogue lists, at the point's sequence number.
+//! Built from the journal after the base snapshot: each block is in a segment, zero, or as in the base. To open a point
+//! only the tables of the segments are fetched. Reads fetch whole segments (4 MiB) and aligned pieces of the snapshot,
+//! and keep them in a bounded cache. Each part of a segment is believed when its tag is what the authenticated log says
+//! and it opens with its key; a snapshot when it is the one that the catalogue lists, at the point's sequence number.
+//! So a damaged table fails the opening, damaged data the read that needs it.
 
 mod map;
 
@@ -24,7 +25,7 @@ use lifeboat_replication::{
     ids::{DiskSlot, ServerId},
     journal::{self, JournalError, Source},
     log::{LogDisk, Patience},
-    segment::ExtentData,
+    segment::{Extent, ExtentData},
     store::{Refusal, SnapshotId, StoreError},
     vault::{Vault, layout},
 };
@@ -43,8 +44,11 @@ use crate::{
 const CHUNK_BYTES: u64 = 256 << 10;
 /// Pieces fetched ahead once a client reads in order.
 const AHEAD: u64 = 4;
-/// Fetches under way to build the index, and for one read.
+/// Fetches under way for one read.
 const PARALLEL: usize = 8;
+/// Tables under way to build the index: each is a few kilobytes, so what counts is the way to the store and back. Of
+/// segments of version 1 everything is fetched: 32 of 4 MiB.
+const PARALLEL_TABLES: usize = 32;
 const BLOCK: usize = BLOCK_BYTES as usize;
 
 #[derive(Debug, Clone)]
@@ -237,19 +241,30 @@ impl BlockIndex {
         }
     }
 
-    /// Reads all segments, newest first, and notes where each block is.
+    /// Reads the tables of all segments, newest first, and notes where each block is.
     async fn maps(&self) -> Result<BTreeMap<DiskSlot, Builder>, IndexError> {
         let mut maps: BTreeMap<DiskSlot, Builder> = BTreeMap::new();
         let newest_first = (0..self.segments.len() as u32).rev();
         let mut opened = stream::iter(newest_first)
-            .map(|segment| async move { Ok::<_, IndexError>((segment, self.segment(segment).await?)) })
-            .buffered(PARALLEL);
+            .map(|segment| async move { Ok::<_, IndexError>((segment, self.table(segment).await?)) })
+            .buffered(PARALLEL_TABLES);
         while let Some((segment, extents)) = opened.try_next().await? {
             for (number, extent) in extents.iter().enumerate().rev() {
                 maps.entry(extent.run.disk).or_default().add_older(segment, number as u32, extent);
             }
         }
         Ok(maps)
+    }
+
+    async fn table(&self, segment: u32) -> Result<Vec<Extent>, IndexError> {
+        let table = self.segments[segment as usize].table(&self.vault, &self.patience).await?;
+        self.count(table.fetched_bytes);
+        if let Some(whole) = table.whole {
+            // Likely to be read soon.
+            let kept = async { Ok::<_, IndexError>(kept(whole)) };
+            self.cache.get(&Key::Segment(segment), kept).await?;
+        }
+        Ok(table.extents)
     }
 
     /// `blocks * 4096` bytes of a disk, verified.
@@ -314,9 +329,7 @@ impl BlockIndex {
             let source = &self.segments[segment as usize];
             let extents = source.read(&self.vault, &self.patience).await?;
             self.count(source.fetched_bytes());
-            let bytes =
-                extents.iter().map(|extent| 64 + extent.data.as_ref().map_or(0, Bytes::len) as u64).sum();
-            Ok::<_, IndexError>((Kept::Extents(Arc::new(extents)), bytes))
+            Ok::<_, IndexError>(kept(extents))
         };
         match self.cache.get(&Key::Segment(segment), load).await? {
             Kept::Extents(extents) => Ok(extents),
@@ -410,4 +423,10 @@ impl BlockIndex {
         self.fetched_bytes.fetch_add(bytes, Ordering::Relaxed);
         self.fetches.fetch_add(u64::from(bytes > 0), Ordering::Relaxed);
     }
+}
+
+/// A segment for the cache, and how much memory it takes there.
+fn kept(extents: Vec<ExtentData>) -> (Kept, u64) {
+    let bytes = extents.iter().map(|extent| 64 + extent.data.as_ref().map_or(0, Bytes::len) as u64).sum();
+    (Kept::Extents(Arc::new(extents)), bytes)
 }

@@ -37,7 +37,9 @@ pub use state::{LogDisk, LogState};
 pub use takeover::{Order, TakeOverError};
 pub use writer::{Committed, LogWriter, WriteError};
 
-use crate::planted::Planted;
+use std::time::Duration;
+
+use crate::{planted::Planted, store::LEASE_TERM};
 
 /// Appends to a part before the writer goes on in another one: the store ends at 50,000.
 pub const ROTATE_AFTER_APPENDS: u32 = 40_000;
@@ -46,12 +48,16 @@ pub const ROTATE_AFTER_APPENDS: u32 = 40_000;
 #[derive(Debug, Clone)]
 pub struct LogOptions {
     pub rotate_after_appends: u32,
+    /// Of the writer's lease, which is renewed when half of it has passed: the store allows 15 to 60 seconds. Each
+    /// renewal is paid for, idle or not. Who fences by order does not wait for it, nor does a restarted process server
+    /// that finds its own log; anybody else waits for as long.
+    pub lease_term: Duration,
     /// Set by the simulation only.
     pub planted: Option<Planted>,
 }
 
 impl Default for LogOptions {
     fn default() -> Self {
-        Self { rotate_after_appends: ROTATE_AFTER_APPENDS, planted: None }
+        Self { rotate_after_appends: ROTATE_AFTER_APPENDS, lease_term: LEASE_TERM, planted: None }
     }
 }

@@ -14,8 +14,8 @@ use std::{fmt, ops::Range, time::Duration};
 use async_trait::async_trait;
 use bytes::Bytes;
 
-/// Lease term that writers ask for; the store allows 15 to 60 seconds.
-pub const LEASE_TERM: Duration = Duration::from_secs(30);
+/// Lease term that writers ask for, the longest that the store allows (15 to 60 seconds): renewals are paid for.
+pub const LEASE_TERM: Duration = Duration::from_secs(60);
 /// A call without an answer is given up after this time: well below the lease term.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Page blobs are written in whole pages.

@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use lifeboat_process_server::core::sealing::{SealError, SealJob, Sealed, Sealer, seal_now};
+use lifeboat_process_server::core::sealing::{SealError, SealJob, Sealer, seal_now};
 use lifeboat_recovery::{
     BlockIndex, IndexError, IndexOptions, hold::Hold, scan::Found, select::PointSelector,
 };
@@ -15,6 +15,7 @@ use lifeboat_replication::{
     ids::ServerId,
     journal::JournalError,
     recoverable,
+    segment::Sealed,
     vault::{RetentionPolicy, Vault},
 };
 use tokio::time::{Instant, sleep};

@@ -34,7 +34,7 @@ use points::{Workload, blocks, blocks::Blocks, files, files::Files, postgres, po
 
 /// Up to so long a writer rests between two records.
 const PAUSE: Duration = Duration::from_millis(40);
-/// The leases of a process server and of an applier keep the next one waiting for 30 s, in which nothing is committed,
+/// A lease can keep the next process server or applier waiting for up to 60 s, in which nothing is committed,
 /// or no snapshot made: each of the two is killed once in this time.
 const BETWEEN_KILLS_OF_HOLDERS: Duration = Duration::from_secs(60);
 

@@ -6,9 +6,10 @@
 //!        ├──────────► reader: BlockSource (O_DIRECT)
 //!        └──────────► mounts ──► freezer: Freezer ──socket──► watchdog (a process of its own)
 //!   hooks: Hooks (scripts of applications)
-//!   sys, mapped: all the unsafe code
+//!   sys, aio, mapped: all the unsafe code
 //! ```
 
+mod aio;
 mod bits;
 mod control;
 mod disks;

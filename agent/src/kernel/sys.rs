@@ -1,5 +1,5 @@
 //! The system calls that no safe library covers: all the unsafe code of the agent but for the mapped bitmaps
-//! (`mapped.rs`). Each function takes and returns owned or borrowed descriptors and reports the kernel's error.
+//! (`mapped.rs`) and asynchronous reads (`aio.rs`). Each function takes and returns owned or borrowed descriptors and reports the kernel's error.
 #![allow(unsafe_code, reason = "raw system calls; each block says why it is sound")]
 
 use std::{

@@ -41,8 +41,8 @@ use super::{
 
 /// So many looks at a log find nothing new before they become rarer.
 const QUIET_LOOKS: u32 = 8;
-/// And by so much at most.
-const RARER: u32 = 8;
+/// And by so much at most: with 2 s a minute.
+const RARER: u32 = 32;
 
 /// Each look is paid for, and a server that writes nothing should cost next to nothing. What a log holds can be
 /// recovered before it is applied, so nobody waits for it.

@@ -28,8 +28,8 @@ use crate::core::{
 };
 
 /// The vault is asked for its servers and their policies this often: two operations a server and look, of each
-/// applier. A new server does not wait for it, since the operator asks for that.
-const LOOK_INTERVAL: Duration = Duration::from_secs(30);
+/// applier. A new server does not wait for it, since the operator asks for that; a changed policy does.
+const LOOK_INTERVAL: Duration = Duration::from_secs(60);
 /// After a look that failed.
 const LOOK_AGAIN_INTERVAL: Duration = Duration::from_secs(5);
 /// Batches applied at the same time, over all servers: bounds memory at some 40 MiB each.

@@ -146,12 +146,11 @@ impl<S> Source<S> {
             let name = layout::segment(&self.server, epoch, RecordNumber(number.0), "writer", part);
             let extents: Vec<ExtentData> = group.iter().map(extent).collect();
             let sealed = segment::seal(&self.vault.keys, &name, &extents, 1).unwrap();
-            let sha256 = ring::digest::digest(&ring::digest::SHA256, &sealed).as_ref().to_vec();
-            data.segments.push(v1::SegmentRef { name: name.clone(), length: sealed.len() as u64, sha256 });
-            if groups.len() == 1 && sealed.len() < 1000 {
-                data.inline_segment = sealed.to_vec();
+            data.segments.push(sealed.named(name.clone()));
+            if groups.len() == 1 && sealed.content.len() < 1000 {
+                data.inline_segment = sealed.content.to_vec();
             } else {
-                self.vault.cache.put(&name, sealed, &PutCondition::IfAbsent).await.unwrap();
+                self.vault.cache.put(&name, sealed.content, &PutCondition::IfAbsent).await.unwrap();
             }
             for write in group {
                 let image = self.images.get_mut(&write.disk).unwrap();

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use lifeboat_recovery::PointSelector;
+use lifeboat_recovery::{IndexFigures, PointSelector};
 use lifeboat_tests::rig::{Site, SiteOptions, point};
 
 use crate::{
@@ -40,16 +40,21 @@ pub fn measure(repeat: usize) -> Vec<Figure> {
         .filter_map(|journal| {
             let reached = &records[..records.len().min(first + journal)];
             let newest = (0..reached.len()).rev().find_map(|end| point(&reached[..=end]))?;
+            let mut fetched = IndexFigures::default();
             let samples: Vec<f64> = (0..repeat)
                 .map(|_| {
                     let began = Instant::now();
-                    drop(site.open(PointSelector::Number(newest.number)));
-                    began.elapsed().as_secs_f64()
+                    let index = site.open(PointSelector::Number(newest.number));
+                    let elapsed = began.elapsed().as_secs_f64();
+                    fetched = index.figures();
+                    elapsed
                 })
                 .collect();
             let name = format!("open_seconds_journal_{journal:03}");
             let what = "time to open a point over Azurite so many records after its base snapshot (4 MiB/s of 16 KiB random writes)";
-            Some(Figure::new(name, what, "s", &samples))
+            let kib = fetched.fetched_bytes / 1024;
+            let beside = format!("{} tables of segments fetched, {kib} KiB", fetched.fetches);
+            Some(Figure::new(name, what, "s", &samples).beside(beside))
         })
         .collect()
 }

@@ -41,8 +41,8 @@ use tokio::{sync::mpsc, time::timeout};
 
 /// A vault that takes longer is away; the Welcome must not wait for it.
 const LOOK_LIMIT: Duration = Duration::from_secs(10);
-/// Changed bytes of records that the applier has not applied: their segments are read to learn which blocks they
-/// name. 4 Mi blocks, so at most 8 MiB of bitmaps.
+/// Changed bytes of records that the applier has not applied: the tables of their segments are read to learn which
+/// blocks they name. 4 Mi blocks, so at most 8 MiB of bitmaps.
 const MOST_CHANGED: u64 = 16 << 30;
 /// Rows whose own sums one question may be about: 256 KiB.
 const MOST_ROW_SUMS: u64 = GROUP_ROWS as u64;
@@ -229,10 +229,10 @@ impl Offer {
 
     async fn add_blocks(&self, data: &v1::Data, changed: &mut BlockSet) -> Result<(), Unusable> {
         let sources = stream::iter(journal::sources(data)?);
-        let read = |source: journal::Source| async move { source.read(&self.vault, &self.patience).await };
+        let read = |source: journal::Source| async move { source.table(&self.vault, &self.patience).await };
         let mut read = sources.map(read).buffered(CALLS);
-        while let Some(extents) = read.try_next().await? {
-            extents.iter().for_each(|extent| changed.insert_run(extent.run));
+        while let Some(table) = read.try_next().await? {
+            table.extents.iter().for_each(|extent| changed.insert_run(extent.run));
         }
         Ok(())
     }

@@ -12,7 +12,7 @@ use futures::{StreamExt as _, stream::FuturesOrdered};
 use lifeboat_replication::{
     ids::{Epoch, RecordNumber, ServerId},
     keys::DataKeys,
-    segment::{self, ExtentData, SegmentError},
+    segment::{self, ExtentData, Sealed, SegmentError},
     vault::layout,
     wire::v1,
 };
@@ -38,12 +38,6 @@ pub struct SealJob {
     pub extents: Vec<ExtentData>,
     /// zstd level.
     pub level: i32,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Sealed {
-    pub content: Bytes,
-    pub sha256: [u8; 32],
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -78,10 +72,10 @@ impl Sealer for InlineSealer {
 
 /// The work itself.
 pub fn seal_now(job: &SealJob) -> Result<Sealed, SealError> {
-    let content = segment::seal(&job.keys, &job.name, &job.extents, job.level)?;
-    Ok(Sealed { sha256: sha256(&content), content })
+    Ok(segment::seal(&job.keys, &job.name, &job.extents, job.level)?)
 }
 
+/// Of what is kept in the spool: it must come back as it went in.
 pub(super) fn sha256(content: &[u8]) -> [u8; 32] {
     let mut sum = [0; 32];
     sum.copy_from_slice(ring::digest::digest(&ring::digest::SHA256, content).as_ref());
@@ -99,6 +93,7 @@ pub(super) enum Stored {
     Spooled {
         segment: v1::SegmentRef,
         room: Room,
+        sha256: [u8; 32],
     },
     Held {
         segment: v1::SegmentRef,
@@ -177,9 +172,10 @@ impl Sealing {
             }
             let only = batch.part == 0 && end.is_some();
             let job = SealJob { keys, name: name.clone(), extents: batch.extents, level };
-            let Sealed { content, sha256 } = sealer.seal(job).await?;
+            let sealed = sealer.seal(job).await?;
             drop(memory);
-            let segment = v1::SegmentRef { name, length: content.len() as u64, sha256: sha256.to_vec() };
+            let segment = sealed.named(name);
+            let content = sealed.content;
             if only && content.len() <= sealer.inline_bytes() {
                 return Ok(Piece { number, stored: Some(Stored::Inline { segment, content }), end });
             }
@@ -191,8 +187,9 @@ impl Sealing {
                     end,
                 });
             }
+            let sha256 = sha256(&content);
             spool.write(&spool_name, content).await?;
-            Ok(Piece { number, stored: Some(Stored::Spooled { segment, room }), end })
+            Ok(Piece { number, stored: Some(Stored::Spooled { segment, room, sha256 }), end })
         }
     }
 

@@ -99,8 +99,8 @@ impl Upload {
             let placed = match stored {
                 None => None,
                 Some(Stored::Inline { segment, content }) => Some(Placed::Inline(segment, content)),
-                Some(Stored::Spooled { segment, room }) => {
-                    one.upload(&spool_name(&server, &segment.name), &segment).await?;
+                Some(Stored::Spooled { segment, room, sha256 }) => {
+                    one.upload(&spool_name(&server, &segment.name), &segment, sha256).await?;
                     drop(room);
                     Some(Placed::Blob(segment))
                 }
@@ -143,20 +143,26 @@ impl One {
             Ok(false) => Err(UploadError::Taken { name: segment.name.clone() }),
             Err(error) => {
                 self.status.upload_trouble(&error.to_string());
+                let sum = sha256(&content);
                 self.spool.write(spooled, content).await?;
                 drop(slot);
                 backoff::pause(&self.env, 0).await;
-                self.upload(spooled, segment).await
+                self.upload(spooled, segment, sum).await
             }
         }
     }
 
-    async fn upload(&self, spooled: &str, segment: &v1::SegmentRef) -> Result<(), UploadError> {
+    async fn upload(
+        &self,
+        spooled: &str,
+        segment: &v1::SegmentRef,
+        sum: [u8; 32],
+    ) -> Result<(), UploadError> {
         let mut tried = 0;
         loop {
             let slot = self.slots.acquire().await;
             let content = self.spool.read(spooled).await?;
-            if sha256(&content) != *segment.sha256 {
+            if sha256(&content) != sum {
                 return Err(UploadError::Damaged { name: segment.name.clone() });
             }
             let outcome = self.put(segment, content).await;

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use lifeboat_replication::segment::Sealed;
 use tokio::sync::Semaphore;
 
-use crate::core::sealing::{SealError, SealJob, Sealed, Sealer, seal_now};
+use crate::core::sealing::{SealError, SealJob, Sealer, seal_now};
 
 /// As many jobs at a time as the machine has cores; further ones wait in order of arrival.
 #[derive(Debug)]

@@ -121,7 +121,7 @@ impl<'a> Segments<'a> {
                 Err(JournalError::Store(error)) => return Err(error),
                 Err(JournalError::Missing { .. }) => Some(missing(source)),
                 Err(JournalError::Rotten { .. }) => {
-                    Some(rotten(source, "its length or SHA-256 is not what the log says".to_owned()))
+                    Some(rotten(source, "its length or checksum is not what the log says".to_owned()))
                 }
                 Err(error @ (JournalError::Segment { .. } | JournalError::Unnamed { .. })) => {
                     Some(rotten(source, chain(&error)))

@@ -3,7 +3,7 @@
 //! Built from the newest extent to the oldest: what is covered already stays. Then sorted once, 20 bytes a run, and
 //! looked up by binary search.
 
-use lifeboat_replication::{blocks::BlockRun, segment::ExtentData};
+use lifeboat_replication::{blocks::BlockRun, segment::Extent};
 use roaring::RoaringBitmap;
 
 /// A run of blocks and where its content is.
@@ -35,8 +35,8 @@ pub(super) struct Builder {
 
 impl Builder {
     /// An extent that is older than all before.
-    pub(super) fn add_older(&mut self, segment: u32, extent: u32, data: &ExtentData) {
-        let BlockRun { disk: _, first, blocks } = data.run;
+    pub(super) fn add_older(&mut self, segment: u32, number: u32, extent: &Extent) {
+        let BlockRun { disk: _, first, blocks } = extent.run;
         if blocks == 0 {
             return;
         }
@@ -49,9 +49,9 @@ impl Builder {
             while at.next_if(|next| *next == start + length).is_some() {
                 length += 1;
             }
-            let place = match data.data {
-                None => Place::Zero,
-                Some(_) => Place::Extent { segment, extent, skip: start - first },
+            let place = match extent.zero {
+                true => Place::Zero,
+                false => Place::Extent { segment, extent: number, skip: start - first },
             };
             self.runs.push(Run { first: start, blocks: length, place });
         }
@@ -112,15 +112,13 @@ impl DiskMap {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
     use lifeboat_replication::ids::DiskSlot;
     use proptest::prelude::*;
 
     use super::*;
 
-    fn extent(first: u32, blocks: u32, zero: bool) -> ExtentData {
-        let data = (!zero).then(|| Bytes::from(vec![0; blocks as usize * 4096]));
-        ExtentData { run: BlockRun { disk: DiskSlot(1), first, blocks }, data }
+    fn extent(first: u32, blocks: u32, zero: bool) -> Extent {
+        Extent { run: BlockRun { disk: DiskSlot(1), first, blocks }, zero }
     }
 
     proptest! {

@@ -22,7 +22,7 @@ use crate::{
     env::Env,
     ids::{Epoch, ServerId},
     planted::Planted,
-    store::{LEASE_TERM, LeaseId, LeaseState, Refusal, StoreError},
+    store::{LeaseId, LeaseState, Refusal, StoreError},
     vault::Vault,
     wire::v1::{self, log_record::Body},
 };
@@ -258,7 +258,7 @@ impl Taker<'_> {
         if !waits || self.is_own(part).await? {
             self.patience.sure(|| store.break_lease(&blob)).await?;
         }
-        match self.patience.sure(|| store.acquire_lease(&blob, &self.lease, LEASE_TERM)).await {
+        match self.patience.sure(|| store.acquire_lease(&blob, &self.lease, self.options.lease_term)).await {
             Ok(()) => {}
             Err(error) if error.is(Refusal::Lease) && waits => {
                 return Err(TakeOverError::Busy { server: self.server.clone() });
@@ -315,7 +315,11 @@ impl Taker<'_> {
             Err(error) if error.is(Refusal::AlreadyExists) => {}
             Err(error) => return Err(error.into()),
         }
-        match self.patience.sure(|| self.vault.store.acquire_lease(&blob, &self.lease, LEASE_TERM)).await {
+        match self
+            .patience
+            .sure(|| self.vault.store.acquire_lease(&blob, &self.lease, self.options.lease_term))
+            .await
+        {
             Ok(()) => {}
             Err(error) if error.is(Refusal::Lease) => return Ok(None),
             Err(error) => return Err(error.into()),

@@ -7,8 +7,6 @@
 //!   it and take the log over anew.
 //! - **Crash consistency.** Nothing but the store's content counts; a writer is made by a takeover only.
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use tokio::{sync::watch, time::Instant};
 
@@ -24,13 +22,10 @@ use crate::{
     env::Env,
     ids::{Epoch, RecordNumber, ServerId},
     planted::Planted,
-    store::{LEASE_TERM, LeaseId, Refusal, StoreError},
+    store::{LeaseId, Refusal, StoreError},
     vault::Vault,
     wire::v1::{self, log_record::Body},
 };
-
-/// The lease is renewed when this much of its term has passed.
-const RENEW_AFTER: Duration = Duration::from_secs(10);
 
 /// Where a record stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,7 +102,7 @@ impl LogWriter {
     /// To be called every few seconds, also when there is nothing to write. A refusal means fenced; no answer means
     /// nothing: the store judges each append by itself.
     pub async fn renew_if_due(&mut self) -> Result<(), WriteError> {
-        if self.renewed_at.elapsed() < RENEW_AFTER {
+        if self.renewed_at.elapsed() < self.options.lease_term / 2 {
             return Ok(());
         }
         match self.vault.store.renew_lease(&self.blob(), &self.lease).await {
@@ -161,7 +156,8 @@ impl LogWriter {
         let name = PartName { epoch: self.state.epoch, part };
         let lease = LeaseId(self.env.entropy.uuid());
         let blob = name.blob(&self.server);
-        let leased = patience.sure(|| self.vault.store.acquire_lease(&blob, &lease, LEASE_TERM)).await;
+        let leased =
+            patience.sure(|| self.vault.store.acquire_lease(&blob, &lease, self.options.lease_term)).await;
         if leased.is_err() {
             return Err(self.fenced());
         }

@@ -34,6 +34,8 @@ use crate::{
     wire::SimDial,
 };
 
+/// Of logs: shorter than by default, so that schedules see more of them run out.
+const LEASE: Duration = Duration::from_secs(30);
 /// A failover lasts at most so long before it is taken back, in milliseconds.
 const LONGEST_FAILOVER_MS: u64 = 70_000;
 
@@ -49,7 +51,11 @@ impl Trouble for Strikes {
 
 impl World {
     fn log_options(&self) -> LogOptions {
-        LogOptions { rotate_after_appends: self.load.rotate_after_appends, planted: self.planted }
+        LogOptions {
+            rotate_after_appends: self.load.rotate_after_appends,
+            lease_term: LEASE,
+            planted: self.planted,
+        }
     }
 
     /// A process server: serves whenever the server is assigned to it.

@@ -35,17 +35,18 @@ impl World {
         self.strike_store(site);
     }
 
-    /// While a server starts, nothing is tracked: blocks change, some to what they were once.
+    /// While a server starts, nothing is tracked: blocks change, most to what they were once, which old checksums in the
+    /// vault would take for unchanged.
     fn write_unseen(&self, tick: u64) {
         let dice = &self.net.dice;
-        for change in 0..dice.below(Class::Reboot, 8) {
+        for change in 0..dice.below(Class::Reboot, 16) {
             let disk = dice.below(Class::Reboot, self.load.disk_blocks.len() as u64) as usize;
             let blocks = self.load.disk_blocks.get(disk).copied().unwrap_or(1);
             let block = dice.below(Class::Reboot, u64::from(blocks)) as u32;
             let address = (DiskSlot(disk as u32 + 1), block);
-            match change % 2 {
-                0 => self.machine.undo_unseen(address),
-                _ => self.machine.write_unseen(address, UNSEEN + tick * 8 + change),
+            match change % 4 {
+                0..=2 => self.machine.undo_unseen(address),
+                _ => self.machine.write_unseen(address, UNSEEN + tick * 16 + change),
             }
         }
     }

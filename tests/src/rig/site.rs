@@ -39,7 +39,7 @@ const APPLIERS: [(&str, &str); 2] = [
 ];
 /// The shortest that the store knows, so that tests need not wait long for a dead one's lease.
 const APPLIER_LEASE_SECONDS: u64 = 15;
-/// Longer than any wait here should be: a restarted process server waits for its former lease of 30 s.
+/// Longer than any wait here should be: a restarted process server waits for its former lease of 60 s.
 const PATIENCE: Duration = Duration::from_secs(240);
 
 /// A blob store that speaks the Azure protocol.
@@ -66,6 +66,8 @@ pub struct SiteOptions<'a> {
     /// Bytes a second that the process server may upload; 0: no limit.
     pub upload_limit: u64,
     pub applier: bool,
+    /// Appliers look and renew as seldom as they do by default, instead of as often as tests like it.
+    pub default_pace: bool,
     /// A second applier beside the first.
     pub second_applier: bool,
     /// A second process server, which has no server yet.
@@ -87,6 +89,7 @@ impl Default for SiteOptions<'_> {
             spool_bytes: 256 << 20,
             upload_limit: 0,
             applier: true,
+            default_pace: false,
             second_applier: false,
             second_process_server: false,
             without_agent: 0,
@@ -256,13 +259,17 @@ impl Site {
         let mut started = process_servers().map(start);
         let count = usize::from(options.applier) + usize::from(options.second_applier);
         let start = |((name, identity), (control, probes)): (&(&str, &str), (u16, u16))| {
+            let (lease, poll) = match options.default_pace {
+                true => (None, None),
+                false => (Some(APPLIER_LEASE_SECONDS), Some(500)),
+            };
             let arguments = config(
                 &format!("{name}.json"),
                 json!({
-                    "name": name, "identity": identity, "leaseSeconds": APPLIER_LEASE_SECONDS,
+                    "name": name, "identity": identity, "leaseSeconds": lease,
                     "controlListen": local(control), "metricsListen": local(probes),
                     "tlsDir": home.join("tls"), "vaultConfig": home.join("vault.json"),
-                    "pointIntervalSeconds": options.point_interval.as_secs(), "pollIntervalMilliseconds": 500,
+                    "pointIntervalSeconds": options.point_interval.as_secs(), "pollIntervalMilliseconds": poll,
                 }),
             );
             Program::new("lifeboat-applier", home, &format!("{name}.log"), arguments)

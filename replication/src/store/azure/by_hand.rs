@@ -1,7 +1,9 @@
 //! Two requests that the crate offers only in another form:
 //!
 //! - *Put Blob*: its `upload` cuts larger content into blocks, so that one call is several requests with several
-//!   outcomes, and sends no checksum (`transactional_content_md5` is not public there).
+//!   outcomes, and sends no checksum (`transactional_content_md5` is not public there). Everything that is stored for
+//!   long goes this way, so the checksum is CRC-64 (NVME), which the processor makes at memory speed; MD5 took a fifth of
+//!   the process server's time.
 //! - *Get Blob*: its `download` reads in parallel pieces and hides the checksum of each.
 //!
 //! They go through the same pipeline (signing, no retries, our HTTP client) as the crate's own.
@@ -34,6 +36,11 @@ pub(super) fn md5(content: &[u8]) -> Vec<u8> {
     Md5::digest(content).to_vec()
 }
 
+/// As the store wants it in `x-ms-content-crc64`: little endian.
+fn crc64(content: &[u8]) -> [u8; 8] {
+    crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, content).to_le_bytes()
+}
+
 impl ByHand {
     pub(super) async fn put(
         &self,
@@ -45,7 +52,7 @@ impl ByHand {
         let mut request = self.request(url.clone(), Method::Put);
         insert(&mut request, "content-length", content.len().to_string());
         insert(&mut request, "content-type", "application/octet-stream");
-        insert(&mut request, "content-md5", STANDARD.encode(md5(&content)));
+        insert(&mut request, "x-ms-content-crc64", STANDARD.encode(crc64(&content)));
         insert(&mut request, "x-ms-blob-type", "BlockBlob");
         match condition {
             PutCondition::IfAbsent => insert(&mut request, "if-none-match", "*"),
@@ -118,4 +125,15 @@ fn insert(request: &mut Request, name: &'static str, value: impl Into<HeaderValu
 fn cut(content: &Bytes, range: Range<u64>) -> Bytes {
     let clamp = |offset: u64| usize::try_from(offset).unwrap_or(usize::MAX).min(content.len());
     content.slice(clamp(range.start)..clamp(range.end))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The check value of the catalogue of CRCs: a store that computes another one would refuse every put.
+    #[test]
+    fn the_checksum_is_crc_64_nvme() {
+        assert_eq!(crc64(b"123456789"), 0xae8b_1486_0a79_9888_u64.to_le_bytes());
+    }
 }
