@@ -12,6 +12,7 @@ use lifeboat_replication::planted::Planted;
 use lifeboat_sim::{
     campaign::{found, many},
     seeds,
+    wire::Wire,
     world::Schedule,
 };
 
@@ -33,7 +34,7 @@ fn schedules_of_this_commit_keep_all_promises() {
     let _alone = alone();
     let schedules =
         std::env::var("LIFEBOAT_SIM_SCHEDULES").map_or(SCHEDULES, |number| number.parse().unwrap());
-    assert!(many(seeds::of_this_commit(), schedules, None));
+    assert!(many(seeds::of_this_commit(), schedules, None, Wire::Messages));
 }
 
 #[test]
