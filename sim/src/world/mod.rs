@@ -33,7 +33,7 @@ use crate::{
     retention::Retain,
     rng::Rng,
     spool::SimSpool,
-    store::NodeStore,
+    store::{Behind, NodeWay},
     wire::{Certificates, Wire},
 };
 
@@ -192,7 +192,8 @@ impl World {
 
     /// The vault as a node sees it: process servers first, then appliers, then the operator.
     fn vault(&self, node: usize) -> Vault {
-        let store = |model: &ModelStore| NodeStore { model: model.clone(), net: self.net.clone(), node };
+        let store =
+            |model: &ModelStore| Behind(NodeWay { model: model.clone(), net: self.net.clone(), node });
         Vault {
             store: Arc::new(store(&self.model)),
             cache: Arc::new(store(&self.cache)),
