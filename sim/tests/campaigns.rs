@@ -2,6 +2,7 @@
 //! stay mended, and a schedule runs the same in every process.
 //!
 //! Each test takes all cores, so they run one after the other.
+#![allow(clippy::unwrap_used, reason = "a test")]
 
 use std::{
     process::Command,
