@@ -1,6 +1,6 @@
 # Commands for people; the work is done by the scripts in dev/. `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup build lint test soak bench demo demo-down clean
+.PHONY: help setup build lint test soak mutants bench demo demo-down clean
 
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -20,6 +20,9 @@ test: ## set everything up, then run all test suites, with the time of each
 
 soak: ## simulate the data plane without end, from new seeds each time, until a schedule breaks a promise
 	@dev/soak
+
+mutants: ## change the log, retention and block maps in one place after the other: a unit test must fail each time (hours)
+	@dev/mutants
 
 bench: ## measure the data plane against peers and limits; writes docs/benchmarks.md (root, a quiet machine)
 	@dev/setup

@@ -138,7 +138,7 @@ async fn protect(
     let (renewed, identity) = watch::channel(identity);
     let parts = Parts {
         server: server.clone(),
-        dial: Arc::new(Dialler { identity }),
+        dial: Arc::new(Dialler::new(identity)),
         map: Box::new(tracker),
         source: Arc::new(source),
         freezer: Box::new(freezer),

@@ -14,7 +14,7 @@ use std::{
 use lifeboat_agent::{
     core::Machine,
     enrol::{self, EnrolError, Invitation},
-    net::{dialler::Dialler, management::Management, tls},
+    net::{connect::Connector, dialler::Dialler, management::Management, tls},
     state::{Secret, StateDir},
 };
 use lifeboat_replication::{
@@ -201,7 +201,7 @@ async fn an_enrolled_agent_reaches_its_process_server_over_mutual_tls_1_3() {
     assert_eq!(state.load().unwrap(), identity);
 
     let (_renewed, identity) = watch::channel(identity);
-    let mut connection = Dialler { identity }.dial().await.unwrap();
+    let mut connection = Dialler::new(identity).dial().await.unwrap();
     let hello = v1::Hello { server_id: SERVER_ID.to_owned(), ..Default::default() };
     connection.up.send(Up { message: Some(v1::up::Message::Hello(hello)) }).await.unwrap();
     let answer = connection.down.recv().await.unwrap().message;
@@ -254,6 +254,7 @@ async fn a_certificate_is_renewed_with_the_same_key() {
         addresses: identity.management.clone(),
         tls: tls::mutual(&identity).unwrap(),
         pinned: None,
+        connector: Connector::default(),
     };
     let request = enrol::signing_request(&identity.key_pem, SERVER_ID).unwrap();
     let answer = management.renew(&request).await.unwrap();

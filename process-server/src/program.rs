@@ -129,19 +129,19 @@ pub async fn run(config: Config, env: Env, stop: impl Future<Output = ()>) -> Re
         "metrics port"
     });
     let (incoming, accepting) =
-        listener::accept(listen(config.data_listen).await?, inner_tls.clone(), data::LIMITS);
+        listener::accept(listen(config.data_listen).await?, inner_tls.clone(), data::LIMITS, None);
     ports.spawn(ended("data listener", accepting));
     let port = DataPort::new(config.name.clone(), directories.clone(), member_lists);
     ports.spawn(ended("data port", port.serve(incoming)));
 
     let (incoming, accepting) =
-        listener::accept(listen(config.control_listen).await?, inner_tls.clone(), control::LIMITS);
+        listener::accept(listen(config.control_listen).await?, inner_tls.clone(), control::LIMITS, None);
     ports.spawn(ended("control listener", accepting));
     let port = ControlPort { desk: Arc::clone(&desk), sources, directory: Arc::new(directory), persisted };
     ports.spawn(ended("control port", port.serve(incoming)));
 
     let (incoming, accepting) =
-        listener::accept(listen(config.management_listen).await?, outer_tls, management::LIMITS);
+        listener::accept(listen(config.management_listen).await?, outer_tls, management::LIMITS, None);
     ports.spawn(ended("management listener", accepting));
     let routes = downloads::routes(&config.install_script, &config.agent_binary).await;
     let port = ManagementPort {

@@ -101,7 +101,7 @@ impl Ports {
     async fn listen(&self, clients: ClientCertificate, limits: Limits) -> (SocketAddr, Incoming) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (incoming, accepting) = listener::accept(listener, self.tls(clients).await, limits);
+        let (incoming, accepting) = listener::accept(listener, self.tls(clients).await, limits, None);
         tokio::spawn(accepting);
         (address, incoming)
     }

@@ -59,4 +59,13 @@ planted! {
     TrustExpiredFreeze,
     /// The process server offers checksums as if nothing had been committed behind the applier's position.
     ChecksumsIgnoreLaterRecords,
+    // What only the real wire can show.
+    /// The agent waits for a handshake, and for a dial, as long as it takes.
+    DialWithoutTimeOut,
+    /// The agent sends no pings and takes silence for patience.
+    SilenceIsPatience,
+    /// The data port counts the streams of a server, and not those that have ended.
+    StreamsCountedForEver,
+    /// The listener shakes hands with one peer after the other, as long as it takes.
+    HandshakesOneByOne,
 }

@@ -4,11 +4,12 @@
 //! any message: in production over gRPC with mutual TLS, in the simulation in memory.
 
 mod limited;
+mod pipe;
 
 use async_trait::async_trait;
 use tokio::sync::mpsc;
 
-pub use self::limited::LimitedCodec;
+pub use self::{limited::LimitedCodec, pipe::Pipe};
 use crate::blocks::BLOCK_BYTES;
 
 /// Generated from `proto/lifeboat/v1`.

@@ -18,8 +18,9 @@ use lifeboat_replication::planted::Planted;
 use crate::{
     faults::Class,
     net::{Outcome, lock},
-    reached::Reached,
+    reached::{OF_BYTES, Reached},
     shrink,
+    wire::Wire,
     world::Schedule,
 };
 
@@ -65,17 +66,29 @@ impl Tally {
         }
     }
 
-    /// Everything that was counted: states and faults.
-    pub fn counters(&self) -> Vec<(String, u64)> {
-        let reached = self.reached.list().into_iter().map(|(name, count)| (name.replace('_', " "), count));
-        let struck =
-            Class::ALL.iter().zip(&self.struck).map(|(class, count)| (class.name().to_owned(), *count));
+    /// Everything that was counted, states and faults, and whether this wire is there to reach it.
+    pub fn counters(&self, wire: Wire) -> Vec<(String, u64, bool)> {
+        let bytes = wire != Wire::Messages;
+        let reached = self.reached.list().into_iter().map(|(name, count)| {
+            let wanted = OF_BYTES.contains(&name) == bytes;
+            (name.replace('_', " "), count, wanted)
+        });
+        let struck = Class::ALL.iter().zip(&self.struck).map(|(class, count)| {
+            let wanted = class.needs_bytes() == bytes;
+            (class.name().to_owned(), *count, wanted)
+        });
         reached.chain(struck).collect()
     }
 }
 
 /// Runs the seeds from `first` on, `schedules` of them or for as long as `time`, and stops at the first that fails.
-pub fn sweep(first: u64, schedules: u64, time: Option<Duration>, planted: Option<Planted>) -> Tally {
+pub fn sweep(
+    first: u64,
+    schedules: u64,
+    time: Option<Duration>,
+    wire: Wire,
+    planted: Option<Planted>,
+) -> Tally {
     let next = AtomicU64::new(0);
     let lowest_bad = AtomicU64::new(u64::MAX);
     let tally = Mutex::new(Tally::default());
@@ -94,7 +107,7 @@ pub fn sweep(first: u64, schedules: u64, time: Option<Duration>, planted: Option
                 break;
             }
             let seed = first.wrapping_add(number);
-            let outcome = Schedule { planted, ..Schedule::of(seed) }.run();
+            let outcome = Schedule { planted, ..Schedule::over(wire, seed) }.run();
             if outcome.bad.is_some() {
                 lowest_bad.fetch_min(number, Ordering::Relaxed);
             }
@@ -111,21 +124,24 @@ pub fn sweep(first: u64, schedules: u64, time: Option<Duration>, planted: Option
 }
 
 /// The right code over many schedules; prints what was reached. True: all promises were kept, and enough was reached.
-pub fn many(first: u64, schedules: u64, time: Option<Duration>) -> bool {
-    let tally = sweep(first, schedules, time, None);
+pub fn many(first: u64, schedules: u64, time: Option<Duration>, wire: Wire) -> bool {
+    let tally = sweep(first, schedules, time, wire, None);
     if let Some((seed, why)) = &tally.bad {
-        report(&Schedule::of(*seed), why);
+        report(&Schedule::over(wire, *seed), why);
         return false;
     }
-    let counters = tally.counters();
+    let counters = tally.counters(wire);
     println!(
-        "sim: {} schedules from seed {first}, {} steps, all promises kept; reached:",
-        tally.schedules, tally.steps
+        "sim: {} schedules over {} from seed {first}, {} steps, all promises kept; reached:",
+        tally.schedules,
+        wire.name(),
+        tally.steps
     );
-    for (name, count) in &counters {
+    for (name, count, _) in &counters {
         println!("  {count:>9} {name}");
     }
-    let missing: Vec<_> = counters.iter().filter(|(_, count)| *count == 0).map(|(name, _)| &**name).collect();
+    let missing = counters.iter().filter(|(_, count, wanted)| *count == 0 && *wanted);
+    let missing: Vec<_> = missing.map(|(name, _, _)| &**name).collect();
     if tally.schedules >= ENOUGH && !missing.is_empty() {
         println!("sim: never reached: {}; the simulation proves nothing about it", missing.join(", "));
         return false;
@@ -137,7 +153,8 @@ pub fn many(first: u64, schedules: u64, time: Option<Duration>) -> bool {
 pub fn report(schedule: &Schedule, why: &str) {
     let seed = schedule.seed;
     println!(
-        "sim: seed {seed} {why}; replay: cargo run -p lifeboat-sim -- replay {seed}{}",
+        "sim: seed {seed} {why}; replay: cargo run -p lifeboat-sim -- replay {seed}{}{}",
+        over(schedule),
         planted(schedule)
     );
     println!("sim: {}", shrink::smallest(schedule));
@@ -147,15 +164,32 @@ fn planted(schedule: &Schedule) -> String {
     schedule.planted.map_or_else(String::new, |planted| format!(" --planted {}", planted.name()))
 }
 
+fn over(schedule: &Schedule) -> String {
+    match schedule.wire {
+        Wire::Messages => String::new(),
+        wire => format!(" --wire {}", wire.name()),
+    }
+}
+
+/// The fastest wire that can show the fault.
+pub fn shown_by(planted: Planted) -> Wire {
+    match planted {
+        Planted::SilenceIsPatience | Planted::StreamsCountedForEver => Wire::Http2,
+        Planted::DialWithoutTimeOut | Planted::HandshakesOneByOne => Wire::Tls,
+        _ => Wire::Messages,
+    }
+}
+
 /// Is the fault found within so many schedules?
 pub fn found(planted: Planted, within: u64) -> bool {
-    match sweep(1, within, None, Some(planted)).bad {
+    let wire = shown_by(planted);
+    match sweep(1, within, None, wire, Some(planted)).bad {
         Some((seed, why)) => {
             // The fault itself must be what was found.
-            let without = Schedule::of(seed).run().bad;
+            let without = Schedule::over(wire, seed).run().bad;
             match &without {
                 None => println!("sim: {} found by seed {seed}: {why}", planted.name()),
-                Some(why) => report(&Schedule::of(seed), why),
+                Some(why) => report(&Schedule::over(wire, seed), why),
             }
             without.is_none()
         }

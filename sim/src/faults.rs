@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::rng::Rng;
 
-/// The list. The number is the highest chance that a seed may draw, per mille of a request, a message, or a tick of
+/// The list. The number is the highest chance that a seed may draw, per mille of a request, a message or a piece of bytes, or a tick of
 /// the world (about 150 ms).
 macro_rules! classes {
     ($($(#[$doc:meta])* $name:ident = $most:literal,)*) => {
@@ -23,6 +23,11 @@ macro_rules! classes {
                 match self {
                     $(Self::$name => stringify!($name),)*
                 }
+            }
+
+            /// It strikes bytes: on no other wire.
+            pub fn needs_bytes(self) -> bool {
+                matches!(self, Self::Silent | Self::Trickle)
             }
 
             fn most(self) -> u64 {
@@ -53,6 +58,11 @@ classes! {
     /// The connection breaks at it.
     Broken = 20,
     Stalled = 40,
+    // Of a piece of bytes between agent and process server, where there are bytes (`wire`).
+    /// From here on the pipe carries nothing in this direction, for ever, and nobody is told: a firewall forgot it.
+    Silent = 3,
+    /// It comes byte by byte.
+    Trickle = 40,
     // Of a segment's way into the spool.
     /// The volume is full.
     SpoolFull = 60,

@@ -1,5 +1,6 @@
 //! Seeded simulation of the data plane: the real agent, process server, applier and recovery code over the model
-//! store, an in-memory wire and a paused clock, with faults, and an oracle that checks after every step.
+//! store, a wire in memory (messages, or the product's own HTTP/2 and TLS over pipes of bytes) and a paused clock, with
+//! faults, and an oracle that checks after every step.
 //!
 //! ```text
 //!   seed ─► rng ─► faults (which exist, how often) ─► world (starts, crashes, cuts, writes)
@@ -16,10 +17,12 @@
 //! | a check | `oracle` (the log: `mod`, points: `points`, deletions: `kept`, at the end: `rest`) |
 //! | a seed that failed | `sim/seeds.toml` |
 //!
-//! Everything follows from the seed: one thread, tokio's paused clock, ordered maps, no other randomness.
+//! Everything follows from the seed: one thread, tokio's paused clock, ordered maps, no other randomness but that of
+//! TLS, which changes what is sent and neither how much nor when.
 
 pub mod campaign;
 pub mod env;
+pub mod exhaustive;
 pub mod faults;
 pub mod load;
 pub mod net;

@@ -45,6 +45,8 @@ pub struct Load {
     pub list_page: usize,
     /// Faults happen for this long.
     pub hostile_ms: u64,
+    /// Bytes on their way in one direction of a pipe before its writer waits.
+    pub pipe_bytes: usize,
 }
 
 impl Load {
@@ -62,6 +64,7 @@ impl Load {
             list_page: rng.pick([1, 3, 5000]),
             // Two lease terms or more: what goes wrong often begins with a lease that ran out.
             hostile_ms: rng.pick([40_000, 70_000, 120_000]),
+            pipe_bytes: rng.pick([700, 8 << 10, 256 << 10]),
         };
         for simpler in simpler {
             match simpler {

@@ -8,6 +8,7 @@ use lifeboat_sim::{
     campaign::{found, many, report},
     faults::Class,
     seeds, trace,
+    wire::Wire,
     world::Schedule,
 };
 
@@ -30,6 +31,9 @@ enum Command {
         /// For so long: 90s, 10m, 2h.
         #[arg(long = "for", value_parser = duration)]
         time: Option<Duration>,
+        /// What the agent and process servers talk over: messages, http2 or tls.
+        #[arg(long, value_parser = wire, default_value = "messages")]
+        wire: Wire,
     },
     /// Runs one schedule and prints its trace.
     Replay {
@@ -39,6 +43,9 @@ enum Command {
         /// Without this fault class (may be repeated).
         #[arg(long, value_parser = class)]
         off: Vec<Class>,
+        /// What the agent and process servers talk over: messages, http2 or tls.
+        #[arg(long, value_parser = wire, default_value = "messages")]
+        wire: Wire,
     },
     /// Prints the hash of each schedule's trace.
     Digests {
@@ -47,6 +54,9 @@ enum Command {
         /// Have everything logged meanwhile, to nowhere.
         #[arg(long)]
         logging: bool,
+        /// What the agent and process servers talk over: messages, http2 or tls.
+        #[arg(long, value_parser = wire, default_value = "messages")]
+        wire: Wire,
     },
     /// Runs with each planted fault until it is found.
     Planted {
@@ -62,6 +72,12 @@ enum Command {
 fn planted(name: &str) -> Result<Planted, String> {
     let names = || Planted::ALL.iter().map(|planted| planted.name()).collect::<Vec<_>>().join(", ");
     let found = Planted::ALL.iter().copied().find(|planted| planted.name() == name);
+    found.ok_or_else(|| format!("there are: {}", names()))
+}
+
+fn wire(name: &str) -> Result<Wire, String> {
+    let names = || Wire::ALL.iter().map(|wire| wire.name()).collect::<Vec<_>>().join(", ");
+    let found = Wire::ALL.iter().copied().find(|wire| wire.name() == name);
     found.ok_or_else(|| format!("there are: {}", names()))
 }
 
@@ -86,13 +102,13 @@ fn duration(text: &str) -> Result<Duration, String> {
 
 fn main() -> ExitCode {
     let passed = match Arguments::parse().command {
-        Command::Run { schedules, first, time } => {
+        Command::Run { schedules, first, time, wire } => {
             let schedules = schedules.unwrap_or(if time.is_some() { u64::MAX } else { 2000 });
-            many(first.unwrap_or_else(seeds::of_this_commit), schedules, time)
+            many(first.unwrap_or_else(seeds::of_this_commit), schedules, time, wire)
         }
-        Command::Replay { seed, planted, off } => {
+        Command::Replay { seed, planted, off, wire } => {
             trace::print();
-            let schedule = Schedule { planted, off, trace: true, ..Schedule::of(seed) };
+            let schedule = Schedule { planted, off, trace: true, ..Schedule::over(wire, seed) };
             let outcome = schedule.run();
             println!("digest {:016x}, {} steps, {:?}", outcome.digest, outcome.steps, outcome.reached);
             if let Some(why) = &outcome.bad {
@@ -100,12 +116,12 @@ fn main() -> ExitCode {
             }
             outcome.bad.is_none()
         }
-        Command::Digests { first, schedules, logging } => {
+        Command::Digests { first, schedules, logging, wire } => {
             if logging {
                 trace::discard();
             }
             for seed in first..first.saturating_add(schedules) {
-                println!("{seed} {:016x}", Schedule::of(seed).run().digest);
+                println!("{seed} {:016x}", Schedule::over(wire, seed).run().digest);
             }
             true
         }

@@ -2,6 +2,7 @@
 //! the oracle's verdict.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -9,7 +10,10 @@ use std::{
     },
 };
 
-use lifeboat_replication::wire::{Accepted, v1};
+use lifeboat_replication::wire::{
+    Accepted,
+    v1::{self, down},
+};
 use tokio::{sync::mpsc, time::Instant};
 
 use crate::{
@@ -18,7 +22,11 @@ use crate::{
     reached::Reached,
     rng::{Rng, fnv},
     trace,
+    wire::Doors,
 };
+
+/// The agent's node.
+pub(crate) const AGENT: usize = usize::MAX;
 
 /// What a request meets on its way.
 #[derive(Debug, Clone, Copy)]
@@ -76,6 +84,9 @@ pub struct Net {
     pub down_cuts: Nodes,
     assigned: AtomicUsize,
     listeners: Mutex<Vec<Option<mpsc::Sender<Accepted>>>>,
+    pub(crate) doors: Doors,
+    /// Nodes that stand still, until when; the agent's is [`AGENT`].
+    still: Mutex<BTreeMap<usize, Instant>>,
     oracle: Mutex<Option<Oracle>>,
     reached: Mutex<Reached>,
     bad: Mutex<Option<String>>,
@@ -121,6 +132,8 @@ impl Net {
             down_cuts: Nodes::default(),
             assigned: AtomicUsize::new(0),
             listeners: Mutex::new(vec![None; process_servers]),
+            doors: Doors::default(),
+            still: Mutex::default(),
             oracle: Mutex::new(None),
             reached: Mutex::default(),
             bad: Mutex::new(None),
@@ -128,6 +141,15 @@ impl Net {
             steps: AtomicU64::new(0),
             trace,
         })
+    }
+
+    /// Nothing comes from or to a node that stands still.
+    pub(crate) fn stand_still(&self, node: usize, until: Instant) {
+        lock(&self.still).insert(node, until);
+    }
+
+    pub(crate) fn stands_still(&self, node: usize) -> bool {
+        lock(&self.still).get(&node).is_some_and(|until| *until > Instant::now())
     }
 
     pub fn store_cut(&self, node: usize) -> bool {
@@ -244,9 +266,23 @@ impl Net {
         }
     }
 
-    pub fn saw_durable(&self, durable: &v1::Durable) {
-        self.mark("durable", format_args!("{}", durable.number));
-        self.ask(|oracle| oracle.acknowledged(durable));
+    /// A process server sends this.
+    pub fn saw(&self, message: &v1::Down) {
+        match &message.message {
+            Some(down::Message::Durable(durable)) => {
+                self.mark("durable", format_args!("{}", durable.number));
+                self.ask(|oracle| oracle.acknowledged(durable));
+            }
+            Some(down::Message::Welcome(welcome))
+                if welcome.sums.as_ref().is_some_and(|sums| !sums.disks.is_empty()) =>
+            {
+                self.count(|reached| reached.checksums_offered += 1);
+            }
+            Some(down::Message::Sums(sums)) if sums.unusable.is_empty() => {
+                self.count(|reached| reached.checksums_answered += 1);
+            }
+            _ => {}
+        }
     }
 
     pub fn saw_end(&self) {

@@ -70,4 +70,14 @@ counters! {
     superseded_batches,
     /// The store lost records, and the agent copied everything again.
     losses_noticed,
+    // Where there are bytes (`wire`).
+    /// Pipes that were opened.
+    pipes,
+    /// Pipes that broke within a piece of bytes.
+    pipes_cut,
+    /// Streams that a data port passed to the server's ingest.
+    streams,
 }
+
+/// Counters that only a wire of bytes reaches.
+pub const OF_BYTES: &[&str] = &["pipes", "pipes_cut", "streams"];

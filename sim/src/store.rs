@@ -1,4 +1,5 @@
-//! The store as a node sees it: the model behind a network that loses, delays and doubles.
+//! The store as a program sees it: the model behind a way that requests take. A node's way is a network that loses,
+//! delays and doubles; tests of their own have others.
 //!
 //! A request travels in a task of its own, so it may arrive after its caller gave up, or died. Every request that
 //! reaches the model is shown to the oracle in the order in which the model takes it.
@@ -22,16 +23,33 @@ use crate::{faults::Class, net::Net};
 /// As in production, so that a call is given up well before a lease ends.
 const CALL_TIMEOUT: Duration = lifeboat_replication::store::CALL_TIMEOUT;
 
-/// One container, from one node.
+/// What becomes of a request on its way to the model, and of the answer on its way back.
+pub trait Way: std::fmt::Debug + Send + Sync + 'static {
+    fn call<T, F>(
+        &self,
+        operation: &'static str,
+        name: &str,
+        request: F,
+    ) -> impl Future<Output = Result<T>> + Send
+    where
+        T: Send + 'static,
+        F: Fn(ModelStore) -> BoxFuture<'static, Result<T>> + Send + Sync + 'static;
+}
+
+/// One container, at the end of a way.
 #[derive(Debug, Clone)]
-pub struct NodeStore {
+pub struct Behind<W>(pub W);
+
+/// The way from one node.
+#[derive(Debug, Clone)]
+pub struct NodeWay {
     pub model: ModelStore,
     pub net: Arc<Net>,
     /// Number of the node, for cuts.
     pub node: usize,
 }
 
-impl NodeStore {
+impl Way for NodeWay {
     async fn call<T, F>(&self, operation: &'static str, name: &str, request: F) -> Result<T>
     where
         T: Send + 'static,
@@ -92,7 +110,7 @@ macro_rules! forward {
     ($self:ident, $operation:literal, $name:ident, |$store:ident| ($($own:ident = $value:expr),*) $call:expr) => {{
         let blob = $name.to_owned();
         $(let $own = $value;)*
-        $self.call($operation, $name, move |$store| {
+        $self.0.call($operation, $name, move |$store| {
             let $name = blob.clone();
             $(let $own = $own.clone();)*
             Box::pin(async move { $call.await })
@@ -101,9 +119,11 @@ macro_rules! forward {
 }
 
 #[async_trait]
-impl BlobStore for NodeStore {
+impl<W: Way> BlobStore for Behind<W> {
     async fn ensure_container(&self) -> Result<()> {
-        self.model.ensure_container().await
+        self.0
+            .call("ensure container", "", |store| Box::pin(async move { store.ensure_container().await }))
+            .await
     }
 
     async fn properties(&self, name: &str, snapshot: Option<&SnapshotId>) -> Result<Properties> {

@@ -177,7 +177,11 @@ impl<'a> Session<'a> {
         options: &'a Options,
         kept: &'a mut Kept,
     ) -> (SessionError, bool) {
-        let mut connection = match timeout(DIAL_TIMEOUT, parts.dial.dial()).await {
+        let dialled = match options.planted {
+            Some(Planted::DialWithoutTimeOut) => Ok(parts.dial.dial().await),
+            _ => timeout(DIAL_TIMEOUT, parts.dial.dial()).await,
+        };
+        let mut connection = match dialled {
             Ok(Ok(connection)) => connection,
             Ok(Err(error)) => return (SessionError::Dial(error), false),
             Err(_) => return (SessionError::DialTimeout { limit: DIAL_TIMEOUT }, false),
@@ -309,6 +313,7 @@ impl<'a> Session<'a> {
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut heartbeat_due = false;
         let mut heard = Instant::now();
+        let patient = self.options.planted == Some(Planted::SilenceIsPatience);
         loop {
             heartbeat_due |= std::mem::take(&mut self.tell);
             self.advance_group(Instant::now());
@@ -324,7 +329,7 @@ impl<'a> Session<'a> {
                     heard = Instant::now();
                     self.hear(message.ok_or(SessionError::Closed)?, heard)?;
                 }
-                () = sleep_until(heard + SILENCE) => return Err(SessionError::Silent { limit: SILENCE }),
+                () = sleep_until(heard + SILENCE), if !patient => return Err(SessionError::Silent { limit: SILENCE }),
                 _ = heartbeat.tick() => {
                     heartbeat_due = true;
                     self.review(Instant::now());

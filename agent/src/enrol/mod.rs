@@ -9,6 +9,7 @@ use rcgen::{CertificateParams, DnType, KeyPair, PKCS_ECDSA_P256_SHA256};
 use crate::{
     core::Machine,
     net::{
+        connect::Connector,
         management::{Management, ManagementError},
         tls::{self, TlsError},
     },
@@ -79,6 +80,7 @@ pub async fn enrol(
         addresses: invitation.management.clone(),
         tls: tls::anonymous(&invitation.ca_pem)?,
         pinned: invitation.pinned.clone(),
+        connector: Connector::default(),
     };
     let answer = management.enrol(&call).await?;
     let identity = Identity {

@@ -1,17 +1,19 @@
-//! Opens one HTTP/2 connection over TLS. Each call is one attempt, with a time-out on every step.
+//! Makes one HTTP/2 connection over TLS on a byte pipe. Each call is one attempt, with a time-out on every step.
 
 use std::{io, sync::Arc, time::Duration};
 
 use hyper_util::rt::TokioIo;
+use lifeboat_replication::{planted::Planted, wire::Pipe};
 use rustls::{ClientConfig, pki_types::ServerName};
-use tokio::{net::TcpStream, time::timeout};
+use tokio::time::timeout;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tonic::transport::{Channel, Endpoint};
 
-use super::{resolve::resolve, tls};
+use super::{
+    pipes::{Pipes, Tcp},
+    tls,
+};
 
-const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
-const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Encrypted and not yet sent: a whole frame goes out with one system call.
 const ENCRYPTED_BYTES: usize = 272 << 10;
@@ -23,9 +25,7 @@ const PING_TIMEOUT: Duration = Duration::from_secs(10);
 pub enum ConnectError {
     #[error("{address} is not host:port; see spec.exposure.addresses of the ReplicationAppliance")]
     Address { address: String },
-    #[error(
-        "{address} has no address in DNS; check /etc/hosts and /etc/resolv.conf of this machine, and spec.exposure.addresses"
-    )]
+    #[error("{address} has no address in DNS; check /etc/hosts and /etc/resolv.conf of this machine, and spec.exposure.addresses")]
     Resolve { address: String, source: io::Error },
     #[error("{address} did not answer within {limit:?} while {step}; check routes and firewalls")]
     TimeOut { address: String, step: &'static str, limit: Duration },
@@ -49,7 +49,7 @@ pub fn host(address: &str) -> Result<&str, ConnectError> {
 }
 
 /// Host and port; IPv6 addresses stand in brackets.
-fn split(address: &str) -> Result<(&str, u16), ConnectError> {
+pub(super) fn split(address: &str) -> Result<(&str, u16), ConnectError> {
     let parts = address.rsplit_once(':').and_then(|(host, port)| {
         let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
         let port = port.parse().ok().filter(|port| *port > 0)?;
@@ -58,74 +58,86 @@ fn split(address: &str) -> Result<(&str, u16), ConnectError> {
     parts.ok_or_else(|| ConnectError::Address { address: address.to_owned() })
 }
 
-/// A channel over one connection to `address`, whose certificate must be for `name` (and have the key `pinned`).
-/// When the connection breaks, calls on the channel fail.
-pub async fn connect(
-    address: &str,
-    name: &str,
-    tls: Arc<ClientConfig>,
-    pinned: Option<&str>,
-) -> Result<Channel, ConnectError> {
-    let stream = handshake(address, name, tls).await?;
-    if let Some(expected) = pinned {
-        check_pin(address, &stream, expected)?;
-    }
-    // The first connection is the one made above; there is no second.
-    let mut stream = Some(TokioIo::new(stream));
-    let connector = tower::service_fn(move |_: tonic::transport::Uri| {
-        let stream = stream.take().ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected));
-        async move { stream }
-    });
-    // The scheme is for tonic only: TLS is made above.
-    Endpoint::from_static("http://lifeboat")
-        .http2_keep_alive_interval(PING_EVERY)
-        .keep_alive_timeout(PING_TIMEOUT)
-        .keep_alive_while_idle(true)
-        .connect_with_connector(connector)
-        .await
-        .map_err(|source| ConnectError::Http { address: address.to_owned(), source })
+/// How connections are made.
+#[derive(Debug, Clone)]
+pub struct Connector {
+    pub pipes: Arc<dyn Pipes>,
+    pub planted: Option<Planted>,
 }
 
-async fn handshake(
-    address: &str,
-    name: &str,
-    tls: Arc<ClientConfig>,
-) -> Result<TlsStream<TcpStream>, ConnectError> {
-    let (host, port) = split(address)?;
-    let address = || address.to_owned();
-    let late = |step, limit| ConnectError::TimeOut { address: address(), step, limit };
-    let resolved = timeout(RESOLVE_TIMEOUT, resolve(host, port))
-        .await
-        .map_err(|_| late("resolving its name", RESOLVE_TIMEOUT))?
-        .map_err(|source| ConnectError::Resolve { address: address(), source })?;
-    let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
-    let mut connected = None;
-    for candidate in resolved {
-        match timeout(DIAL_TIMEOUT, TcpStream::connect(candidate)).await {
-            Ok(Ok(stream)) => {
-                connected = Some(stream);
-                break;
-            }
-            Ok(Err(error)) => last = error,
-            Err(_) => last = io::Error::from(io::ErrorKind::TimedOut),
+/// Over the machine's network.
+impl Default for Connector {
+    fn default() -> Self {
+        Self { pipes: Arc::new(Tcp), planted: None }
+    }
+}
+
+impl Connector {
+    /// A channel over one connection to `address`, whose certificate must be for `name` (and have the key `pinned`).
+    /// When the connection breaks, calls on the channel fail.
+    pub async fn connect(
+        &self,
+        address: &str,
+        name: &str,
+        tls: Arc<ClientConfig>,
+        pinned: Option<&str>,
+    ) -> Result<Channel, ConnectError> {
+        let pipe = self.pipes.open(address).await?;
+        let stream = self.handshake(pipe, address, name, tls).await?;
+        if let Some(expected) = pinned {
+            check_pin(address, &stream, expected)?;
         }
+        self.channel(stream, address).await
     }
-    let Some(stream) = connected else {
-        return Err(ConnectError::Unreachable { address: address(), source: last });
-    };
-    // Records are large and heartbeats small: neither gains from waiting.
-    stream.set_nodelay(true).map_err(|source| ConnectError::Unreachable { address: address(), source })?;
-    let name = ServerName::try_from(name.to_owned())
-        .map_err(|error| ConnectError::Handshake { address: address(), source: io::Error::other(error) })?;
-    let mut stream = timeout(HANDSHAKE_TIMEOUT, TlsConnector::from(tls).connect(name, stream))
-        .await
-        .map_err(|_| late("shaking hands", HANDSHAKE_TIMEOUT))?
-        .map_err(|source| ConnectError::Handshake { address: address(), source })?;
-    stream.get_mut().1.set_buffer_limit(Some(ENCRYPTED_BYTES));
-    Ok(stream)
+
+    async fn handshake(
+        &self,
+        pipe: Box<dyn Pipe>,
+        address: &str,
+        name: &str,
+        tls: Arc<ClientConfig>,
+    ) -> Result<TlsStream<Box<dyn Pipe>>, ConnectError> {
+        let failed = |source| ConnectError::Handshake { address: address.to_owned(), source };
+        let name = ServerName::try_from(name.to_owned()).map_err(|error| failed(io::Error::other(error)))?;
+        let shaking = TlsConnector::from(tls).connect(name, pipe);
+        let shaken = match self.planted {
+            Some(Planted::DialWithoutTimeOut) => Ok(shaking.await),
+            _ => timeout(HANDSHAKE_TIMEOUT, shaking).await,
+        };
+        let late = |_| ConnectError::TimeOut {
+            address: address.to_owned(),
+            step: "shaking hands",
+            limit: HANDSHAKE_TIMEOUT,
+        };
+        let mut stream = shaken.map_err(late)?.map_err(failed)?;
+        stream.get_mut().1.set_buffer_limit(Some(ENCRYPTED_BYTES));
+        Ok(stream)
+    }
+
+    /// HTTP/2 on a pipe that is encrypted already.
+    pub async fn channel(&self, pipe: impl Pipe, address: &str) -> Result<Channel, ConnectError> {
+        // The first connection is the one made above; there is no second.
+        let mut pipe = Some(TokioIo::new(pipe));
+        let connector = tower::service_fn(move |_: tonic::transport::Uri| {
+            let pipe = pipe.take().ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected));
+            async move { pipe }
+        });
+        // The scheme is for tonic only: TLS is made above.
+        let mut endpoint = Endpoint::from_static("http://lifeboat");
+        if self.planted != Some(Planted::SilenceIsPatience) {
+            endpoint = endpoint
+                .http2_keep_alive_interval(PING_EVERY)
+                .keep_alive_timeout(PING_TIMEOUT)
+                .keep_alive_while_idle(true);
+        }
+        endpoint
+            .connect_with_connector(connector)
+            .await
+            .map_err(|source| ConnectError::Http { address: address.to_owned(), source })
+    }
 }
 
-fn check_pin(address: &str, stream: &TlsStream<TcpStream>, expected: &str) -> Result<(), ConnectError> {
+fn check_pin(address: &str, stream: &TlsStream<Box<dyn Pipe>>, expected: &str) -> Result<(), ConnectError> {
     let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let found =
         certificate.map_or_else(|| Ok("no certificate".to_owned()), |certificate| tls::pin(certificate));

@@ -15,13 +15,21 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
-use super::{connect::connect, management::Management, tls};
+use super::{connect::Connector, management::Management, tls};
 use crate::state::Identity;
 
 #[derive(Debug, Clone)]
 pub struct Dialler {
     /// The identity of the day: renewed certificates are used from the next dial on.
     pub identity: watch::Receiver<Identity>,
+    pub connector: Connector,
+}
+
+impl Dialler {
+    /// Over the machine's network.
+    pub fn new(identity: watch::Receiver<Identity>) -> Self {
+        Self { identity, connector: Connector::default() }
+    }
 }
 
 #[async_trait]
@@ -34,7 +42,12 @@ impl Dial for Dialler {
             message: chain(error),
         };
         let tls = tls::mutual(&identity).map_err(|error| fail(&known, &error))?;
-        let management = Management { addresses: identity.management, tls: tls.clone(), pinned: None };
+        let management = Management {
+            addresses: identity.management,
+            tls: tls.clone(),
+            pinned: None,
+            connector: self.connector.clone(),
+        };
         let located = management.locate().await.map_err(|error| {
             if error.is_passing() {
                 return fail(&known, &error);
@@ -48,7 +61,7 @@ impl Dial for Dialler {
                     .to_owned(),
         };
         for address in &located.data_addresses {
-            match connect(address, &located.tls_name, tls.clone(), None).await {
+            match self.connector.connect(address, &located.tls_name, tls.clone(), None).await {
                 Ok(channel) => return Ok(open(channel, address.clone())),
                 Err(error) => last = fail(address, &error),
             }
@@ -57,7 +70,8 @@ impl Dial for Dialler {
     }
 }
 
-fn open(channel: Channel, address: String) -> Connection {
+/// The stream to a process server, once there is a channel to it.
+pub fn open(channel: Channel, address: String) -> Connection {
     let (up, sent) = mpsc::channel(CONNECTION_DEPTH);
     let (received, down) = mpsc::channel(CONNECTION_DEPTH);
     tokio::spawn(pump(channel, address, sent, received));

@@ -10,7 +10,7 @@ use rustls::ClientConfig;
 use tokio::time::timeout;
 use tonic::{Code, Response, Status, transport::Channel};
 
-use super::connect::{ConnectError, connect, host};
+use super::connect::{ConnectError, Connector, host};
 
 /// The operator signs requests; it may have to be reached first.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
@@ -58,6 +58,7 @@ pub struct Management {
     pub tls: Arc<ClientConfig>,
     /// `sha256//…` of the management key, where it is known (enrolment).
     pub pinned: Option<String>,
+    pub connector: Connector,
 }
 
 impl Management {
@@ -105,7 +106,7 @@ impl Management {
         R: Future<Output = Result<Response<T>, Status>>,
     {
         let name = host(address)?;
-        let channel = connect(address, name, self.tls.clone(), self.pinned.as_deref()).await?;
+        let channel = self.connector.connect(address, name, self.tls.clone(), self.pinned.as_deref()).await?;
         let answer = timeout(CALL_TIMEOUT, make(ManagementClient::new(channel))).await.map_err(|_| {
             ManagementError::TimeOut { address: address.to_owned(), call, limit: CALL_TIMEOUT }
         })?;

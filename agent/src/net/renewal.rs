@@ -10,6 +10,7 @@ use lifeboat_replication::{
 use tokio::{sync::watch, time::sleep};
 
 use super::{
+    connect::Connector,
     management::{Management, ManagementError},
     tls::{self, TlsError},
 };
@@ -69,7 +70,12 @@ async fn renew_if_due(
     }
     let request = enrol::signing_request(&current.key_pem, current.server.as_str())?;
     let tls = tls::mutual(current)?;
-    let management = Management { addresses: current.management.clone(), tls, pinned: None };
+    let management = Management {
+        addresses: current.management.clone(),
+        tls,
+        pinned: None,
+        connector: Connector::default(),
+    };
     let answer = management.renew(&request).await?;
     let renewed = Identity {
         certificate_pem: answer.certificate_pem,

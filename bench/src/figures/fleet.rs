@@ -71,7 +71,7 @@ fn highest(servers: usize) -> (f64, usize) {
             let (sender, identity) = watch::channel(identity);
             let parts = Parts {
                 server,
-                dial: Arc::new(Dialler { identity }),
+                dial: Arc::new(Dialler::new(identity)),
                 map: machine.map(),
                 source: machine.source(),
                 freezer: Box::new(NoFreezer),

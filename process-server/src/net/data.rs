@@ -6,11 +6,14 @@ use std::{
     time::Duration,
 };
 
-use lifeboat_replication::wire::{
-    Accepted, MAX_MESSAGE_BYTES,
-    v1::{
-        self,
-        replication_server::{Replication, ReplicationServer},
+use lifeboat_replication::{
+    planted::Planted,
+    wire::{
+        Accepted, MAX_MESSAGE_BYTES,
+        v1::{
+            self,
+            replication_server::{Replication, ReplicationServer},
+        },
     },
 };
 use tokio::{
@@ -55,6 +58,7 @@ pub struct DataPort {
     pub name: String,
     pub directory: watch::Receiver<Option<Arc<Directory>>>,
     pub members: watch::Receiver<Arc<Members>>,
+    pub planted: Option<Planted>,
     streams: Arc<Mutex<BTreeMap<String, usize>>>,
 }
 
@@ -64,23 +68,29 @@ impl DataPort {
         directory: watch::Receiver<Option<Arc<Directory>>>,
         members: watch::Receiver<Arc<Members>>,
     ) -> Self {
-        Self { name, directory, members, streams: Arc::default() }
+        Self { name, directory, members, planted: None, streams: Arc::default() }
     }
 
     /// Serves until `incoming` ends.
     pub async fn serve(self, incoming: Incoming) -> Result<(), tonic::transport::Error> {
-        let service = ReplicationServer::new(self).max_decoding_message_size(MAX_MESSAGE_BYTES);
-        Server::builder()
-            .max_concurrent_streams(STREAMS)
-            .initial_stream_window_size(WINDOW_BYTES)
-            .initial_connection_window_size(WINDOW_BYTES)
-            .max_frame_size(FRAME_BYTES)
-            .http2_keepalive_interval(Some(PING))
-            .http2_keepalive_timeout(Some(PING_LIMIT))
-            .add_service(service)
-            .serve_with_incoming(incoming)
-            .await
+        server().add_service(self.service()).serve_with_incoming(incoming).await
     }
+
+    /// For connections that say who is at their other end ([`Peer`]).
+    pub fn service(self) -> ReplicationServer<Self> {
+        ReplicationServer::new(self).max_decoding_message_size(MAX_MESSAGE_BYTES)
+    }
+}
+
+/// HTTP/2 as this port speaks it.
+pub fn server() -> Server {
+    Server::builder()
+        .max_concurrent_streams(STREAMS)
+        .initial_stream_window_size(WINDOW_BYTES)
+        .initial_connection_window_size(WINDOW_BYTES)
+        .max_frame_size(FRAME_BYTES)
+        .http2_keepalive_interval(Some(PING))
+        .http2_keepalive_timeout(Some(PING_LIMIT))
 }
 
 #[tonic::async_trait]
@@ -106,7 +116,7 @@ impl Replication for DataPort {
         let Some(member) = member else {
             return Ok(refused("the vault is not open yet", SOON));
         };
-        let counted = CountedStream::new(&self.streams, &id).ok_or_else(|| {
+        let counted = CountedStream::new(&self.streams, &id, self.planted).ok_or_else(|| {
             Status::resource_exhausted("this server has too many streams open: close the others")
         })?;
         let (up, from_agent) = mpsc::channel(UP);
@@ -192,22 +202,30 @@ fn redirect(directory: &Directory, assignment: &v1::Assignment) -> Response<Down
 struct CountedStream {
     streams: Arc<Mutex<BTreeMap<String, usize>>>,
     id: String,
+    planted: Option<Planted>,
 }
 
 impl CountedStream {
-    fn new(streams: &Arc<Mutex<BTreeMap<String, usize>>>, id: &str) -> Option<Self> {
+    fn new(
+        streams: &Arc<Mutex<BTreeMap<String, usize>>>,
+        id: &str,
+        planted: Option<Planted>,
+    ) -> Option<Self> {
         let mut counts = streams.lock().unwrap_or_else(PoisonError::into_inner);
         let count = counts.entry(id.to_owned()).or_insert(0);
         if *count >= STREAMS_PER_SERVER {
             return None;
         }
         *count += 1;
-        Some(Self { streams: Arc::clone(streams), id: id.to_owned() })
+        Some(Self { streams: Arc::clone(streams), id: id.to_owned(), planted })
     }
 }
 
 impl Drop for CountedStream {
     fn drop(&mut self) {
+        if self.planted == Some(Planted::StreamsCountedForEver) {
+            return;
+        }
         let mut counts = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(count) = counts.get_mut(&self.id) {
             *count -= 1;

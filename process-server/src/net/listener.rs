@@ -5,15 +5,18 @@ use std::{
     collections::BTreeMap,
     convert::Infallible,
     io,
+    net::IpAddr,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
 
+use async_trait::async_trait;
+use lifeboat_replication::{planted::Planted, wire::Pipe};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpStream},
+    net::TcpListener,
     sync::{Semaphore, mpsc, watch},
     task::JoinSet,
     time::{sleep, timeout},
@@ -45,21 +48,38 @@ pub struct Limits {
 /// What a handshake has made.
 pub type Incoming = ReceiverStream<Result<TlsConnection, Infallible>>;
 
+/// Where connections come from: TCP, in the simulation memory. A wait that is dropped loses none.
+#[async_trait]
+pub trait Accept: Send + 'static {
+    async fn accept(&mut self) -> io::Result<(Box<dyn Pipe>, IpAddr)>;
+}
+
+#[async_trait]
+impl Accept for TcpListener {
+    async fn accept(&mut self) -> io::Result<(Box<dyn Pipe>, IpAddr)> {
+        let (stream, address) = TcpListener::accept(self).await?;
+        let _ = stream.set_nodelay(true);
+        Ok((Box::new(stream), address.ip()))
+    }
+}
+
 /// The accepting side runs until `Incoming` is dropped.
 pub fn accept(
-    listener: TcpListener,
+    listener: impl Accept,
     tls: watch::Receiver<Tls>,
     limits: Limits,
+    planted: Option<Planted>,
 ) -> (Incoming, impl Future<Output = ()> + Send + 'static) {
     let (ready, incoming) = mpsc::channel(1);
-    (ReceiverStream::new(incoming), run(listener, tls, limits, ready))
+    (ReceiverStream::new(incoming), run(listener, tls, limits, ready, planted))
 }
 
 async fn run(
-    listener: TcpListener,
+    mut listener: impl Accept,
     tls: watch::Receiver<Tls>,
     limits: Limits,
     ready: mpsc::Sender<Result<TlsConnection, Infallible>>,
+    planted: Option<Planted>,
 ) {
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
     let tally = Arc::new(Tally { limits, counts: Mutex::default() });
@@ -72,7 +92,7 @@ async fn run(
             Some(_) = running.join_next(), if !running.is_empty() => continue,
             accepted = listener.accept() => accepted,
         };
-        let (tcp, address) = match accepted {
+        let (pipe, address) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "connection not accepted");
@@ -81,9 +101,17 @@ async fn run(
             }
         };
         let acceptor = TlsAcceptor::from(Arc::clone(&tls.borrow().server));
+        if planted == Some(Planted::HandshakesOneByOne) {
+            if let Ok(stream) = acceptor.accept(pipe).await
+                && let Some(connection) = counted(stream, address, &tally)
+            {
+                let _ = ready.send(Ok(connection)).await;
+            }
+            continue;
+        }
         let (ready, tally) = (ready.clone(), Arc::clone(&tally));
         running.spawn(async move {
-            let connection = shake(acceptor, tcp, address.ip(), &tally).await;
+            let connection = shake(acceptor, pipe, address, &tally).await;
             drop(slot);
             if let Some(connection) = connection {
                 let _ = ready.send(Ok(connection)).await;
@@ -94,12 +122,11 @@ async fn run(
 
 async fn shake(
     acceptor: TlsAcceptor,
-    tcp: TcpStream,
-    address: std::net::IpAddr,
+    pipe: Box<dyn Pipe>,
+    address: IpAddr,
     tally: &Arc<Tally>,
 ) -> Option<TlsConnection> {
-    let _ = tcp.set_nodelay(true);
-    let stream = match timeout(HANDSHAKE_LIMIT, acceptor.accept(tcp)).await {
+    let stream = match timeout(HANDSHAKE_LIMIT, acceptor.accept(pipe)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
             tracing::info!(%address, %error, "TLS handshake refused");
@@ -110,6 +137,10 @@ async fn shake(
             return None;
         }
     };
+    counted(stream, address, tally)
+}
+
+fn counted(stream: TlsStream<Box<dyn Pipe>>, address: IpAddr, tally: &Arc<Tally>) -> Option<TlsConnection> {
     let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
     let peer = Peer { address, identity: certificate.map(|certificate| Arc::new(Identity::of(certificate))) };
     let Some(counted) = tally.count(peer.tally_key()) else {
@@ -159,9 +190,8 @@ impl Drop for Counted {
 }
 
 /// A connection whose handshake is done.
-#[derive(Debug)]
 pub struct TlsConnection {
-    stream: TlsStream<TcpStream>,
+    stream: TlsStream<Box<dyn Pipe>>,
     peer: Peer,
     _counted: Counted,
 }

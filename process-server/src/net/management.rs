@@ -46,16 +46,12 @@ impl ManagementPort {
         incoming: Incoming,
         downloads: axum::Router,
     ) -> Result<(), tonic::transport::Error> {
+        server().add_routes(self.routes(downloads)).serve_with_incoming(incoming).await
+    }
+
+    pub fn routes(self, downloads: axum::Router) -> Routes {
         let service = ManagementServer::new(self).max_decoding_message_size(MESSAGE_BYTES);
-        let routes = Routes::new(service).into_axum_router().merge(downloads);
-        Server::builder()
-            .accept_http1(true)
-            .max_concurrent_streams(STREAMS)
-            .max_connection_age(LONGEST_CONNECTION)
-            .http2_keepalive_interval(Some(Duration::from_secs(20)))
-            .add_routes(Routes::from(routes))
-            .serve_with_incoming(incoming)
-            .await
+        Routes::from(Routes::new(service).into_axum_router().merge(downloads))
     }
 
     fn directory(&self) -> Result<Arc<Directory>, Status> {
@@ -91,6 +87,15 @@ impl ManagementPort {
         let domain = domains.find_map(|name| name.strip_prefix(&own))?;
         Some(format!("{process_server}.{domain}"))
     }
+}
+
+/// HTTP as this port speaks it.
+pub fn server() -> Server {
+    Server::builder()
+        .accept_http1(true)
+        .max_concurrent_streams(STREAMS)
+        .max_connection_age(LONGEST_CONNECTION)
+        .http2_keepalive_interval(Some(Duration::from_secs(20)))
 }
 
 #[tonic::async_trait]

@@ -56,11 +56,12 @@ pub struct TlsFiles {
     pub protocols: &'static [&'static [u8]],
 }
 
-#[derive(Debug, PartialEq, Eq)]
-struct Content {
-    certificate: Vec<u8>,
-    key: Vec<u8>,
-    ca: Vec<u8>,
+/// What is in them, in PEM.
+#[derive(PartialEq, Eq)]
+pub struct Content {
+    pub certificate: Vec<u8>,
+    pub key: Vec<u8>,
+    pub ca: Vec<u8>,
 }
 
 /// Settings and what others want to know of them.
@@ -88,7 +89,8 @@ impl TlsFiles {
         })
     }
 
-    fn build(&self, content: &Content) -> Result<Tls, TlsError> {
+    /// Settings from what the files hold.
+    pub fn build(&self, content: &Content) -> Result<Tls, TlsError> {
         let chain = certificates(&content.certificate, &self.own.join("tls.crt"))?;
         let key = PrivateKeyDer::from_pem_slice(&content.key)
             .map_err(|_| TlsError::Pem { path: self.own.join("tls.key") })?;
@@ -117,7 +119,6 @@ impl TlsFiles {
 }
 
 /// Looks at the files again and again.
-#[derive(Debug)]
 pub struct Reloader {
     files: TlsFiles,
     content: Content,

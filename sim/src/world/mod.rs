@@ -33,7 +33,8 @@ use crate::{
     retention::Retain,
     rng::Rng,
     spool::SimSpool,
-    store::NodeStore,
+    store::{Behind, NodeWay},
+    wire::{Certificates, Wire},
 };
 
 const APPLIERS: usize = 2;
@@ -44,6 +45,7 @@ const MOST_ASKED: usize = 3;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Schedule {
     pub seed: u64,
+    pub wire: Wire,
     pub planted: Option<Planted>,
     /// Fault classes that are switched off although the seed has them.
     pub off: Vec<Class>,
@@ -56,6 +58,11 @@ pub struct Schedule {
 impl Schedule {
     pub fn of(seed: u64) -> Self {
         Self { seed, ..Self::default() }
+    }
+
+    /// The seed over this wire.
+    pub fn over(wire: Wire, seed: u64) -> Self {
+        Self { seed, wire, ..Self::default() }
     }
 
     /// The faults and the load that the seed draws.
@@ -89,6 +96,9 @@ pub(crate) struct World {
     load: Load,
     retain: Retain,
     planted: Option<Planted>,
+    wire: Wire,
+    /// On a wire of bytes.
+    certificates: Option<Arc<Certificates>>,
     machine: Machine,
     agent_clock: NodeClock,
     /// Of the process servers, then of the appliers.
@@ -135,6 +145,8 @@ impl World {
         let mut id = [0; 16];
         oracle_env.entropy.fill(&mut id);
         let server = ServerId::from_random(id);
+        let certificates = (schedule.wire != Wire::Messages).then(|| Certificates::of(&server));
+        let certificates = certificates.and_then(|made| made.map_err(|why| net.fail(why)).ok()).map(Arc::new);
         let model = ModelStore::new().list_in_pages_of(load.list_page);
         let cache = ModelStore::new().list_in_pages_of(load.list_page);
         let vault = Vault {
@@ -157,6 +169,8 @@ impl World {
             load,
             retain,
             planted: schedule.planted,
+            wire: schedule.wire,
+            certificates,
             machine,
             agent_clock,
             clocks,
@@ -178,7 +192,8 @@ impl World {
 
     /// The vault as a node sees it: process servers first, then appliers, then the operator.
     fn vault(&self, node: usize) -> Vault {
-        let store = |model: &ModelStore| NodeStore { model: model.clone(), net: self.net.clone(), node };
+        let store =
+            |model: &ModelStore| Behind(NodeWay { model: model.clone(), net: self.net.clone(), node });
         Vault {
             store: Arc::new(store(&self.model)),
             cache: Arc::new(store(&self.cache)),

@@ -11,12 +11,12 @@ use lifeboat_applier::core::{Applier, Options as ApplierOptions, Status as Appli
 use lifeboat_process_server::core::{
     Ingest, MemoryBudget, Shared,
     spool::{Spool as _, SpoolSpace},
-    status::Status,
     switchboard::Switchboard,
 };
 use lifeboat_replication::{
     log::{LogOptions, LogWriter, Order},
     vault::Vault,
+    wire::Dial,
 };
 use tokio::{
     sync::{Semaphore, mpsc, watch},
@@ -31,7 +31,7 @@ use crate::{
     program::Program,
     retention::{Reader, SimSealer},
     rng::Rng,
-    wire::SimDial,
+    wire::{Host, SimDial, agents_dial, watch_ingest},
 };
 
 /// Of logs: shorter than by default, so that schedules see more of them run out.
@@ -84,6 +84,19 @@ impl World {
             groups: Switchboard::default(),
         };
         let (net, server, mut assigned) = (self.net.clone(), self.server.clone(), assignment.subscribe());
+        if let Some(certificates) = self.certificates.clone() {
+            let host = Host {
+                net,
+                node,
+                process_servers: self.load.process_servers,
+                wire: self.wire,
+                certificates,
+                server,
+                assigned,
+                planted: self.planted,
+            };
+            return Program::start(host.run(shared));
+        }
         Program::start(async move {
             loop {
                 if assigned.wait_for(Option::is_some).await.is_err() {
@@ -101,9 +114,16 @@ impl World {
     }
 
     pub(super) fn start_agent(&self) -> Program {
+        let dial: Arc<dyn Dial> = match &self.certificates {
+            Some(certificates) => {
+                let buffer = self.load.pipe_bytes;
+                agents_dial(self.net.clone(), self.wire, certificates, buffer, self.planted)
+            }
+            None => Arc::new(SimDial { net: self.net.clone(), server: self.server.to_string() }),
+        };
         let parts = Parts {
             server: self.server.clone(),
-            dial: Arc::new(SimDial { net: self.net.clone(), server: self.server.to_string() }),
+            dial,
             map: self.machine.map(),
             source: self.machine.source(),
             freezer: self.machine.freezer(Some(Arc::new(Strikes(self.net.clone(), Class::Freeze)))),
@@ -209,19 +229,6 @@ impl World {
                 }
             }
         })
-    }
-}
-
-/// What a process server reports is counted; ends with it.
-async fn watch_ingest(net: Arc<Net>, mut status: watch::Receiver<Status>) {
-    while status.changed().await.is_ok() {
-        let error = status.borrow_and_update().report.error.clone();
-        let says = |text: &str| u64::from(error.contains(text));
-        net.count(|reached| {
-            reached.kept_out_by_closed += says("is closed by failover run");
-            reached.kept_out_by_lease += says("another process server holds the log");
-            reached.fenced_writers += says("another writer has taken over");
-        });
     }
 }
 

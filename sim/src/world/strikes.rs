@@ -14,6 +14,7 @@ use tokio::{task::JoinHandle, time::Instant};
 use super::{APPLIERS, Policy, World, hostile::Site};
 use crate::{
     faults::Class,
+    net::AGENT,
     oracle::Oracle,
     program::{Crash, Program},
 };
@@ -77,6 +78,8 @@ impl World {
             let all = site.process_servers.iter().chain(&site.appliers).chain([&site.agent]);
             let node = below(Class::Pause, self.clocks.len() + 1);
             self.net.mark("pause", format_args!("{node} for {lasts:?}"));
+            let agents = self.clocks.len();
+            self.net.stand_still(if node == agents { AGENT } else { node }, Instant::now() + lasts);
             if let Some(program) = all.into_iter().nth(node) {
                 program.stand_still(lasts);
             }

@@ -11,7 +11,7 @@ use std::{
 use async_trait::async_trait;
 use lifeboat_replication::wire::{
     Accepted, CONNECTION_DEPTH, Connection, Dial, DialError,
-    v1::{self, down, up},
+    v1::{self, up},
 };
 use tokio::{sync::mpsc, time::sleep};
 
@@ -19,9 +19,9 @@ use crate::net::{Hop, Net, Nodes};
 
 /// Dials whichever process server the operator has assigned the server to.
 #[derive(Debug, Clone)]
-pub struct SimDial {
-    pub net: Arc<Net>,
-    pub server: String,
+pub(crate) struct SimDial {
+    pub(crate) net: Arc<Net>,
+    pub(crate) server: String,
 }
 
 #[async_trait]
@@ -58,20 +58,7 @@ impl Dial for SimDial {
         let net = self.net.clone();
         tokio::spawn(async move {
             while let Some(message) = from_server.recv().await {
-                if let Some(down::Message::Durable(durable)) = &message.message {
-                    net.saw_durable(durable);
-                }
-                match &message.message {
-                    Some(down::Message::Welcome(welcome))
-                        if welcome.sums.as_ref().is_some_and(|sums| !sums.disks.is_empty()) =>
-                    {
-                        net.count(|reached| reached.checksums_offered += 1);
-                    }
-                    Some(down::Message::Sums(sums)) if sums.unusable.is_empty() => {
-                        net.count(|reached| reached.checksums_answered += 1);
-                    }
-                    _ => {}
-                }
+                net.saw(&message);
                 if hop(&net, &net.down_cuts, to, &broken).await || to_agent.send(message).await.is_err() {
                     break;
                 }
