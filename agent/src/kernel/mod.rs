@@ -2,13 +2,15 @@
 //!
 //! ```text
 //!   disks (sysfs) ──► pins (program, maps, links in bpffs) ──► tracker: DirtyMap
-//!        │                layout · bits · control · suspects      (marks, held, to copy)
+//!        │ bio_based      layout · bits · control · suspects · bios     (marks, held, to copy)
 //!        ├──────────► reader: BlockSource (O_DIRECT)
 //!        └──────────► mounts ──► freezer: Freezer ──socket──► watchdog (a process of its own)
 //!   hooks: Hooks (scripts of applications)
 //!   sys, mapped: all the unsafe code
 //! ```
 
+mod bio_based;
+mod bios;
 mod bits;
 mod control;
 mod disks;

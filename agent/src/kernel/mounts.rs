@@ -167,7 +167,7 @@ mod tests {
     use super::*;
 
     fn disk(name: &str) -> Disk {
-        Disk { name: name.into(), id: name.into(), size_bytes: 1 << 20, device: 0, sequence: 0 }
+        Disk { name: name.into(), id: name.into(), size_bytes: 1 << 20, device: 0, sequence: 0, bio_based: false }
     }
 
     /// A disk sda with two partitions, sdb, and a volume on sda2.
