@@ -130,8 +130,8 @@ pub enum FreezeError {
 /// What [`Freezer::freeze`] has done.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Frozen {
-    /// File systems that are mounted from the disks for writing and could not be frozen: with one of them the freeze
-    /// proves nothing about the whole.
+    /// File systems that are mounted from the disks for writing and could not be frozen, and partitions and volumes that
+    /// are in use without one: with one of them the freeze proves nothing about the whole.
     pub left_out: Vec<String>,
 }
 
@@ -161,8 +161,14 @@ pub trait Freezer: Send {
 
     async fn thaw(&mut self) -> Thawed;
 
-    /// What no freeze covers, for status: swap, and disks from which nothing is mounted.
+    /// What no freeze covers, for status: swap, disks from which nothing is mounted, and partitions and volumes that are
+    /// in use without a file system.
     fn not_freezable(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// What was written between the last freeze and its thaw although no freeze covers it. Told once.
+    fn moved(&mut self) -> Vec<String> {
         Vec::new()
     }
 }

@@ -332,12 +332,13 @@ impl Session<'_> {
     /// Thaws; also why nothing may be concluded from the freeze, if so.
     pub(super) async fn thaw_quietly(&mut self, frozen: &Frozen) -> (Thawed, Option<Obstacle>) {
         let thawed = self.parts.freezer.thaw().await;
+        let left_out = [frozen.left_out.clone(), self.parts.freezer.moved()].concat();
         self.kept.freezes.thawed(thawed.longest);
         self.kept.issues.remove(FREEZE_FAILED);
         tracing::info!(
             longest_ms = u64::try_from(thawed.longest.as_millis()).unwrap_or(u64::MAX),
             held_until_thaw = thawed.held_until_now,
-            left_out = ?frozen.left_out,
+            ?left_out,
             "froze the file systems"
         );
         let trusted = self.options.planted == Some(Planted::TrustExpiredFreeze);
@@ -346,12 +347,12 @@ impl Session<'_> {
                 "FreezeExpired",
                 "the watchdog thawed before the point was taken: the disks are too slow for the policy's freezeTimeout",
             ))
-        } else if !frozen.left_out.is_empty() {
+        } else if !left_out.is_empty() {
             Some(Obstacle::new(
                 "NotAllFrozen",
                 format!(
                     "{} cannot be frozen: mount it read-only (as /boot/efi may be), or have the disk left out",
-                    frozen.left_out.join(", ")
+                    left_out.join(", ")
                 ),
             ))
         } else {

@@ -225,7 +225,11 @@ fn refuse_views(block: &Path, found: &mut Found) {
         if !twice.is_empty() {
             issues.push(error(
                 "DiskProtectedTwice",
-                format!("{} lies on {}, which is protected itself", disk.path().display(), twice.join(" and ")),
+                format!(
+                    "{} lies on {}, which is protected itself",
+                    disk.path().display(),
+                    twice.join(" and ")
+                ),
                 "name either the disk or those below it",
             ));
         }

@@ -4,11 +4,12 @@
 //!   disks (sysfs) ──► pins (program, maps, links in bpffs) ──► tracker: DirtyMap
 //!        │ bio_based      layout · bits · control · suspects · bios     (marks, held, to copy)
 //!        ├──────────► reader: BlockSource (O_DIRECT)
-//!        └──────────► mounts ──► freezer: Freezer ──socket──► watchdog (a process of its own)
+//!        └──────────► mounts, bare ──► freezer: Freezer ──socket──► watchdog (a process of its own)
 //!   hooks: Hooks (scripts of applications)
 //!   sys, mapped: all the unsafe code
 //! ```
 
+mod bare;
 mod bio_based;
 mod bios;
 mod bits;

@@ -25,8 +25,8 @@ use aya::{
 use super::{
     disks::Disk,
     layout::{
-        BIOS, CONTROL_COUNTERS, CONTROL_DIGEST, CONTROL_MAGIC, CONTROL_READY, CONTROL_WORDS, EXTENT_WORDS, FORMAT,
-        Layout, MAGIC, Set,
+        BIOS, CONTROL_COUNTERS, CONTROL_DIGEST, CONTROL_MAGIC, CONTROL_READY, CONTROL_WORDS, EXTENT_WORDS,
+        FORMAT, Layout, MAGIC, Set,
     },
     mapped::Mapped,
     sys,

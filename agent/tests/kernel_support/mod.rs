@@ -91,7 +91,8 @@ pub struct Zram {
 impl Zram {
     pub fn new(bytes: u64) -> Self {
         let read = |path: &str| {
-            std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{path}: {error} (needs CONFIG_ZRAM)"))
+            std::fs::read_to_string(path)
+                .unwrap_or_else(|error| panic!("{path}: {error} (needs CONFIG_ZRAM)"))
         };
         let number = read("/sys/class/zram-control/hot_add").trim().to_owned();
         let zram = Self { path: format!("/dev/zram{number}").into(), number };
