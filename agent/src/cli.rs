@@ -108,6 +108,9 @@ pub struct UninstallArgs {
 pub struct Run {
     #[command(flatten)]
     pub disks: DiskArgs,
+    /// How changes are found. Another one than before makes all disks be compared with the vault.
+    #[arg(long, value_enum, default_value_t, env = "LIFEBOAT_TRACKING")]
+    pub tracking: kernel::Tracking,
     #[command(flatten)]
     pub pins: PinArg,
     #[command(flatten)]

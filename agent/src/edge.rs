@@ -91,8 +91,30 @@ pub trait DirtyMap: Send {
 
     fn set_durable_mark(&mut self, mark: &v1::DurableMark) -> Result<(), TrackError>;
 
-    /// How changes are tracked, for status: for example `ebpf-request` or `ebpf-request (issue only)`.
+    /// How changes are tracked, for status: `ebpf-tp_btf`, `ebpf-bio`, `ebpf-issue-only` or `scan`.
     fn tracking(&self) -> String;
+
+    /// False: [`DirtyMap::issued_now`] does not tell of every write, and nothing else proves that the disks are now as
+    /// they were taken and read. The round is no point then.
+    fn stood(&mut self) -> bool {
+        true
+    }
+
+    /// Changes are known only of disks that stand still, and can be found while they do so for this long.
+    fn may_stand(&self, _limit: Duration) -> bool {
+        false
+    }
+
+    /// Everything stands still from now on, for `limit` at most. Called before the flip of a frozen round: a map that
+    /// learns of changes by looking looks now.
+    fn stand(&mut self, _limit: Duration) -> Result<(), TrackError> {
+        Ok(())
+    }
+
+    /// What should be known about how changes are tracked, for status.
+    fn issues(&self) -> Vec<v1::AgentIssue> {
+        Vec::new()
+    }
 }
 
 /// Content of the disks.

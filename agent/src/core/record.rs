@@ -131,12 +131,14 @@ impl Session<'_> {
                 return Ok(message);
             }
             self.prepare(now);
+            let only_standing_helps = self.only_standing_helps(now);
             self.work = match self.stage {
                 Stage::Bulked if !self.catching_up => {
                     self.hold();
                     None
                 }
                 Stage::Ready if !self.catching_up && self.tracker.complete() => self.standing_round().await?,
+                _ if only_standing_helps => self.standing_round().await?,
                 _ => self.plan(now)?,
             };
             return Ok(None);
@@ -195,10 +197,12 @@ impl Session<'_> {
             let rest = first(&sendable, self.options.limits.batch_blocks());
             return Ok(Some(self.begin_record(Job::Batch, rest)));
         };
-        if sendable.is_empty() && (copying || !(self.need_point || self.kept.requests.any_round_will_do())) {
+        let may_be_exact = !copying && self.parts.map.stood();
+        let wanted = self.need_point || self.kept.requests.any_round_will_do();
+        if sendable.is_empty() && !(may_be_exact && wanted) {
             return Ok(None);
         }
-        let round = Round::new(flip, sendable.len(), !copying);
+        let round = Round::new(flip, sendable.len(), may_be_exact);
         Ok(Some(self.begin_round(round, sendable)))
     }
 
@@ -296,6 +300,7 @@ impl Session<'_> {
         // Looked at after the last read: marks that were lost would have disturbed the pass unseen.
         self.check_lost()?;
         let now = Instant::now();
+        round.disturbed |= !self.parts.map.stood();
         match round.passes.finished(round.pass_blocks, round.disturbed) {
             Verdict::Exact => Ok(Judged::End(v1::RecordKind::Exact)),
             _ if round.stood.is_some() => Ok(Judged::End(v1::RecordKind::Inexact)),

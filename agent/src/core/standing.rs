@@ -267,8 +267,21 @@ impl Session<'_> {
         Ok(Some(record))
     }
 
+    /// No round becomes exact but one for which everything stands still, and it is time for one.
+    pub(super) fn only_standing_helps(&mut self, now: Instant) -> bool {
+        let limits = &self.policy.freeze;
+        let free =
+            matches!(self.stage, Stage::Idle) && self.group.is_idle() && !self.releasing.is_under_way();
+        let due = free && !self.catching_up && self.tracker.complete() && now >= self.next_round();
+        let without = now.saturating_duration_since(self.last_exact);
+        due && self.parts.map.may_stand(limits.timeout)
+            && self.kept.freezes.helps(limits, without, now)
+            && !self.parts.map.stood()
+    }
+
     async fn begin_standing(&mut self, began: Instant, limit: Duration) -> Result<Record, SessionError> {
         self.last_round = Some(began);
+        self.parts.map.stand(limit)?;
         let flip = self.flip_and_take()?;
         let sendable = self.tracker.sendable();
         let round = Round::new(flip, sendable.len(), true);
@@ -282,7 +295,8 @@ impl Session<'_> {
         let began = Instant::now();
         let limit = self.policy.freeze.timeout;
         let Ok(frozen) = self.freeze(began, limit).await else { return Ok(false) };
-        let read = match self.next_pass(record) {
+        let looked = self.parts.map.stand(limit);
+        let read = match looked.and_then(|()| self.next_pass(record)) {
             Ok(true) => self.read_standing(record, began, limit).await.map(|()| true),
             other => other.map_err(SessionError::from),
         };

@@ -5,6 +5,7 @@
 //!        │ bio_based      layout · bits · control · suspects · bios     (marks, held, to copy)
 //!        ├──────────► reader: BlockSource (O_DIRECT)
 //!        └──────────► mounts, bare ──► freezer: Freezer ──socket──► watchdog (a process of its own)
+//!   rung: which tracker; scan: without eBPF, DirtyMap and BlockSource made of reading the disks again and again
 //!   hooks: Hooks (scripts of applications)
 //!   sys, mapped: all the unsafe code
 //! ```
@@ -24,6 +25,8 @@ mod mapped;
 mod mounts;
 mod pins;
 mod reader;
+mod rung;
+mod scan;
 mod suspects;
 mod sys;
 mod tracker;
@@ -34,4 +37,5 @@ pub use freezer::KernelFreezer;
 pub use hooks::KernelHooks;
 pub use pins::remove as remove_pins;
 pub use reader::DiskReader;
+pub use rung::{Tracked, Tracking, open};
 pub use tracker::{Counters, PINS, Tracker, TrackerOptions};

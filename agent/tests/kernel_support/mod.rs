@@ -56,6 +56,11 @@ impl Loop {
         self.path.to_str().unwrap()
     }
 
+    /// Everything on it, past the cache.
+    pub fn content(&self) -> Vec<u8> {
+        content(self)
+    }
+
     pub fn open(&self, flags: i32) -> File {
         OpenOptions::new().read(true).write(true).custom_flags(flags).open(&self.path).unwrap()
     }
