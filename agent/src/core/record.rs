@@ -245,6 +245,7 @@ impl Session<'_> {
             round.disturbed = !self.parts.map.issued_now(&content.blocks)?.is_empty();
         }
         record.rest.subtract(&content.blocks);
+        self.end_of_pass(record);
         record.data_bytes += content.data.len() as u64;
         // A round that is due does not wait for a whole copy record.
         let batch = self.options.limits.batch_bytes;
@@ -253,6 +254,14 @@ impl Session<'_> {
             record.rest = BlockSet::default();
         }
         Ok(content)
+    }
+
+    /// Everything may have been read: does it show the instant of the flip? Asked before anything that stands still goes
+    /// on.
+    pub(super) fn end_of_pass(&mut self, record: &mut Record) {
+        if let (true, Job::Round(round)) = (record.rest.is_empty(), &mut record.job) {
+            round.disturbed |= !self.parts.map.stood();
+        }
     }
 
     pub(super) fn unreadable(&mut self, error: ReadError) -> SessionError {
@@ -300,7 +309,6 @@ impl Session<'_> {
         // Looked at after the last read: marks that were lost would have disturbed the pass unseen.
         self.check_lost()?;
         let now = Instant::now();
-        round.disturbed |= !self.parts.map.stood();
         match round.passes.finished(round.pass_blocks, round.disturbed) {
             Verdict::Exact => Ok(Judged::End(v1::RecordKind::Exact)),
             _ if round.stood.is_some() => Ok(Judged::End(v1::RecordKind::Inexact)),

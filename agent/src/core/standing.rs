@@ -391,6 +391,7 @@ impl Session<'_> {
             let content = self.read(record).await?;
             record.ready.push_back(content);
         }
+        self.end_of_pass(record);
         Ok(())
     }
 
@@ -416,6 +417,7 @@ impl Session<'_> {
             round.another(flip, rest.len());
         }
         record.rest = rest;
+        self.end_of_pass(record);
         Ok(true)
     }
 }

@@ -37,5 +37,5 @@ pub use freezer::KernelFreezer;
 pub use hooks::KernelHooks;
 pub use pins::remove as remove_pins;
 pub use reader::DiskReader;
-pub use rung::{Tracked, Tracking, open};
+pub use rung::{Tracked, Tracking, best, open};
 pub use tracker::{Counters, PINS, Tracker, TrackerOptions};

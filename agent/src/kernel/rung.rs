@@ -7,9 +7,10 @@
 //! Whether programs can be loaded is tried at each start, with a disk that does not exist. Nothing is decided for good: a
 //! server that starts with a better kernel is tracked better, after a comparison with its vault.
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use clap::ValueEnum;
+use lifeboat_replication::env::Wall;
 
 use super::{
     disks::Disk,
@@ -42,7 +43,7 @@ pub struct Tracked {
 pub fn open(wanted: Tracking, options: &TrackerOptions, disks: &[Disk]) -> Result<Tracked, TrackError> {
     let why = match wanted {
         Tracking::Ebpf => None,
-        Tracking::Auto => cannot_load(options, disks),
+        Tracking::Auto => cannot_load(&options.sysfs, Arc::clone(&options.wall), disks),
         Tracking::Scan => Some(Why {
             reason: "the agent was started with --tracking scan".to_owned(),
             remedy: "start it without --tracking, for an RPO of seconds where the kernel has BTF".to_owned(),
@@ -60,8 +61,16 @@ pub fn open(wanted: Tracking, options: &TrackerOptions, disks: &[Disk]) -> Resul
     Ok(Tracked { map: Box::new(scanner), source: Arc::new(source) })
 }
 
+/// In words: how changes of these disks would be found on this machine. Needs root, as the agent does.
+pub fn best(sysfs: &Path, wall: Arc<dyn Wall>, disks: &[Disk]) -> String {
+    match cannot_load(sysfs, wall, disks) {
+        None => "ebpf".to_owned(),
+        Some(Why { reason, remedy }) => format!("scan: {reason}; {remedy}"),
+    }
+}
+
 /// Why this kernel does not take the programs. What fails for another reason is told by whoever opens the tracker.
-fn cannot_load(options: &TrackerOptions, disks: &[Disk]) -> Option<Why> {
+fn cannot_load(sysfs: &Path, wall: Arc<dyn Wall>, disks: &[Disk]) -> Option<Why> {
     let nothing = Disk {
         name: "none".to_owned(),
         id: "none".to_owned(),
@@ -70,7 +79,7 @@ fn cannot_load(options: &TrackerOptions, disks: &[Disk]) -> Option<Why> {
         sequence: 0,
         bio_based: disks.iter().any(|disk| disk.bio_based),
     };
-    match Tracker::unpinned(options.sysfs.clone(), Arc::clone(&options.wall), &[nothing]) {
+    match Tracker::unpinned(sysfs.to_owned(), wall, &[nothing]) {
         Err(TrackError::Unsupported { reason, remedy }) => Some(Why { reason, remedy }),
         Ok(_) | Err(TrackError::Kernel { .. }) => None,
     }
