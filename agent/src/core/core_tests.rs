@@ -558,7 +558,8 @@ async fn a_map_that_only_looks_gets_points_when_nobody_writes_and_else_by_standi
         assert_eq!(busy, u64::from(freezes_per_hour), "one for each freeze, and no other");
         assert_eq!(world.machine.freezes(), u64::from(freezes_per_hour));
         sleep(Duration::from_secs(20)).await;
-        (agent.abort(), looking.abort());
+        agent.abort();
+        looking.abort();
         assert_eq!(world.check(), None);
         let vault = world.server.vault.lock().unwrap();
         assert!(vault.exact > busy, "it is quiet");
@@ -578,7 +579,9 @@ async fn a_map_that_only_looks_looks_for_a_consistent_point_that_is_asked_for() 
     sleep(Duration::from_secs(20)).await;
     world.server.ask("a", v1::Consistency::FilesystemConsistent);
     sleep(Duration::from_secs(5)).await;
-    (load.abort(), looking.abort(), agent.abort());
+    load.abort();
+    looking.abort();
+    agent.abort();
     let answer = world.server.answer("a");
     assert_eq!(answer.consistency(), v1::Consistency::FilesystemConsistent, "{answer:?}");
     assert_eq!(world.server.vault.lock().unwrap().wrong, Vec::<String>::new());

@@ -167,7 +167,7 @@ fn writers(devices: &BTreeSet<Device>) -> BTreeMap<Device, String> {
     found
 }
 
-/// `flags:	0100002`: octal; the last two bits are how it was opened.
+/// `flags: 0100002`: octal; the last two bits are how it was opened.
 fn opened_for_writing(fdinfo: &Path) -> bool {
     let info = fs::read_to_string(fdinfo).unwrap_or_default();
     let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
