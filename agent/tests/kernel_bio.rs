@@ -151,3 +151,63 @@ fn goes_on_after_the_agent_was_gone() {
     assert_eq!(mirror.round(&mut tracker), 1);
     mirror.assert_equals(&disk);
 }
+
+/// Four writers at once past every cache, until told to end.
+fn write_at_random(path: &Path, size: u64, end: &std::sync::atomic::AtomicBool) {
+    use std::{os::unix::fs::OpenOptionsExt as _, sync::atomic::Ordering::SeqCst};
+    std::thread::scope(|scope| {
+        for writer in 1..=4_u64 {
+            scope.spawn(move || {
+                let file =
+                    std::fs::OpenOptions::new().write(true).custom_flags(libc::O_DIRECT).open(path).unwrap();
+                let mut buffer = vec![0; 65_536 + 4096];
+                let start = buffer.as_ptr().align_offset(4096);
+                let mut state = writer;
+                while !end.load(SeqCst) {
+                    state =
+                        state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                    let length = 4096 * (1 + (state >> 40) as usize % 16);
+                    let block = (state >> 33) % ((size - 65_536) / 4096);
+                    let content = &mut buffer[start..start + length];
+                    content.chunks_exact_mut(8).for_each(|part| part.copy_from_slice(&state.to_le_bytes()));
+                    file.write_all_at(content, block * 4096).unwrap();
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+            });
+        }
+    });
+}
+
+/// For machines that have such disks; whatever is on it is overwritten.
+#[test]
+#[ignore = "set LIFEBOAT_TEST_DISK to an md array or a multipath map that may be overwritten"]
+fn mirrors_a_disk_that_is_named() {
+    let path = std::path::PathBuf::from(std::env::var("LIFEBOAT_TEST_DISK").unwrap());
+    let found = lifeboat_agent::kernel::Discovery { include: vec![path.clone()], ..Default::default() }
+        .find()
+        .unwrap();
+    assert!(found.disks.len() == 1 && found.disks[0].bio_based, "{found:?}");
+    let rig = Rig::of(found.disks);
+    let mut tracker = rig.open();
+    let mut mirror = Mirror::new(&rig.disks[0]);
+    let end = std::sync::atomic::AtomicBool::new(false);
+    let size = rig.disks[0].size_bytes;
+    std::thread::scope(|scope| {
+        scope.spawn(|| write_at_random(&path, size, &end));
+        mirror.copy(&mut tracker);
+        let mut under_way = 0;
+        for _ in 0..40 {
+            mirror.round(&mut tracker);
+            under_way = under_way.max(tracker.in_flight().unwrap());
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        end.store(true, std::sync::atomic::Ordering::SeqCst);
+        println!("{}: {} blocks read, up to {under_way} under way", path.display(), mirror.blocks_read);
+    });
+    run("blkdiscard", &["--force", "--length", "1M", path.to_str().unwrap()]);
+    mirror.round(&mut tracker);
+    assert_eq!(mirror.round(&mut tracker), 0, "nobody writes any more");
+    assert_eq!((tracker.in_flight(), tracker.lost()), (Some(0), None));
+    assert_eq!(tracker.tracking(), "ebpf-bio");
+    mirror.assert_equals(&path);
+}

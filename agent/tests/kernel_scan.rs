@@ -93,6 +93,37 @@ fn fio(folder: &Path) -> (Child, PathBuf) {
     (command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap(), file)
 }
 
+/// The rung is what the kernel can do: here programs, and reading where it has no BTF (hidden from the agent).
+#[test]
+fn the_best_rung_is_taken_and_named() {
+    let disk = Loop::new(16 << 20);
+    let rig = Rig::new(&[&disk]);
+    let Tracked { map, .. } = kernel::open(Tracking::Auto, &rig.options, &rig.disks).unwrap();
+    assert!(map.tracking().starts_with("ebpf"), "{}", map.tracking());
+    drop(map);
+    let disks = format!("{} disks --include-disk {}", env!("CARGO_BIN_EXE_lifeboat-agent"), disk.name());
+    let told = run("sh", &["-c", &disks]);
+    assert!(told.contains("tracking: ebpf"), "{told}");
+    let hidden = format!("mount -t tmpfs none /sys/kernel/btf && exec {disks}");
+    let told = run("unshare", &["--mount", "--propagation", "private", "sh", "-c", &hidden]);
+    assert!(told.contains("tracking: scan:") && told.contains("use a kernel with BTF"), "{told}");
+}
+
+/// Another rung than before knows nothing of what was sent: all is compared again, and no old marks are left.
+#[test]
+fn a_change_of_the_rung_compares_everything() {
+    let disk = Loop::new(16 << 20);
+    let rig = Rig::new(&[&disk]);
+    let open = |tracking| kernel::open(tracking, &rig.options, &rig.disks).unwrap().map;
+    for tracking in [Tracking::Ebpf, Tracking::Scan, Tracking::Ebpf] {
+        let mut map = open(tracking);
+        let all = map.to_copy().unwrap();
+        assert_eq!(all.len(), (16 << 20) / 4096, "{tracking:?}");
+        map.copied(&all).unwrap();
+    }
+    assert!(open(Tracking::Ebpf).to_copy().unwrap().is_empty(), "the same rung goes on");
+}
+
 fn mirrors(file_system: &str) {
     let disk = Loop::new(DISK_BYTES);
     let mounted = Mounted::new(&disk, file_system);
