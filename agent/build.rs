@@ -3,6 +3,7 @@
 use std::{env, path::PathBuf, process::Command};
 
 const SOURCE: &str = "bpf/tracker.bpf.c";
+const INCLUDED: &str = "bpf/bios.bpf.h";
 
 /// Debian names the program after its version; 12 is the oldest that knows `preserve_access_index` and v3 atomics.
 const CLANGS: [&str; 10] = [
@@ -12,6 +13,7 @@ const CLANGS: [&str; 10] = [
 
 fn main() -> Result<(), String> {
     println!("cargo::rerun-if-changed={SOURCE}");
+    println!("cargo::rerun-if-changed={INCLUDED}");
     println!("cargo::rerun-if-env-changed=CLANG");
     let object = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set: build with cargo")?)
         .join("tracker.bpf.o");

@@ -1,6 +1,7 @@
 // Marks every block that the protected disks are told to change, in bitmaps that the agent maps into its memory.
 //
-// In: the kernel's tracepoints of request-based disks (block_rq_issue, block_rq_complete, block_rq_requeue).
+// In: the kernel's tracepoints of request-based disks (block_rq_issue, block_rq_complete, block_rq_requeue), and those of
+// bios for disks without a request queue (bios.bpf.h).
 // Out: one bit per 4 KiB block and generation, once at issue and once at completion; ranges too long for a loop go
 // to a table of extents. What cannot be recorded sets a bit in the control words: tracking is lost, with the reason.
 //
@@ -16,17 +17,21 @@ typedef unsigned long long u64;
 #define __uint(name, value) int(*name)[value]
 #define __type(name, value) typeof(value) *name
 static void *(*bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
+static long (*bpf_map_update_elem)(void *map, const void *key, const void *value, u64 flags) = (void *)2;
+static long (*bpf_map_delete_elem)(void *map, const void *key) = (void *)3;
+#define BPF_NOEXIST 1
 
 #define BPF_MAP_TYPE_HASH 1
 #define BPF_MAP_TYPE_ARRAY 2
 #define BPF_F_MMAPABLE 1024
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
-struct block_device { u32 bd_dev; };
+struct gendisk;
+struct block_device { u32 bd_dev; struct gendisk *bd_disk; };
 struct gendisk { struct block_device *part0; };
 struct request_queue { struct gendisk *disk; };
 struct bvec_iter { u64 bi_sector; u32 bi_size; };
-struct bio { struct bio *bi_next; struct bvec_iter bi_iter; };
+struct bio { struct bio *bi_next; struct block_device *bi_bdev; u32 bi_opf; struct bvec_iter bi_iter; };
 struct request { struct request_queue *q; u32 cmd_flags; u32 __data_len; u64 __sector; struct bio *bio; };
 #pragma clang attribute pop
 
@@ -45,6 +50,8 @@ struct request { struct request_queue *q; u32 cmd_flags; u32 __data_len; u64 __s
 #define COUNT_ISSUED_BYTES 1
 #define COUNT_COMPLETED_BYTES 2
 #define COUNT_REQUEUED_BYTES 3
+#define COUNT_QUEUED_BIOS 4
+#define COUNT_ENDED_BIOS 5
 
 // Bits of CONTROL_LOST.
 #define LOST_OVERFLOW 1
@@ -52,6 +59,8 @@ struct request { struct request_queue *q; u32 cmd_flags; u32 __data_len; u64 __s
 #define LOST_PASSTHROUGH 4
 #define LOST_ZONE 8
 #define LOST_INTERNAL 16
+// 32 and 128 are the agent's.
+#define LOST_BIOS 64
 
 // Which bitmap of a generation: index into disk.base is kind + generation.
 #define ISSUED 0
@@ -69,6 +78,7 @@ struct disk {
 	u64 base[4]; // first word in MARKS of issued[0], issued[1], completed[0], completed[1]
 	u64 blocks;
 	u64 number; // from 0
+	u64 bios; // 1: it has no request queue
 };
 
 // Filled by the agent before the programs are attached; sizes of MARKS and SUMMARY are set when loading.
@@ -280,5 +290,7 @@ SEC("tp_btf/block_rq_requeue") int requeue(u64 *ctx)
 		count(disk, COUNT_REQUEUED_BYTES, rq->__data_len);
 	return 0;
 }
+
+#include "bios.bpf.h"
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";

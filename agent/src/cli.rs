@@ -29,7 +29,7 @@ pub enum Command {
     Run(Run),
     /// Stop the agent and remove everything of it: units, tracker, state and this program.
     Uninstall(UninstallArgs),
-    /// List the disks that can be protected, and why others cannot.
+    /// List the disks that can be protected, why others cannot, and how changes would be found here.
     Disks(DiskArgs),
     /// Measure how much of this server's disks changes, and say what uplink, spool and storage it will need.
     ///
@@ -108,6 +108,9 @@ pub struct UninstallArgs {
 pub struct Run {
     #[command(flatten)]
     pub disks: DiskArgs,
+    /// How changes are found. Another one than before makes all disks be compared with the vault.
+    #[arg(long, value_enum, default_value_t, env = "LIFEBOAT_TRACKING")]
+    pub tracking: kernel::Tracking,
     #[command(flatten)]
     pub pins: PinArg,
     #[command(flatten)]

@@ -91,8 +91,30 @@ pub trait DirtyMap: Send {
 
     fn set_durable_mark(&mut self, mark: &v1::DurableMark) -> Result<(), TrackError>;
 
-    /// How changes are tracked, for status: for example `ebpf-request` or `ebpf-request (issue only)`.
+    /// How changes are tracked, for status: `ebpf-tp_btf`, `ebpf-bio`, `ebpf-issue-only` or `scan`.
     fn tracking(&self) -> String;
+
+    /// False: [`DirtyMap::issued_now`] does not tell of every write, and nothing else proves that the disks are now as
+    /// they were taken and read. The round is no point then.
+    fn stood(&mut self) -> bool {
+        true
+    }
+
+    /// Changes are known only of disks that stand still, and can be found while they do so for this long.
+    fn may_stand(&self, _limit: Duration) -> bool {
+        false
+    }
+
+    /// Everything stands still from now on, for `limit` at most. Called before the flip of a frozen round: a map that
+    /// learns of changes by looking looks now.
+    fn stand(&mut self, _limit: Duration) -> Result<(), TrackError> {
+        Ok(())
+    }
+
+    /// What should be known about how changes are tracked, for status.
+    fn issues(&self) -> Vec<v1::AgentIssue> {
+        Vec::new()
+    }
 }
 
 /// Content of the disks.
@@ -130,8 +152,8 @@ pub enum FreezeError {
 /// What [`Freezer::freeze`] has done.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Frozen {
-    /// File systems that are mounted from the disks for writing and could not be frozen: with one of them the freeze
-    /// proves nothing about the whole.
+    /// File systems that are mounted from the disks for writing and could not be frozen, and partitions and volumes that
+    /// are in use without one: with one of them the freeze proves nothing about the whole.
     pub left_out: Vec<String>,
 }
 
@@ -161,8 +183,14 @@ pub trait Freezer: Send {
 
     async fn thaw(&mut self) -> Thawed;
 
-    /// What no freeze covers, for status: swap, and disks from which nothing is mounted.
+    /// What no freeze covers, for status: swap, disks from which nothing is mounted, and partitions and volumes that are
+    /// in use without a file system.
     fn not_freezable(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// What was written between the last freeze and its thaw although no freeze covers it. Told once.
+    fn moved(&mut self) -> Vec<String> {
         Vec::new()
     }
 }

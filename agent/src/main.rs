@@ -14,11 +14,11 @@ use lifeboat_agent::{
     enrol::{self, Invitation},
     hook_files,
     install::{self, Places},
-    kernel::{Discovery, PINS, hooks, watchdog},
+    kernel::{self, Discovery, PINS, hooks, watchdog},
     machine, run,
     state::{Secret, StateDir},
 };
-use lifeboat_replication::errors::chain;
+use lifeboat_replication::{env::Env, errors::chain};
 
 const TOKEN: &str = "LIFEBOAT_ENROLMENT_TOKEN";
 
@@ -117,6 +117,7 @@ fn disks(arguments: DiskArgs) -> Result<(), Box<dyn Error>> {
     for issue in &found.issues {
         println!("{}: {}; {}", issue.code, issue.message, issue.remedy);
     }
+    println!("tracking: {}", kernel::best(Path::new("/sys"), Env::system().wall, &found.disks));
     Ok(())
 }
 

@@ -87,6 +87,10 @@ struct State {
     freeze: Freeze,
     /// Applications are held until then, unless they are released before.
     applications_held: Option<Instant>,
+    /// Changes are only found by looking.
+    blind: bool,
+    /// By looking, and not taken yet.
+    found: BlockSet,
 }
 
 /// The file systems and the watchdog, which outlive the agent.
@@ -155,6 +159,8 @@ impl Machine {
             read_time: Duration::ZERO,
             freeze: Freeze::default(),
             applications_held: None,
+            blind: false,
+            found: BlockSet::default(),
         };
         state.to_copy = state.everything();
         let all: Vec<_> = state.everything().runs(1).map(|run| ((run.disk, run.first), 0)).collect();
@@ -169,6 +175,16 @@ impl Machine {
     /// Each read takes this long from now on.
     pub fn set_read_time(&self, time: Duration) {
         self.state().read_time = time;
+    }
+
+    /// From now on the map finds changes only when somebody looks.
+    pub fn blind(&self) {
+        self.state().blind = true;
+    }
+
+    /// A reading of all disks, for a blind map. Takes no time.
+    pub fn look(&self) {
+        self.state().look();
     }
 
     /// A write is issued; it is on the disk after [`Machine::land`] and over after [`Machine::complete`].
@@ -254,7 +270,7 @@ impl Machine {
     pub fn clean(&self) -> BlockSet {
         let state = &*self.state();
         let mut clean = state.everything();
-        let marks = state.issued.iter().chain(&state.completed).chain([&state.held, &state.to_copy]);
+        let marks = state.marks();
         marks.for_each(|marks| clean.subtract(marks));
         state.writes.values().for_each(|write| clean.subtract(&one(write.address)));
         clean
@@ -268,7 +284,7 @@ impl Machine {
     /// The first clean block whose content `wrong` says so of, with that content.
     pub fn find_clean(&self, wrong: impl Fn(Address, Tag) -> bool) -> Option<(Address, Tag)> {
         let state = &*self.state();
-        let marks = || state.issued.iter().chain(&state.completed).chain([&state.held, &state.to_copy]);
+        let marks = || state.marks();
         let dirty = |(disk, block): Address| {
             marks().any(|marks| marks.contains(disk, block))
                 || state.writes.values().any(|write| write.address == (disk, block))
@@ -299,6 +315,17 @@ impl Machine {
 impl State {
     fn is_frozen(&self) -> bool {
         self.freeze.until.is_some_and(|until| Instant::now() < until)
+    }
+
+    /// Everything that does not count as clean, but for writes under way.
+    fn marks(&self) -> impl Iterator<Item = &BlockSet> {
+        self.issued.iter().chain(&self.completed).chain([&self.held, &self.to_copy, &self.found])
+    }
+
+    fn look(&mut self) {
+        for marks in self.issued.iter_mut().chain(&mut self.completed) {
+            self.found.union(&std::mem::take(marks));
+        }
     }
 
     fn is_held(&self) -> bool {
@@ -336,6 +363,11 @@ impl DirtyMap for MemoryMap {
 
     fn take(&mut self) -> Result<BlockSet, TrackError> {
         let state = &mut *self.0.state();
+        if state.blind {
+            let found = std::mem::take(&mut state.found);
+            state.held.union(&found);
+            return Ok(found);
+        }
         let old = 1 - state.generation;
         let mut taken = std::mem::take(&mut state.issued[old]);
         taken.union(&std::mem::take(&mut state.completed[old]));
@@ -345,7 +377,11 @@ impl DirtyMap for MemoryMap {
 
     fn issued_now(&mut self, within: &BlockSet) -> Result<BlockSet, TrackError> {
         let state = self.0.state();
-        Ok(state.issued[state.generation].intersection(within))
+        Ok(if state.blind {
+            BlockSet::default()
+        } else {
+            state.issued[state.generation].intersection(within)
+        })
     }
 
     fn held(&mut self) -> Result<BlockSet, TrackError> {
@@ -415,6 +451,25 @@ impl DirtyMap for MemoryMap {
 
     fn tracking(&self) -> String {
         "memory".to_owned()
+    }
+
+    fn stood(&mut self) -> bool {
+        let state = self.0.state();
+        let mut changed = state.issued.iter().chain(&state.completed).chain([&state.to_copy, &state.found]);
+        !state.blind || (state.writes.is_empty() && changed.all(BlockSet::is_empty))
+    }
+
+    fn may_stand(&self, _limit: Duration) -> bool {
+        let state = self.0.state();
+        state.blind && state.to_copy.is_empty()
+    }
+
+    fn stand(&mut self, _limit: Duration) -> Result<(), TrackError> {
+        let state = &mut *self.0.state();
+        if state.blind {
+            state.look();
+        }
+        Ok(())
     }
 }
 

@@ -24,7 +24,7 @@ use crate::{
     cli::Run,
     core::{Options, Parts, Replicator},
     edge::TrackError,
-    kernel::{Discovery, Disk, DiskReader, Found, KernelFreezer, KernelHooks, Tracker, TrackerOptions},
+    kernel::{self, Discovery, Disk, Found, KernelFreezer, KernelHooks, Tracked, TrackerOptions},
     machine,
     net::{dialler::Dialler, renewal},
     state::{StateDir, StateError},
@@ -42,8 +42,6 @@ pub enum RunError {
     NoDisk { refused: String },
     #[error("tracking")]
     Track(#[from] TrackError),
-    #[error("the disks cannot be opened; run as root")]
-    Open(#[source] io::Error),
     #[error("the mounted file systems cannot be listed; is /proc mounted?")]
     Mounts(#[source] io::Error),
     #[error("no thread for the hooks of applications could be started")]
@@ -119,7 +117,8 @@ async fn protect(
         let refused = if messages.is_empty() { "none was found".to_owned() } else { messages.join("; ") };
         return Err(RunError::NoDisk { refused });
     }
-    let tracker = Tracker::open(
+    let Tracked { map, source } = kernel::open(
+        arguments.tracking,
         &TrackerOptions {
             server: identity.server.clone(),
             pins: arguments.pins.pin_dir.clone(),
@@ -133,14 +132,13 @@ async fn protect(
         .map_err(RunError::Mounts)?;
     let hooks = KernelHooks::new(&arguments.hooks.hooks_dir, &arguments.hooks.hooks_state)
         .map_err(RunError::Hooks)?;
-    let source = DiskReader::open(&found.disks).map_err(RunError::Open)?;
     let server = identity.server.clone();
     let (renewed, identity) = watch::channel(identity);
     let parts = Parts {
         server: server.clone(),
         dial: Arc::new(Dialler::new(identity)),
-        map: Box::new(tracker),
-        source: Arc::new(source),
+        map,
+        source,
         freezer: Box::new(freezer),
         hooks: Box::new(hooks),
         env: env.clone(),

@@ -535,6 +535,58 @@ async fn a_load_that_leaves_no_exact_round_gets_points_by_freezing_and_only_so_m
     }
 }
 
+/// Looks every three seconds.
+async fn looks(machine: Machine) {
+    loop {
+        sleep(Duration::from_secs(3)).await;
+        machine.look();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_map_that_only_looks_gets_points_when_nobody_writes_and_else_by_standing_still() {
+    for freezes_per_hour in [0, 2] {
+        let mut world = World::new(9, 0);
+        world.server.freezes_per_hour = freezes_per_hour;
+        world.machine.blind();
+        let agent = world.start();
+        let looking = tokio::spawn(looks(world.machine.clone()));
+        let load = tokio::spawn(hammer(world.machine.clone()));
+        sleep(Duration::from_secs(300)).await;
+        load.abort();
+        let busy = world.server.vault.lock().unwrap().exact;
+        assert_eq!(busy, u64::from(freezes_per_hour), "one for each freeze, and no other");
+        assert_eq!(world.machine.freezes(), u64::from(freezes_per_hour));
+        sleep(Duration::from_secs(20)).await;
+        agent.abort();
+        looking.abort();
+        assert_eq!(world.check(), None);
+        let vault = world.server.vault.lock().unwrap();
+        assert!(vault.exact > busy, "it is quiet");
+        let inexact = vault.kinds.iter().filter(|kind| **kind == v1::RecordKind::Inexact).count();
+        assert!(inexact > 50, "what is found is sent: {inexact}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_map_that_only_looks_looks_for_a_consistent_point_that_is_asked_for() {
+    let mut world = World::new(10, 0);
+    world.server.freezes_per_hour = 1;
+    world.machine.blind();
+    let agent = world.start();
+    let looking = tokio::spawn(looks(world.machine.clone()));
+    let load = tokio::spawn(hammer(world.machine.clone()));
+    sleep(Duration::from_secs(20)).await;
+    world.server.ask("a", v1::Consistency::FilesystemConsistent);
+    sleep(Duration::from_secs(5)).await;
+    load.abort();
+    looking.abort();
+    agent.abort();
+    let answer = world.server.answer("a");
+    assert_eq!(answer.consistency(), v1::Consistency::FilesystemConsistent, "{answer:?}");
+    assert_eq!(world.server.vault.lock().unwrap().wrong, Vec::<String>::new());
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_point_that_is_asked_for_comes_at_once_and_once_even_if_nobody_writes() {
     let world = World::new(5, 0);

@@ -16,6 +16,7 @@ impl Session<'_> {
         let machine = &self.options.machine;
         let reason = self.parts.map.copy_reason();
         let mut issues: Vec<_> = self.kept.issues.values().cloned().collect();
+        issues.extend(self.parts.map.issues());
         issues.extend(reason.as_deref().map(|reason| self.copy_issue(reason)));
         let message = v1::Heartbeat {
             agent_time_micros: self.clock.sending(date, now).0,

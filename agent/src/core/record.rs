@@ -131,12 +131,14 @@ impl Session<'_> {
                 return Ok(message);
             }
             self.prepare(now);
+            let only_standing_helps = self.only_standing_helps(now);
             self.work = match self.stage {
                 Stage::Bulked if !self.catching_up => {
                     self.hold();
                     None
                 }
                 Stage::Ready if !self.catching_up && self.tracker.complete() => self.standing_round().await?,
+                _ if only_standing_helps => self.standing_round().await?,
                 _ => self.plan(now)?,
             };
             return Ok(None);
@@ -195,10 +197,12 @@ impl Session<'_> {
             let rest = first(&sendable, self.options.limits.batch_blocks());
             return Ok(Some(self.begin_record(Job::Batch, rest)));
         };
-        if sendable.is_empty() && (copying || !(self.need_point || self.kept.requests.any_round_will_do())) {
+        let may_be_exact = !copying && self.parts.map.stood();
+        let wanted = self.need_point || self.kept.requests.any_round_will_do();
+        if sendable.is_empty() && !(may_be_exact && wanted) {
             return Ok(None);
         }
-        let round = Round::new(flip, sendable.len(), !copying);
+        let round = Round::new(flip, sendable.len(), may_be_exact);
         Ok(Some(self.begin_round(round, sendable)))
     }
 
@@ -241,6 +245,7 @@ impl Session<'_> {
             round.disturbed = !self.parts.map.issued_now(&content.blocks)?.is_empty();
         }
         record.rest.subtract(&content.blocks);
+        self.end_of_pass(record);
         record.data_bytes += content.data.len() as u64;
         // A round that is due does not wait for a whole copy record.
         let batch = self.options.limits.batch_bytes;
@@ -249,6 +254,14 @@ impl Session<'_> {
             record.rest = BlockSet::default();
         }
         Ok(content)
+    }
+
+    /// Everything may have been read: does it show the instant of the flip? Asked before anything that stands still goes
+    /// on.
+    pub(super) fn end_of_pass(&mut self, record: &mut Record) {
+        if let (true, Job::Round(round)) = (record.rest.is_empty(), &mut record.job) {
+            round.disturbed |= !self.parts.map.stood();
+        }
     }
 
     pub(super) fn unreadable(&mut self, error: ReadError) -> SessionError {

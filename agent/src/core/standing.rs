@@ -267,8 +267,21 @@ impl Session<'_> {
         Ok(Some(record))
     }
 
+    /// No round becomes exact but one for which everything stands still, and it is time for one.
+    pub(super) fn only_standing_helps(&mut self, now: Instant) -> bool {
+        let limits = &self.policy.freeze;
+        let free =
+            matches!(self.stage, Stage::Idle) && self.group.is_idle() && !self.releasing.is_under_way();
+        let due = free && !self.catching_up && self.tracker.complete() && now >= self.next_round();
+        let without = now.saturating_duration_since(self.last_exact);
+        due && self.parts.map.may_stand(limits.timeout)
+            && self.kept.freezes.helps(limits, without, now)
+            && !self.parts.map.stood()
+    }
+
     async fn begin_standing(&mut self, began: Instant, limit: Duration) -> Result<Record, SessionError> {
         self.last_round = Some(began);
+        self.parts.map.stand(limit)?;
         let flip = self.flip_and_take()?;
         let sendable = self.tracker.sendable();
         let round = Round::new(flip, sendable.len(), true);
@@ -282,7 +295,8 @@ impl Session<'_> {
         let began = Instant::now();
         let limit = self.policy.freeze.timeout;
         let Ok(frozen) = self.freeze(began, limit).await else { return Ok(false) };
-        let read = match self.next_pass(record) {
+        let looked = self.parts.map.stand(limit);
+        let read = match looked.and_then(|()| self.next_pass(record)) {
             Ok(true) => self.read_standing(record, began, limit).await.map(|()| true),
             other => other.map_err(SessionError::from),
         };
@@ -332,12 +346,13 @@ impl Session<'_> {
     /// Thaws; also why nothing may be concluded from the freeze, if so.
     pub(super) async fn thaw_quietly(&mut self, frozen: &Frozen) -> (Thawed, Option<Obstacle>) {
         let thawed = self.parts.freezer.thaw().await;
+        let left_out = [frozen.left_out.clone(), self.parts.freezer.moved()].concat();
         self.kept.freezes.thawed(thawed.longest);
         self.kept.issues.remove(FREEZE_FAILED);
         tracing::info!(
             longest_ms = u64::try_from(thawed.longest.as_millis()).unwrap_or(u64::MAX),
             held_until_thaw = thawed.held_until_now,
-            left_out = ?frozen.left_out,
+            ?left_out,
             "froze the file systems"
         );
         let trusted = self.options.planted == Some(Planted::TrustExpiredFreeze);
@@ -346,12 +361,12 @@ impl Session<'_> {
                 "FreezeExpired",
                 "the watchdog thawed before the point was taken: the disks are too slow for the policy's freezeTimeout",
             ))
-        } else if !frozen.left_out.is_empty() {
+        } else if !left_out.is_empty() {
             Some(Obstacle::new(
                 "NotAllFrozen",
                 format!(
                     "{} cannot be frozen: mount it read-only (as /boot/efi may be), or have the disk left out",
-                    frozen.left_out.join(", ")
+                    left_out.join(", ")
                 ),
             ))
         } else {
@@ -376,6 +391,7 @@ impl Session<'_> {
             let content = self.read(record).await?;
             record.ready.push_back(content);
         }
+        self.end_of_pass(record);
         Ok(())
     }
 
@@ -401,6 +417,7 @@ impl Session<'_> {
             round.another(flip, rest.len());
         }
         record.rest = rest;
+        self.end_of_pass(record);
         Ok(true)
     }
 }

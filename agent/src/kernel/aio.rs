@@ -67,6 +67,11 @@ impl Queue {
         Self((made == 0).then_some(context))
     }
 
+    /// For a read alone, which needs none.
+    pub(super) fn none() -> Self {
+        Self(None)
+    }
+
     /// Reads all of them, and says how many bytes came to each, from its beginning on. None of them is under way any
     /// more when it returns.
     pub(super) fn read(&mut self, reads: &mut [Read<'_>]) -> Vec<usize> {

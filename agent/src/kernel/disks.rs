@@ -1,7 +1,7 @@
 //! Which disks this server has, and which of them can be protected.
 //!
-//! In: sysfs. Out: whole request-based disks with a stable id each, and a coded issue with its remedy for each disk
-//! that is refused.
+//! In: sysfs. Out: whole disks with a stable id each, and a coded issue with its remedy for each disk that is refused.
+//! Disks without a request queue (md arrays, multipath maps) only when they are named.
 
 use std::{
     collections::BTreeMap,
@@ -11,7 +11,7 @@ use std::{
 
 use lifeboat_replication::wire::v1;
 
-use super::{exclude::is_excluded, layout::MAX_DISKS};
+use super::{bio_based, exclude::is_excluded, layout::MAX_DISKS};
 
 /// A seed disk is a page blob of at most 8 TiB and holds the disk rounded up to MiB and a footer.
 const LARGEST_BYTES: u64 = (8 << 40) - (2 << 20);
@@ -32,6 +32,8 @@ pub struct Disk {
     pub device: u32,
     /// Number that the kernel gives once to each disk it finds: another one means another (or re-attached) disk.
     pub sequence: u64,
+    /// It has no request queue: its bios are tracked.
+    pub bio_based: bool,
 }
 
 impl Disk {
@@ -101,6 +103,7 @@ impl Discovery {
         }
         found.disks.sort_by(|a, b| a.id.cmp(&b.id));
         refuse_doubles(&mut found);
+        refuse_views(&block, &mut found);
         if found.disks.len() > MAX_DISKS {
             for disk in found.disks.split_off(MAX_DISKS) {
                 found.issues.push(error(
@@ -148,14 +151,10 @@ impl Discovery {
                 "move its data to a disk without zones, or leave it out of the list",
             );
         }
-        // blk-mq is what request-based disks have; without it no request reaches the tracepoints.
-        if !folder.join("mq").is_dir() {
-            return refuse(
-                "DiskIsBioBased",
-                format!("{path} has no request queue (NVMe multipath or a driver that takes bios)"),
-                "for NVMe boot with nvme_core.multipath=N; otherwise leave it out of the list",
-            );
-        }
+        let bio_based = match bio_based::judge(folder, name, !self.include.is_empty()) {
+            Ok(bio_based) => bio_based,
+            Err(why) => return refuse(why.code, format!("{path} {}", why.message), &why.remedy),
+        };
         let device = text(&folder.join("dev")).and_then(|text| {
             let (major, minor) = text.split_once(':')?;
             Some((major.parse::<u32>().ok()? << 20) | minor.parse::<u32>().ok()?)
@@ -190,7 +189,7 @@ impl Discovery {
         }
         // Kernels before 5.15 have no diskseq; they have no request_queue.disk either and cannot load the program.
         let sequence = number("diskseq").unwrap_or(0);
-        found.disks.push(Disk { name: name.to_owned(), id, size_bytes, device, sequence });
+        found.disks.push(Disk { name: name.to_owned(), id, size_bytes, device, sequence, bio_based });
     }
 }
 
@@ -215,6 +214,29 @@ fn refuse_doubles(found: &mut Found) {
     }
 }
 
+/// A disk that is protected by itself and through another one would be copied twice, and its two copies belong to one
+/// instant only by chance.
+fn refuse_views(block: &Path, found: &mut Found) {
+    let names: Vec<String> = found.disks.iter().map(|disk| disk.name.clone()).collect();
+    let Found { disks, issues } = found;
+    disks.retain(|disk| {
+        let below = bio_based::below(block, &disk.name);
+        let twice: Vec<_> = names.iter().filter(|name| below.contains(*name)).map(String::as_str).collect();
+        if !twice.is_empty() {
+            issues.push(error(
+                "DiskProtectedTwice",
+                format!(
+                    "{} lies on {}, which is protected itself",
+                    disk.path().display(),
+                    twice.join(" and ")
+                ),
+                "name either the disk or those below it",
+            ));
+        }
+        twice.is_empty()
+    });
+}
+
 /// `/dev/sda` → `sda`; sysfs writes the slash of `/dev/cciss/c0d0` as `!`.
 pub(super) fn sysfs_name(path: &Path) -> Option<String> {
     Some(path.strip_prefix("/dev").ok()?.to_str()?.replace('/', "!"))
@@ -229,7 +251,7 @@ pub(super) fn text(path: &Path) -> Option<String> {
 
 /// The id and whether it stays with the disk when that moves.
 fn identity(folder: &Path, name: &str) -> (String, bool) {
-    for file in ["wwid", "device/wwid", "serial", "device/serial"] {
+    for file in ["wwid", "device/wwid", "serial", "device/serial", "dm/uuid", "md/uuid"] {
         if let Some(value) =
             text(&folder.join(file)).filter(|value| value.chars().any(|c| c.is_ascii_alphanumeric()))
         {
@@ -248,6 +270,12 @@ fn identity(folder: &Path, name: &str) -> (String, bool) {
     if let Some(file) = text(&folder.join("loop/backing_file")) {
         return (sanitize(&format!("loop-{file}")), true);
     }
+    // Older kernels tell the number of an array only to udev.
+    if name.starts_with("md")
+        && let Some(link) = udev_link("md-uuid-", name)
+    {
+        return (sanitize(&link), true);
+    }
     let place = fs::canonicalize(folder).unwrap_or_default();
     let place: Vec<_> =
         place.iter().filter_map(|part| part.to_str()).skip_while(|part| *part != "devices").collect();
@@ -255,6 +283,18 @@ fn identity(folder: &Path, name: &str) -> (String, bool) {
         0..3 => (sanitize(&format!("name-{name}")), false),
         parts => (sanitize(&format!("place-{}", place[1..parts - 2].join("-"))), false),
     }
+}
+
+/// A name that udev gives to this disk, with this beginning.
+fn udev_link(beginning: &str, name: &str) -> Option<String> {
+    let links = fs::read_dir("/dev/disk/by-id").ok()?.filter_map(|link| Some(link.ok()?.path()));
+    let mut names: Vec<String> = links
+        .filter(|link| fs::canonicalize(link).is_ok_and(|real| sysfs_name(&real).as_deref() == Some(name)))
+        .filter_map(|link| Some(link.file_name()?.to_str()?.to_owned()))
+        .filter(|link| link.starts_with(beginning))
+        .collect();
+    names.sort();
+    names.into_iter().next()
 }
 
 /// Lower-case letters, digits, `-` and `.` only; what is too long ends with a checksum of the whole.

@@ -3,7 +3,8 @@
 //! In: a limit. Out: everything frozen, or nothing. The watchdog (`watchdog.rs`) is armed before the first freeze;
 //! without it nothing is frozen. All blocking calls are made by one thread, which thaws when the freezer is dropped.
 //! File systems that cannot be frozen (FAT, or those of other mount namespaces) are written back and named: with one
-//! of them left out, no point is called consistent. Raw devices and swap have nothing that could be frozen.
+//! of them left out, no point is called consistent. Swap and disks without a file system have nothing that could be
+//! frozen; a partition or volume without one that is in use (`bare.rs`) counts as left out.
 
 use std::{
     fs::{self, File},
@@ -11,7 +12,7 @@ use std::{
     os::{fd::AsFd as _, unix::net::UnixStream},
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
         mpsc,
     },
@@ -23,6 +24,7 @@ use futures::future::BoxFuture;
 use tokio::{sync::oneshot, time::Instant};
 
 use super::{
+    bare::{self, Bare},
     disks::Disk,
     mounts, sys,
     watchdog::{self, ARMED, Arm, ArmMount, HELD, THAWED},
@@ -47,13 +49,33 @@ pub struct KernelFreezer {
     sysfs: PathBuf,
     /// A thread writes back; a second one would only queue behind it.
     writing_back: Arc<AtomicBool>,
+    bare: Arc<Mutex<Unfrozen>>,
+}
+
+/// What was seen of partitions and volumes without a file system.
+#[derive(Default)]
+struct Unfrozen {
+    watch: bare::Watch,
+    /// Written between the last freeze and its thaw.
+    moved: Vec<String>,
+}
+
+/// Looks anew; those in use, with the reason.
+fn in_use(unfrozen: &Mutex<Unfrozen>, sysfs: &Path, disks: &[Disk]) -> Vec<String> {
+    let found = mounts::bare(sysfs, disks);
+    let written = unfrozen.lock().unwrap_or_else(PoisonError::into_inner).watch.look(&found);
+    bare::in_use(sysfs, &found, &written)
 }
 
 impl KernelFreezer {
     /// `socket`: where the watchdog listens, [`watchdog::SOCKET`] as a rule.
     pub fn new(disks: &[Disk], sysfs: &Path, socket: &Path) -> io::Result<Self> {
         let (commands, queue) = mpsc::channel();
+        let bare = Arc::new(Mutex::new(Unfrozen::default()));
+        // What is written from now on is in use.
+        in_use(&bare, sysfs, disks);
         let worker = Worker {
+            bare: Arc::clone(&bare),
             disks: disks.to_vec(),
             sysfs: sysfs.to_owned(),
             socket: socket.to_owned(),
@@ -62,7 +84,7 @@ impl KernelFreezer {
         // A thread of its own: freezing and syncing block for as long as the disks take.
         std::thread::Builder::new().name("freezer".to_owned()).spawn(move || worker.run(&queue))?;
         let writing_back = Arc::new(AtomicBool::new(false));
-        Ok(Self { commands, disks: disks.to_vec(), sysfs: sysfs.to_owned(), writing_back })
+        Ok(Self { commands, disks: disks.to_vec(), sysfs: sysfs.to_owned(), writing_back, bare })
     }
 }
 
@@ -105,7 +127,13 @@ impl Freezer for KernelFreezer {
     }
 
     fn not_freezable(&self) -> Vec<String> {
-        mounts::without_file_system(&self.sysfs, &self.disks)
+        let mut all = mounts::without_file_system(&self.sysfs, &self.disks);
+        all.extend(in_use(&self.bare, &self.sysfs, &self.disks));
+        all
+    }
+
+    fn moved(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.bare.lock().unwrap_or_else(PoisonError::into_inner).moved)
     }
 
     async fn thaw(&mut self) -> Thawed {
@@ -123,12 +151,16 @@ struct Worker {
     sysfs: PathBuf,
     socket: PathBuf,
     frozen: Option<Standing>,
+    bare: Arc<Mutex<Unfrozen>>,
 }
 
 /// File systems frozen, in the order of freezing, with the moment each began to stand still.
 struct Standing {
     mounts: Vec<(File, Instant)>,
     watchdog: UnixStream,
+    /// What has no file system, and how much was written to it when everything else stood still.
+    bare: Vec<Bare>,
+    watch: bare::Watch,
 }
 
 impl Drop for Worker {
@@ -192,6 +224,8 @@ impl Worker {
         let nothing = |reason: String| FreezeError::NothingToFreeze { reason };
         let (mounts, mut left_out) =
             mounts::find(&self.sysfs, &self.disks).map_err(|error| nothing(error.to_string()))?;
+        left_out.extend(in_use(&self.bare, &self.sysfs, &self.disks));
+        let bare = mounts::bare(&self.sysfs, &self.disks);
         let mut opened = Vec::new();
         for mount in &mounts {
             let path = mount.point.display().to_string();
@@ -209,7 +243,8 @@ impl Worker {
             self.arm(limit, &mounts).map_err(|error| FreezeError::Watchdog { reason: error.to_string() })?;
         let armed = Instant::now();
         // From here until the thaw nothing may be logged, and every way out thaws.
-        let frozen = self.frozen.insert(Standing { mounts: Vec::new(), watchdog });
+        let watch = bare::Watch::default();
+        let frozen = self.frozen.insert(Standing { mounts: Vec::new(), watchdog, bare, watch });
         let mut failure = None;
         for (path, directory) in opened {
             let since = Instant::now();
@@ -229,6 +264,7 @@ impl Worker {
         if failure.is_none() && frozen.mounts.is_empty() {
             failure = Some(nothing("none of those mounted can be frozen".to_owned()));
         }
+        frozen.watch.look(&frozen.bare);
         // Whatever was mounted since the list was made is not frozen.
         let now = self.mounts().unwrap_or_default();
         let new = now.iter().filter(|mount| !mounts.iter().any(|known| known.device == mount.device));
@@ -257,9 +293,10 @@ impl Worker {
     }
 
     fn thaw(&mut self) -> Thawed {
-        let Some(Standing { mounts, watchdog }) = self.frozen.take() else {
+        let Some(Standing { mounts, watchdog, bare, mut watch }) = self.frozen.take() else {
             return Thawed { longest: Duration::ZERO, held_until_now: false };
         };
+        let written = watch.look(&bare);
         let mut thawed = Thawed { longest: Duration::ZERO, held_until_now: !mounts.is_empty() };
         for (directory, since) in mounts.iter().rev() {
             thawed.held_until_now &= sys::thaw(directory.as_fd()).is_ok();
@@ -267,6 +304,9 @@ impl Worker {
         }
         let held = (&watchdog).write_all(THAWED).and_then(|()| line(&watchdog));
         thawed.held_until_now &= held.is_ok_and(|answer| answer == HELD);
+        let moved = bare.iter().filter(|bare| written.contains(&bare.device));
+        let moved = moved.map(|bare| format!("{} (written meanwhile)", bare.name())).collect();
+        self.bare.lock().unwrap_or_else(PoisonError::into_inner).moved = moved;
         thawed
     }
 }

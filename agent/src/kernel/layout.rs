@@ -47,6 +47,10 @@ pub(super) const COUNT_WRITES: usize = 0;
 pub(super) const COUNT_ISSUED_BYTES: usize = 1;
 pub(super) const COUNT_COMPLETED_BYTES: usize = 2;
 pub(super) const COUNT_REQUEUED_BYTES: usize = 3;
+pub(super) const COUNT_QUEUED_BIOS: usize = 4;
+pub(super) const COUNT_ENDED_BIOS: usize = 5;
+/// Writes under way at once on disks without a request queue, at most: 80 bytes each.
+pub(super) const BIOS: u32 = 1 << 17;
 
 pub(super) const LOST_OVERFLOW: u64 = 1;
 pub(super) const LOST_PAST_END: u64 = 2;
@@ -55,6 +59,10 @@ pub(super) const LOST_ZONE: u64 = 8;
 pub(super) const LOST_INTERNAL: u64 = 16;
 /// Set by the agent: the kernel left out a run of the program at issue.
 pub(super) const LOST_MISSED_ISSUE: u64 = 32;
+/// More bios were under way than the program notes.
+pub(super) const LOST_BIOS: u64 = 64;
+/// Set by the agent: completions of bios escape the program.
+pub(super) const LOST_ESCAPED_BIOS: u64 = 128;
 
 pub(super) const EXTENTS: usize = 1024;
 pub(super) const EXTENT_WORDS: usize = 2 * EXTENTS * 2;
@@ -148,7 +156,7 @@ mod tests {
     use super::*;
 
     fn disk(size_bytes: u64) -> Disk {
-        Disk { name: "x".into(), id: "x".into(), size_bytes, device: 0, sequence: 0 }
+        Disk { name: "x".into(), id: "x".into(), size_bytes, device: 0, sequence: 0, bio_based: false }
     }
 
     #[test]

@@ -2,14 +2,18 @@
 //!
 //! ```text
 //!   disks (sysfs) ──► pins (program, maps, links in bpffs) ──► tracker: DirtyMap
-//!        │                layout · bits · control · suspects      (marks, held, to copy)
+//!        │ bio_based      layout · bits · control · suspects · bios     (marks, held, to copy)
 //!        ├──────────► reader: BlockSource (O_DIRECT)
-//!        └──────────► mounts ──► freezer: Freezer ──socket──► watchdog (a process of its own)
+//!        └──────────► mounts, bare ──► freezer: Freezer ──socket──► watchdog (a process of its own)
+//!   rung: which tracker; scan: without eBPF, DirtyMap and BlockSource made of reading the disks again and again
 //!   hooks: Hooks (scripts of applications)
 //!   sys, aio, mapped: all the unsafe code
 //! ```
 
 mod aio;
+mod bare;
+mod bio_based;
+mod bios;
 mod bits;
 mod control;
 mod disks;
@@ -22,6 +26,8 @@ mod mapped;
 mod mounts;
 mod pins;
 mod reader;
+mod rung;
+mod scan;
 mod suspects;
 mod sys;
 mod tracker;
@@ -32,4 +38,5 @@ pub use freezer::KernelFreezer;
 pub use hooks::KernelHooks;
 pub use pins::remove as remove_pins;
 pub use reader::DiskReader;
+pub use rung::{Tracked, Tracking, best, open};
 pub use tracker::{Counters, PINS, Tracker, TrackerOptions};

@@ -11,7 +11,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{disks::Disk, sys};
+use super::{
+    bare::{self, Bare},
+    disks::Disk,
+    sys,
+};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Mount {
@@ -26,15 +30,9 @@ pub(super) struct Mount {
 /// services with mounts of their own): nothing here can reach them.
 pub(super) fn find(sysfs: &Path, disks: &[Disk]) -> io::Result<(Vec<Mount>, Vec<String>)> {
     let own = on_disks(&read(Path::new("/proc/self"))?, sysfs, disks);
-    let namespace = |process: &Path| fs::read_link(process.join("ns/mnt")).ok();
-    let mut namespaces: BTreeSet<PathBuf> = namespace(Path::new("/proc/self")).into_iter().collect();
     let mut devices: BTreeSet<(u32, u32)> = own.iter().map(|mount| mount.device).collect();
     let mut elsewhere = Vec::new();
-    for process in fs::read_dir("/proc")?.filter_map(|entry| Some(entry.ok()?.path())) {
-        // Processes end while they are looked at; kernel threads share the first namespace.
-        let Some(other) = namespace(&process).filter(|other| !namespaces.contains(other)) else { continue };
-        let Ok(mountinfo) = read(&process) else { continue };
-        namespaces.insert(other);
+    for (process, mountinfo) in other_namespaces()? {
         for mount in on_disks(&mountinfo, sysfs, disks) {
             if devices.insert(mount.device) {
                 elsewhere.push(format!(
@@ -46,6 +44,48 @@ pub(super) fn find(sysfs: &Path, disks: &[Disk]) -> io::Result<(Vec<Mount>, Vec<
         }
     }
     Ok((own, elsewhere))
+}
+
+/// A process of each other mount namespace, and what is mounted there.
+fn other_namespaces() -> io::Result<Vec<(PathBuf, String)>> {
+    let namespace = |process: &Path| fs::read_link(process.join("ns/mnt")).ok();
+    let mut namespaces: BTreeSet<PathBuf> = namespace(Path::new("/proc/self")).into_iter().collect();
+    let mut others = Vec::new();
+    for process in fs::read_dir("/proc")?.filter_map(|entry| Some(entry.ok()?.path())) {
+        // Processes end while they are looked at; kernel threads share the first namespace.
+        let Some(other) = namespace(&process).filter(|other| !namespaces.contains(other)) else { continue };
+        let Ok(mountinfo) = read(&process) else { continue };
+        namespaces.insert(other);
+        others.push((process, mountinfo));
+    }
+    Ok(others)
+}
+
+/// What is mounted in any namespace, writable or not, and swap.
+fn used() -> BTreeSet<(u32, u32)> {
+    let own = read(Path::new("/proc/self")).unwrap_or_default();
+    let others = other_namespaces().unwrap_or_default();
+    let all = std::iter::once(&own).chain(others.iter().map(|(_, mountinfo)| mountinfo));
+    let mounted = all.flat_map(|mountinfo| mountinfo.lines()).filter_map(parse);
+    mounted.filter_map(|mount| mount.of()).chain(swaps().into_iter().map(|(_, device)| device)).collect()
+}
+
+/// Partitions and volumes of the disks that nobody has mounted. Whole disks are told by [`without_file_system`].
+pub(super) fn bare(sysfs: &Path, disks: &[Disk]) -> Vec<Bare> {
+    let mut found = bare::find(sysfs, disks, &used());
+    found.retain(|bare| !disks.iter().any(|disk| (disk.device >> 20, disk.device & 0xf_ffff) == bare.device));
+    found
+}
+
+/// Block devices that are swapped to.
+fn swaps() -> Vec<(String, (u32, u32))> {
+    let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
+    let paths = swaps.lines().skip(1).filter_map(|line| line.split_whitespace().next());
+    let of = |path: &str| {
+        let device = sys::split_device(fs::metadata(unescape(path)).ok()?.rdev());
+        (device.0 != 0).then(|| (path.to_owned(), device))
+    };
+    paths.filter_map(of).collect()
 }
 
 impl Mount {
@@ -62,7 +102,8 @@ impl Mount {
 /// Swap on the disks, and disks without any mounted file system, writable or not.
 pub(super) fn without_file_system(sysfs: &Path, disks: &[Disk]) -> Vec<String> {
     let on_protected = |device| {
-        disks_below(sysfs, device).into_iter().filter(|name| disks.iter().any(|disk| disk.name == *name))
+        let below = disks_below(sysfs, device, disks);
+        below.into_iter().filter(|name| disks.iter().any(|disk| disk.name == *name))
     };
     let mountinfo = read(Path::new("/proc/self")).unwrap_or_default();
     let mounted: BTreeSet<String> =
@@ -72,11 +113,8 @@ pub(super) fn without_file_system(sysfs: &Path, disks: &[Disk]) -> Vec<String> {
         .filter(|disk| !mounted.contains(&disk.name))
         .map(|disk| format!("{} (no mounted file system)", disk.path().display()))
         .collect();
-    let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
-    all.extend(swaps.lines().skip(1).filter_map(|line| line.split_whitespace().next()).filter_map(|swap| {
-        let device = sys::split_device(fs::metadata(swap).ok()?.rdev());
-        (device.0 != 0 && on_protected(device).next().is_some()).then(|| format!("{swap} (swap)"))
-    }));
+    let on_disks = swaps().into_iter().filter(|(_, device)| on_protected(*device).next().is_some());
+    all.extend(on_disks.map(|(swap, _)| format!("{swap} (swap)")));
     all
 }
 
@@ -93,7 +131,7 @@ fn on_disks(mountinfo: &str, sysfs: &Path, disks: &[Disk]) -> Vec<Mount> {
     let mut chosen: BTreeMap<(u32, u32), Mount> = BTreeMap::new();
     for mount in mountinfo.lines().filter_map(parse) {
         let Some(device) = mount.of() else { continue };
-        let below = disks_below(sysfs, device);
+        let below = disks_below(sysfs, device, disks);
         if !mount.read_only && below.iter().any(|name| disks.iter().any(|disk| disk.name == *name)) {
             // Later mounts of the same file system are no better than the first.
             chosen.entry(mount.device).or_insert(mount);
@@ -104,13 +142,18 @@ fn on_disks(mountinfo: &str, sysfs: &Path, disks: &[Disk]) -> Vec<Mount> {
     mounts
 }
 
-/// Names of the whole disks under a block device: partitions lie on one, volumes on those of their `slaves`.
-fn disks_below(sysfs: &Path, (major, minor): (u32, u32)) -> Vec<String> {
+/// Names of the whole disks under a block device: partitions lie on one, volumes on those of their `slaves`. What is
+/// protected itself counts as a disk, whatever lies below.
+fn disks_below(sysfs: &Path, (major, minor): (u32, u32), protected: &[Disk]) -> Vec<String> {
     let Ok(folder) = fs::canonicalize(sysfs.join(format!("dev/block/{major}:{minor}"))) else {
         return Vec::new();
     };
     let whole = if folder.join("partition").exists() { folder.parent().unwrap_or(&folder) } else { &folder };
-    let slaves: Vec<_> = fs::read_dir(folder.join("slaves"))
+    let name = whole.file_name().and_then(|name| name.to_str()).map(str::to_owned);
+    if let Some(name) = name.as_ref().filter(|name| protected.iter().any(|disk| disk.name == **name)) {
+        return vec![name.clone()];
+    }
+    let slaves: Vec<_> = fs::read_dir(whole.join("slaves"))
         .into_iter()
         .flatten()
         .filter_map(|slave| fs::read_to_string(slave.ok()?.path().join("dev")).ok())
@@ -120,9 +163,9 @@ fn disks_below(sysfs: &Path, (major, minor): (u32, u32)) -> Vec<String> {
         })
         .collect();
     if slaves.is_empty() {
-        return whole.file_name().and_then(|name| name.to_str()).map(str::to_owned).into_iter().collect();
+        return name.into_iter().collect();
     }
-    slaves.into_iter().flat_map(|slave| disks_below(sysfs, slave)).collect()
+    slaves.into_iter().flat_map(|slave| disks_below(sysfs, slave, protected)).collect()
 }
 
 /// `36 35 98:0 /root /point rw,noatime shared:1 - ext4 /dev/sda1 rw,errors=continue`
@@ -167,7 +210,14 @@ mod tests {
     use super::*;
 
     fn disk(name: &str) -> Disk {
-        Disk { name: name.into(), id: name.into(), size_bytes: 1 << 20, device: 0, sequence: 0 }
+        Disk {
+            name: name.into(),
+            id: name.into(),
+            size_bytes: 1 << 20,
+            device: 0,
+            sequence: 0,
+            bio_based: false,
+        }
     }
 
     /// A disk sda with two partitions, sdb, and a volume on sda2.
@@ -206,6 +256,17 @@ mod tests {
         let mounts = on_disks(MOUNTINFO, sysfs.path(), &[disk("sda")]);
         let points: Vec<_> = mounts.iter().map(|mount| mount.point.to_str().unwrap()).collect();
         assert_eq!(points, ["/var/lib/with space", "/var", "/"]);
+    }
+
+    /// LVM on sda2: with sda as with the volume's own array, if that is what is protected.
+    #[test]
+    fn file_systems_of_a_disk_that_is_itself_on_others_are_found() {
+        let sysfs = sysfs();
+        let points = |name: &str| -> Vec<PathBuf> {
+            on_disks(MOUNTINFO, sysfs.path(), &[disk(name)]).into_iter().map(|mount| mount.point).collect()
+        };
+        assert_eq!(points("dm-0"), [PathBuf::from("/var")]);
+        assert!(points("sda").contains(&PathBuf::from("/var")));
     }
 
     #[test]

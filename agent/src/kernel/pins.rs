@@ -25,8 +25,8 @@ use aya::{
 use super::{
     disks::Disk,
     layout::{
-        CONTROL_COUNTERS, CONTROL_DIGEST, CONTROL_MAGIC, CONTROL_READY, CONTROL_WORDS, EXTENT_WORDS, FORMAT,
-        Layout, MAGIC, Set,
+        BIOS, CONTROL_COUNTERS, CONTROL_DIGEST, CONTROL_MAGIC, CONTROL_READY, CONTROL_WORDS, EXTENT_WORDS,
+        FORMAT, Layout, MAGIC, Set,
     },
     mapped::Mapped,
     sys,
@@ -38,13 +38,17 @@ static PROGRAM: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/t
 /// Function in the program, and the tracepoint it is attached to.
 const TRACEPOINTS: [(&str, &str); 3] =
     [("issue", "block_rq_issue"), ("complete", "block_rq_complete"), ("requeue", "block_rq_requeue")];
+/// Also, where a disk has no request queue.
+const BIO_TRACEPOINTS: [(&str, &str); 2] =
+    [("bio_queue", "block_bio_queue"), ("bio_complete", "block_bio_complete")];
 /// Name in the program, and file in the pin directory.
-const MAPS: [(&str, &str); 5] = [
+const MAPS: [(&str, &str); 6] = [
     ("MARKS", "marks"),
     ("SUMMARY", "summary"),
     ("EXTENT_TABLE", "extents"),
     ("CONTROL", "control"),
     ("DISKS", "disks"),
+    ("BIOS", "bios"),
 ];
 const BPF_FILE_SYSTEM: &str = "/sys/fs/bpf";
 
@@ -55,11 +59,12 @@ struct DiskEntry {
     base: [u64; 4],
     blocks: u64,
     number: u64,
+    bios: u64,
 }
 
 #[allow(unsafe_code, reason = "aya copies map values as bytes")]
 mod pod {
-    // SAFETY: `repr(C)`, six u64, no padding, every bit pattern valid.
+    // SAFETY: `repr(C)`, seven u64, no padding, every bit pattern valid.
     unsafe impl aya::Pod for super::DiskEntry {}
 }
 
@@ -70,8 +75,9 @@ pub(super) struct Pins {
     pub(super) summary: Mapped,
     pub(super) extents: Mapped,
     pub(super) control: Mapped,
-    pub(super) issue: OwnedFd,
-    pub(super) complete: OwnedFd,
+    /// Programs at the beginning of a write, and at its end.
+    pub(super) issue: Vec<OwnedFd>,
+    pub(super) complete: Vec<OwnedFd>,
     /// Held so that the programs stay attached even if somebody removes the pins.
     _links: Vec<OwnedFd>,
     /// Locked, so that a second agent cannot take marks away from the first.
@@ -113,15 +119,15 @@ impl Pins {
             remedy: "stop it first: systemctl stop lifeboat-agent".to_owned(),
         })?;
         let digest = digest(identity, disks);
-        let start = match Self::resume(folder, layout, digest, &lock) {
+        let start = match Self::resume(folder, disks, layout, digest, &lock) {
             Ok(pins) => return Ok((pins, Start::Resumed)),
             Err(start) => start,
         };
         clear(folder).map_err(kernel("remove old pins"))?;
         load(Some(folder), disks, layout).map_err(unsupported)?;
-        let mut pins = Self::map(folder, layout, &lock).map_err(kernel("map its bitmaps"))?;
+        let mut pins = Self::map(folder, disks, layout, &lock).map_err(kernel("map its bitmaps"))?;
         pins.fill(layout, digest);
-        attach_links(folder, &mut pins).map_err(kernel("open its links"))?;
+        attach_links(folder, disks, &mut pins).map_err(kernel("open its links"))?;
         pins.control[CONTROL_READY].store(1, SeqCst);
         Ok((pins, start))
     }
@@ -129,10 +135,10 @@ impl Pins {
     /// For a process that only watches: no other run takes the marks up, and nothing is left behind.
     pub(super) fn unpinned(disks: &[Disk], layout: &Layout) -> Result<Self, TrackError> {
         let ebpf = load(None, disks, layout).map_err(unsupported)?;
-        Self::map_unpinned(ebpf, layout).map_err(kernel("map its bitmaps"))
+        Self::map_unpinned(ebpf, disks, layout).map_err(kernel("map its bitmaps"))
     }
 
-    fn map_unpinned(ebpf: Ebpf, layout: &Layout) -> io::Result<Self> {
+    fn map_unpinned(ebpf: Ebpf, disks: &[Disk], layout: &Layout) -> io::Result<Self> {
         let map = |name: &str, words: usize| match ebpf.map(name) {
             Some(Map::Array(data)) => Mapped::new(data.fd().as_fd(), words),
             _ => Err(io::Error::other(format!("the program has no array {name}"))),
@@ -141,20 +147,27 @@ impl Pins {
             let program = ebpf.program(name).ok_or_else(|| io::Error::other(name.to_owned()))?;
             program.fd().map_err(io::Error::other)?.as_fd().try_clone_to_owned()
         };
+        let programs = |functions: Vec<&str>| functions.into_iter().map(program).collect::<io::Result<_>>();
         Ok(Self {
             marks: map("MARKS", layout.mark_words().ok_or(io::ErrorKind::OutOfMemory)? as usize)?,
             summary: map("SUMMARY", layout.summary_words())?,
             extents: map("EXTENT_TABLE", EXTENT_WORDS)?,
             control: map("CONTROL", CONTROL_WORDS)?,
-            issue: program("issue")?,
-            complete: program("complete")?,
+            issue: programs(beginnings(disks))?,
+            complete: programs(ends(disks))?,
             _links: Vec::new(),
             _lock: None,
             _unpinned: Some(ebpf),
         })
     }
 
-    fn resume(folder: &Path, layout: &Layout, digest: [u64; 4], lock: &File) -> Result<Self, Start> {
+    fn resume(
+        folder: &Path,
+        disks: &[Disk],
+        layout: &Layout,
+        digest: [u64; 4],
+        lock: &File,
+    ) -> Result<Self, Start> {
         let is_empty = fs::read_dir(folder).map(|mut files| files.next().is_none()).unwrap_or(true);
         if is_empty {
             return Err(Start::Absent);
@@ -180,14 +193,18 @@ impl Pins {
         if found[2..] != digest[2..] {
             return Err(unusable(OTHER_DISKS.to_owned()));
         }
-        let mut pins = Self::map(folder, layout, lock)
+        let mut pins = Self::map(folder, disks, layout, lock)
             .map_err(|error| unusable(format!("a pinned map is missing ({error})")))?;
-        attach_links(folder, &mut pins)
+        attach_links(folder, disks, &mut pins)
             .map_err(|error| unusable(format!("tracking was detached ({error})")))?;
         Ok(pins)
     }
 
-    fn map(folder: &Path, layout: &Layout, lock: &File) -> io::Result<Self> {
+    fn map(folder: &Path, disks: &[Disk], layout: &Layout, lock: &File) -> io::Result<Self> {
+        let programs = |functions: Vec<&str>| {
+            let program = |function| sys::open_pinned(&folder.join(format!("program_{function}")));
+            functions.into_iter().map(program).collect::<io::Result<_>>()
+        };
         let map = |name: &str, words: usize| {
             let map = sys::open_pinned(&folder.join(name))?;
             Mapped::new(map.as_fd(), words)
@@ -197,8 +214,8 @@ impl Pins {
             summary: map("summary", layout.summary_words())?,
             extents: map("extents", EXTENT_WORDS)?,
             control: map("control", CONTROL_WORDS)?,
-            issue: sys::open_pinned(&folder.join("program_issue"))?,
-            complete: sys::open_pinned(&folder.join("program_complete"))?,
+            issue: programs(beginnings(disks))?,
+            complete: programs(ends(disks))?,
             _links: Vec::new(),
             _lock: Some(lock.try_clone()?),
             _unpinned: None,
@@ -242,9 +259,24 @@ fn clear(folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn attach_links(folder: &Path, pins: &mut Pins) -> io::Result<()> {
-    pins._links = TRACEPOINTS
-        .iter()
+/// What is attached for these disks.
+fn tracepoints(disks: &[Disk]) -> impl Iterator<Item = (&'static str, &'static str)> {
+    let bios: &[_] = if disks.iter().any(|disk| disk.bio_based) { &BIO_TRACEPOINTS } else { &[] };
+    TRACEPOINTS.iter().chain(bios).copied()
+}
+
+fn beginnings(disks: &[Disk]) -> Vec<&'static str> {
+    let is_one = |function: &&str| matches!(*function, "issue" | "bio_queue");
+    tracepoints(disks).map(|(function, _)| function).filter(is_one).collect()
+}
+
+fn ends(disks: &[Disk]) -> Vec<&'static str> {
+    let is_one = |function: &&str| matches!(*function, "complete" | "bio_complete");
+    tracepoints(disks).map(|(function, _)| function).filter(is_one).collect()
+}
+
+fn attach_links(folder: &Path, disks: &[Disk], pins: &mut Pins) -> io::Result<()> {
+    pins._links = tracepoints(disks)
         .map(|(function, _)| sys::open_pinned(&folder.join(format!("link_{function}"))))
         .collect::<io::Result<_>>()?;
     Ok(())
@@ -254,10 +286,12 @@ fn attach_links(folder: &Path, pins: &mut Pins) -> io::Result<()> {
 fn load(folder: Option<&Path>, disks: &[Disk], layout: &Layout) -> Result<Ebpf, Box<dyn std::error::Error>> {
     let btf = Btf::from_sys_fs()?;
     let words = layout.mark_words().ok_or("the disks are larger than 140 TiB together")?;
+    let bios = if disks.iter().any(|disk| disk.bio_based) { BIOS } else { 1 };
     let mut ebpf = EbpfLoader::new()
         .btf(Some(&btf))
         .map_max_entries("MARKS", words)
         .map_max_entries("SUMMARY", u32::try_from(layout.summary_words())?)
+        .map_max_entries("BIOS", bios)
         .load(PROGRAM)?;
     for (name, file) in MAPS {
         let Some(folder) = folder else { break };
@@ -272,10 +306,15 @@ fn load(folder: Option<&Path>, disks: &[Disk], layout: &Layout) -> Result<Ebpf, 
     for (number, disk) in disks.iter().enumerate() {
         let base = [Set::Issued(0), Set::Issued(1), Set::Completed(0), Set::Completed(1)]
             .map(|set| layout.start(set, number) as u64);
-        let entry = DiskEntry { base, blocks: layout.blocks(number).into(), number: number as u64 };
+        let entry = DiskEntry {
+            base,
+            blocks: layout.blocks(number).into(),
+            number: number as u64,
+            bios: disk.bio_based.into(),
+        };
         entries.insert(disk.device, entry, 0)?;
     }
-    for (function, tracepoint) in TRACEPOINTS {
+    for (function, tracepoint) in tracepoints(disks) {
         let program =
             ebpf.program_mut(function).ok_or_else(|| format!("the program has no function {function}"))?;
         let program: &mut BtfTracePoint = program.try_into()?;
@@ -297,8 +336,8 @@ fn digest(identity: &str, disks: &[Disk]) -> [u64; 4] {
     use ring::digest::{Context, SHA256, digest};
     let mut context = Context::new(&SHA256);
     context.update(identity.as_bytes());
-    for Disk { name, id, size_bytes, device, sequence } in disks {
-        context.update(format!("\n{name} {id} {size_bytes} {device} {sequence}").as_bytes());
+    for Disk { name, id, size_bytes, device, sequence, bio_based } in disks {
+        context.update(format!("\n{name} {id} {size_bytes} {device} {sequence} {bio_based}").as_bytes());
     }
     let half = |bytes: &[u8], index: usize| {
         let mut word = [0; 8];

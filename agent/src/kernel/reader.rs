@@ -1,8 +1,8 @@
 //! Content of the disks, read past the page cache.
 //!
 //! In: runs of blocks. Out: their bytes. Bounded by `READERS` jobs under way and as many waiting; further callers
-//! wait for a place. The runs of a job are read at once, by one system call. O_DIRECT, since a buffered read of the block device can return what an earlier one has cached
-//! while a file system has written newer blocks through its own cache.
+//! wait for a place. The runs of a job are read at once, by one system call. O_DIRECT, since a buffered read of the block
+//! device can return what an earlier one has cached while a file system has written newer blocks through its own cache.
 
 use std::{
     fs::{File, OpenOptions},
@@ -45,15 +45,11 @@ struct Opened {
     file: File,
 }
 
-/// The protected disks, opened for reading. Dropping it ends its threads.
-pub struct DiskReader {
-    disks: Arc<Vec<Opened>>,
-    jobs: mpsc::Sender<Job>,
-}
+/// The protected disks, opened for reading past every cache. Disks get the tracker's numbers: 1, 2, … in the order given.
+pub(super) struct Files(Vec<Opened>);
 
-impl DiskReader {
-    /// Disks get the tracker's numbers: 1, 2, … in the order given.
-    pub fn open(disks: &[Disk]) -> io::Result<Self> {
+impl Files {
+    pub(super) fn open(disks: &[Disk]) -> io::Result<Self> {
         let mut opened = Vec::new();
         for (number, disk) in (1..).zip(disks) {
             let path = disk.path();
@@ -72,7 +68,25 @@ impl DiskReader {
             };
             opened.push(Opened { info, file });
         }
-        let disks = Arc::new(opened);
+        Ok(Self(opened))
+    }
+
+    /// Blocks until it is done. What is behind the end of the disk is zero.
+    pub(super) fn read(&self, run: BlockRun) -> io::Result<Bytes> {
+        let answer = read_all(&self.0, &mut Queue::none(), vec![run]).pop();
+        answer.map_or_else(|| Err(ended()), |(_, content)| content)
+    }
+}
+
+/// The protected disks. Dropping it ends its threads.
+pub struct DiskReader {
+    disks: Arc<Files>,
+    jobs: mpsc::Sender<Job>,
+}
+
+impl DiskReader {
+    pub fn open(disks: &[Disk]) -> io::Result<Self> {
+        let disks = Arc::new(Files::open(disks)?);
         let (jobs, queue) = mpsc::channel(READERS);
         let queue = Arc::new(Mutex::new(queue));
         for number in 0..READERS {
@@ -88,7 +102,7 @@ impl DiskReader {
 #[async_trait]
 impl BlockSource for DiskReader {
     fn disks(&self) -> Vec<v1::Disk> {
-        self.disks.iter().map(|disk| disk.info.clone()).collect()
+        self.disks.0.iter().map(|disk| disk.info.clone()).collect()
     }
 
     async fn read(&self, run: BlockRun) -> io::Result<Bytes> {
@@ -108,12 +122,12 @@ impl BlockSource for DiskReader {
 }
 
 /// A thread of its own for each reader, since reading a disk blocks; ends when the `DiskReader` is dropped.
-fn work(disks: &[Opened], queue: &Mutex<mpsc::Receiver<Job>>) {
+fn work(disks: &Files, queue: &Mutex<mpsc::Receiver<Job>>) {
     let mut together = Queue::new();
     loop {
         let job = queue.lock().unwrap_or_else(PoisonError::into_inner).blocking_recv();
         let Some(Job { runs, answer }) = job else { return };
-        let answers = read_all(disks, &mut together, runs);
+        let answers = read_all(&disks.0, &mut together, runs);
         // Nobody waits for the answers any more when the session ended: not an error.
         _ = answer.send(answers);
     }

@@ -24,14 +24,16 @@ use lifeboat_replication::{
 use tokio::time::Instant;
 
 use super::{
+    bios::{self, Counts},
     bits, control,
     disks::Disk,
     first_start,
     layout::{
         CONTROL_COMPLETE_MISSES, CONTROL_EXTENTS, CONTROL_GENERATION, CONTROL_ISSUE_MISSES,
-        CONTROL_ISSUE_ONLY, CONTROL_LOST, COUNT_COMPLETED_BYTES, COUNT_ISSUED_BYTES, COUNT_REQUEUED_BYTES,
-        COUNT_WRITES, EXTENT_COMPLETED, EXTENT_VALID, EXTENTS, LOST_INTERNAL, LOST_MISSED_ISSUE,
-        LOST_OVERFLOW, LOST_PASSTHROUGH, LOST_PAST_END, LOST_ZONE, Layout, Set,
+        CONTROL_ISSUE_ONLY, CONTROL_LOST, COUNT_COMPLETED_BYTES, COUNT_ENDED_BIOS, COUNT_ISSUED_BYTES,
+        COUNT_QUEUED_BIOS, COUNT_REQUEUED_BYTES, COUNT_WRITES, EXTENT_COMPLETED, EXTENT_VALID, EXTENTS,
+        LOST_BIOS, LOST_ESCAPED_BIOS, LOST_INTERNAL, LOST_MISSED_ISSUE, LOST_OVERFLOW, LOST_PASSTHROUGH,
+        LOST_PAST_END, LOST_ZONE, Layout, Set,
     },
     pins::{Pins, Start, kernel},
     suspects::{Seen, Suspects},
@@ -71,6 +73,8 @@ pub struct Tracker {
     /// The pinned held set, as a set.
     held: BlockSet,
     suspects: Suspects,
+    /// Of disks without a request queue.
+    bios: bios::Watch,
     to_copy_left: u64,
 }
 
@@ -150,6 +154,7 @@ impl Tracker {
             carried: Harvest::default(),
             held: BlockSet::default(),
             suspects: Suspects::default(),
+            bios: bios::Watch::default(),
             to_copy_left: 0,
         }
     }
@@ -161,10 +166,7 @@ impl Tracker {
 
     pub fn counters(&self) -> Counters {
         let sum = |counter| (0..self.disks.len()).map(|disk| self.pins.counter(disk, counter)).sum();
-        let misses = |program: &std::os::fd::OwnedFd| {
-            use std::os::fd::AsFd as _;
-            sys::recursion_misses(program.as_fd()).unwrap_or(0)
-        };
+        let misses = |programs: &[std::os::fd::OwnedFd]| misses(programs).unwrap_or(0);
         Counters {
             writes: sum(COUNT_WRITES),
             issued_bytes: sum(COUNT_ISSUED_BYTES),
@@ -293,11 +295,11 @@ impl Tracker {
         found
     }
 
-    /// Writes under way by the kernel's own count, which does not depend on the program; `None` when a disk has
-    /// its statistics switched off.
-    fn kernel_in_flight(&self) -> Option<u64> {
+    /// Writes under way to disks with requests (or with bios), by the kernel's own count, which does not depend on the
+    /// program; `None` when a disk has its statistics switched off.
+    fn kernel_in_flight(&self, bio_based: bool) -> Option<u64> {
         let mut sum = 0;
-        for disk in &self.disks {
+        for disk in self.disks.iter().filter(|disk| disk.bio_based == bio_based) {
             let folder = self.sysfs.join("block").join(&disk.name);
             if fs::read_to_string(folder.join("queue/iostats")).ok()?.trim() == "0" {
                 return None;
@@ -308,11 +310,32 @@ impl Tracker {
         Some(sum)
     }
 
-    /// How many runs of a program the kernel has left out since this was last settled, and the sum to settle.
-    fn new_misses(&self, program: &std::os::fd::OwnedFd, settled: usize) -> Result<(u64, u64), TrackError> {
-        use std::os::fd::AsFd as _;
-        let misses =
-            sys::recursion_misses(program.as_fd()).map_err(kernel("count the runs that were left out"))?;
+    /// Of disks without a request queue. Also finds out whether completions escape there.
+    fn bios(&mut self) -> Counts {
+        let sum = |counter| -> u64 {
+            let of = self.disks.iter().enumerate().filter(|(_, disk)| disk.bio_based);
+            of.map(|(disk, _)| self.pins.counter(disk, counter)).sum()
+        };
+        let ended = sum(COUNT_ENDED_BIOS);
+        let counts = Counts {
+            queued: sum(COUNT_QUEUED_BIOS),
+            ended,
+            missed: misses(&self.pins.complete).unwrap_or(0),
+            kernel_quiet: self.kernel_in_flight(true) == Some(0),
+        };
+        if self.bios.see(counts, Instant::now()) {
+            self.pins.control[CONTROL_LOST].fetch_or(LOST_ESCAPED_BIOS, SeqCst);
+        }
+        counts
+    }
+
+    /// How many runs of the programs the kernel has left out since this was last settled, and the sum to settle.
+    fn new_misses(
+        &self,
+        programs: &[std::os::fd::OwnedFd],
+        settled: usize,
+    ) -> Result<(u64, u64), TrackError> {
+        let misses = misses(programs).map_err(kernel("count the runs that were left out"))?;
         Ok((misses.saturating_sub(self.word(settled)), misses))
     }
 
@@ -325,6 +348,12 @@ impl Tracker {
         }
         Ok(())
     }
+}
+
+/// How many runs of these programs the kernel has left out.
+fn misses(programs: &[std::os::fd::OwnedFd]) -> std::io::Result<u64> {
+    use std::os::fd::AsFd as _;
+    programs.iter().map(|program| sys::recursion_misses(program.as_fd())).sum()
 }
 
 fn no_membarrier(source: std::io::Error) -> TrackError {
@@ -350,7 +379,7 @@ impl DirtyMap for Tracker {
     }
 
     fn take(&mut self) -> Result<BlockSet, TrackError> {
-        let quiet = self.kernel_in_flight() == Some(0);
+        let quiet = self.bios().under_way() == 0 && self.kernel_in_flight(false) == Some(0);
         // After the count: what had landed by then and was missed is counted here, or settles later.
         let (missed, sum) = self.new_misses(&self.pins.complete, CONTROL_COMPLETE_MISSES)?;
         self.watch_issues()?;
@@ -481,7 +510,7 @@ impl DirtyMap for Tracker {
     }
 
     fn in_flight(&mut self) -> Option<u64> {
-        let counted = self.kernel_in_flight()?;
+        let counted = self.kernel_in_flight(false)? + self.bios().not_known_to_have_ended();
         // Without trusted completions, whatever has not been read again since it landed counts as under way.
         Some(if self.issue_only() { counted.max(self.suspects.len()) } else { counted })
     }
@@ -500,6 +529,12 @@ impl DirtyMap for Tracker {
             (LOST_ZONE, "zones of a disk were reset"),
             (LOST_INTERNAL, "the tracking program could not reach its maps"),
             (LOST_MISSED_ISSUE, "the kernel left out a run of the tracking program"),
+            (LOST_BIOS, "more writes were under way at once than the tracking program notes"),
+            (
+                LOST_ESCAPED_BIOS,
+                "the ends of writes to a disk without a request queue are not seen on this machine: protect the \
+                 disks below it instead",
+            ),
         ];
         // An error here shows again, and is reported, at the next take.
         _ = self.watch_issues();
@@ -527,6 +562,11 @@ impl DirtyMap for Tracker {
     }
 
     fn tracking(&self) -> String {
-        if self.issue_only() { "ebpf-issue-only" } else { "ebpf-tp_btf" }.to_owned()
+        match self.issue_only() {
+            true => "ebpf-issue-only",
+            false if self.disks.iter().any(|disk| disk.bio_based) => "ebpf-bio",
+            false => "ebpf-tp_btf",
+        }
+        .to_owned()
     }
 }

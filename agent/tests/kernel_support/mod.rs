@@ -58,20 +58,84 @@ impl Loop {
 
     /// Everything on it, past the cache.
     pub fn content(&self) -> Vec<u8> {
-        run("blockdev", &["--flushbufs", self.name()]);
-        let mut file = self.open(libc::O_DIRECT);
-        let length = file.seek(std::io::SeekFrom::End(0)).unwrap() as usize;
-        file.rewind().unwrap();
-        let mut buffer = vec![0; length + 4096];
-        let start = buffer.as_ptr().align_offset(4096);
-        file.read_exact(&mut buffer[start..start + length]).unwrap();
-        buffer.drain(..start);
-        buffer.truncate(length);
-        buffer
+        content(self)
     }
 
     pub fn open(&self, flags: i32) -> File {
         OpenOptions::new().read(true).write(true).custom_flags(flags).open(&self.path).unwrap()
+    }
+}
+
+impl AsRef<Path> for Loop {
+    fn as_ref(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// Everything on a disk, past the cache.
+pub fn content(disk: impl AsRef<Path>) -> Vec<u8> {
+    run("blockdev", &["--flushbufs", disk.as_ref().to_str().unwrap()]);
+    let mut file = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(disk).unwrap();
+    let length = file.seek(std::io::SeekFrom::End(0)).unwrap() as usize;
+    file.rewind().unwrap();
+    let mut buffer = vec![0; length + 4096];
+    let start = buffer.as_ptr().align_offset(4096);
+    file.read_exact(&mut buffer[start..start + length]).unwrap();
+    buffer.drain(..start);
+    buffer.truncate(length);
+    buffer
+}
+
+/// A disk in memory whose driver takes bios, with statistics. Discovery refuses it for its sectors of 4 KiB; the tracker
+/// does not mind those.
+pub struct Zram {
+    pub path: PathBuf,
+    number: String,
+}
+
+impl Zram {
+    pub fn new(bytes: u64) -> Self {
+        let read = |path: &str| {
+            std::fs::read_to_string(path)
+                .unwrap_or_else(|error| panic!("{path}: {error} (needs CONFIG_ZRAM)"))
+        };
+        let number = read("/sys/class/zram-control/hot_add").trim().to_owned();
+        let zram = Self { path: format!("/dev/zram{number}").into(), number };
+        for (file, value) in [("disksize", bytes.to_string()), ("queue/iostats", "1".to_owned())] {
+            std::fs::write(zram.sysfs().join(file), value).unwrap();
+        }
+        zram
+    }
+
+    pub fn sysfs(&self) -> PathBuf {
+        format!("/sys/block/zram{}", self.number).into()
+    }
+
+    pub fn disk(&self) -> Disk {
+        let read = |file: &str| std::fs::read_to_string(self.sysfs().join(file)).unwrap().trim().to_owned();
+        let device = read("dev");
+        let (major, minor) = device.split_once(':').unwrap();
+        Disk {
+            name: format!("zram{}", self.number),
+            id: format!("zram-{}", self.number),
+            size_bytes: read("size").parse::<u64>().unwrap() * 512,
+            device: (major.parse::<u32>().unwrap() << 20) | minor.parse::<u32>().unwrap(),
+            sequence: read("diskseq").parse().unwrap(),
+            bio_based: true,
+        }
+    }
+}
+
+impl AsRef<Path> for Zram {
+    fn as_ref(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Zram {
+    fn drop(&mut self) {
+        _ = std::fs::write(self.sysfs().join("reset"), "1");
+        _ = std::fs::write("/sys/class/zram-control/hot_remove", &self.number);
     }
 }
 
@@ -87,14 +151,15 @@ pub struct Mounted {
 }
 
 impl Mounted {
-    pub fn new(disk: &Loop, file_system: &str) -> Self {
+    pub fn new(disk: impl AsRef<Path>, file_system: &str) -> Self {
+        let name = disk.as_ref().to_str().unwrap();
         match file_system {
-            "ext4" => run("mkfs.ext4", &["-q", "-F", disk.name()]),
-            "xfs" => run("mkfs.xfs", &["-q", "-f", disk.name()]),
-            "btrfs" => run("mkfs.btrfs", &["-q", "-f", disk.name()]),
+            "ext4" => run("mkfs.ext4", &["-q", "-F", name]),
+            "xfs" => run("mkfs.xfs", &["-q", "-f", name]),
+            "btrfs" => run("mkfs.btrfs", &["-q", "-f", name]),
             other => panic!("no such file system: {other}"),
         };
-        Self::existing(&disk.path)
+        Self::existing(disk.as_ref())
     }
 
     /// What stands on the device already.
@@ -138,6 +203,10 @@ pub struct Rig {
 
 impl Rig {
     pub fn new(loops: &[&Loop]) -> Self {
+        Self::of(discover(loops))
+    }
+
+    pub fn of(disks: Vec<Disk>) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::SeqCst);
         let state = tempfile::tempdir().unwrap();
@@ -149,7 +218,7 @@ impl Rig {
             sysfs: "/sys".into(),
             wall: env.wall,
         };
-        Self { options, disks: discover(loops), _state: state }
+        Self { options, disks, _state: state }
     }
 
     pub fn open(&self) -> Tracker {
@@ -219,8 +288,8 @@ impl Mirror {
         tracker.copied(&blocks).unwrap();
     }
 
-    pub fn assert_equals(&self, disk: &Loop) {
-        let source = disk.content();
+    pub fn assert_equals(&self, disk: impl AsRef<Path>) {
+        let source = content(disk);
         let different: Vec<usize> = source
             .chunks(4096)
             .zip(self.content.chunks(4096))

@@ -76,6 +76,8 @@ pub struct SiteOptions<'a> {
     pub without_agent: usize,
     /// Of all servers with disks; empty: none.
     pub consistency_group: &'a str,
+    /// How the agents find changes (`--tracking`).
+    pub tracking: &'a str,
 }
 
 impl Default for SiteOptions<'_> {
@@ -94,6 +96,7 @@ impl Default for SiteOptions<'_> {
             second_process_server: false,
             without_agent: 0,
             consistency_group: "",
+            tracking: "auto",
         }
     }
 }
@@ -286,7 +289,7 @@ impl Site {
             .into_iter()
             .zip(ids)
             .enumerate()
-            .map(|(number, (disk, id))| Protected::start(options.name, home, number, disk, id))
+            .map(|(number, (disk, id))| Protected::start(options, home, number, disk, id))
             .collect();
         Self {
             servers,
@@ -460,14 +463,15 @@ impl Site {
 }
 
 impl Protected {
-    fn start(site: &str, home: &Path, number: usize, disk: Loop, id: ServerId) -> Self {
+    fn start(options: &SiteOptions<'_>, home: &Path, number: usize, disk: Loop, id: ServerId) -> Self {
+        let site = options.name;
         let pins = PathBuf::from(format!("/sys/fs/bpf/lifeboat-test-{}-{site}-{number}", std::process::id()));
         let socket = home.join(format!("thaw-{number}.sock")).display().to_string();
         let state = home.join(format!("agent-{number}"));
         let agent =
             ["run", "--state-dir", state.to_str().unwrap(), "--include-disk", disk.name(), "--pin-dir"]
                 .into_iter()
-                .chain([pins.to_str().unwrap(), "--thaw-socket", &socket])
+                .chain([pins.to_str().unwrap(), "--thaw-socket", &socket, "--tracking", options.tracking])
                 .map(str::to_owned)
                 .collect();
         let watchdog = vec!["thaw-watchdog".to_owned(), "--thaw-socket".to_owned(), socket];
