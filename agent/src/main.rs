@@ -14,11 +14,13 @@ use lifeboat_agent::{
     enrol::{self, Invitation},
     hook_files,
     install::{self, Places},
-    kernel::{Discovery, PINS, hooks, watchdog},
-    machine, run,
+    kernel::{Discovery, PINS, RebootPlaces, hooks, reboot, watchdog},
+    machine,
+    restart_files::RestartPlaces,
+    run,
     state::{Secret, StateDir},
 };
-use lifeboat_replication::errors::chain;
+use lifeboat_replication::{env::Env, errors::chain};
 
 const TOKEN: &str = "LIFEBOAT_ENROLMENT_TOKEN";
 
@@ -48,8 +50,13 @@ fn execute(state: StateDir, command: Command) -> Result<(), Box<dyn Error>> {
         Command::Install(arguments) => {
             let places =
                 places(state, arguments.unit_dir, PathBuf::from(PINS), PathBuf::from(watchdog::SOCKET))?;
-            install::install(&places)?;
+            let restarts = install::install(&places)?;
             println!("lifeboat-agent.service and lifeboat-thaw.service are installed and run");
+            match restarts {
+                Ok(()) => println!("an orderly restart of this server needs no comparison of its disks"),
+                // Protection does not depend on it.
+                Err(error) => eprintln!("lifeboat-agent: {}", chain(&error)),
+            }
             Ok(())
         }
         Command::Uninstall(arguments) => {
@@ -75,6 +82,21 @@ fn execute(state: StateDir, command: Command) -> Result<(), Box<dyn Error>> {
         Command::ThawWatchdog(arguments) => Ok(watchdog::run(&arguments.thaw_socket)?),
         Command::ReleaseHooks(arguments) => {
             Ok(hooks::release_left(&arguments.hooks_dir, &arguments.hooks_state)?)
+        }
+        Command::Early(arguments) => {
+            Ok(reboot::early(&Discovery::default(), &arguments.pin_dir, &RebootPlaces::default())?)
+        }
+        Command::ShutdownSave(arguments) => {
+            let bytes = reboot::save(&reboot::SaveOptions {
+                state: state.path().to_owned(),
+                pins: arguments.pin_dir,
+                places: RebootPlaces::default(),
+                sysfs: PathBuf::from("/sys"),
+                boot: PathBuf::from("/boot"),
+                wall: Env::system().wall,
+            })?;
+            println!("lifeboat-agent: what is dirty is saved for the next start ({bytes} bytes)");
+            Ok(())
         }
         Command::Hooks(arguments) => hook_files::run(&arguments.places, &arguments.command),
     }
@@ -132,6 +154,7 @@ fn places(
         thaw_socket,
         hooks: PathBuf::from(hooks::HOOKS),
         hooks_state: PathBuf::from(hooks::STATE),
+        restart: RestartPlaces::default(),
         binary: std::env::current_exe()?,
         state,
     })

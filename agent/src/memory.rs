@@ -81,6 +81,7 @@ struct State {
     request: Option<String>,
     lost: Option<String>,
     mark: Option<v1::DurableMark>,
+    sent: Option<u64>,
     flips: BTreeMap<Micros, Flip>,
     keep_flips: usize,
     read_time: Duration,
@@ -150,6 +151,7 @@ impl Machine {
             request: None,
             lost: None,
             mark: None,
+            sent: None,
             flips: BTreeMap::new(),
             keep_flips,
             read_time: Duration::ZERO,
@@ -214,9 +216,22 @@ impl Machine {
         state.completed = Default::default();
         state.held = BlockSet::default();
         state.mark = None;
+        state.sent = None;
         state.request = None;
         state.to_copy = state.everything();
         state.lost = Some("the server was restarted".to_owned());
+    }
+
+    /// What is marked was saved when nothing wrote any more, and is taken up by marks that have seen all since.
+    pub fn orderly_reboot(&self) {
+        let under_way: Vec<u64> = self.state().writes.keys().copied().collect();
+        for write in under_way {
+            self.complete(write);
+        }
+        let state = &mut *self.state();
+        for set in state.issued.iter_mut().chain(&mut state.completed) {
+            state.held.union(&std::mem::take(set));
+        }
     }
 
     /// Changes a block without leaving a mark: written while nothing was tracked.
@@ -410,6 +425,15 @@ impl DirtyMap for MemoryMap {
 
     fn set_durable_mark(&mut self, mark: &v1::DurableMark) -> Result<(), TrackError> {
         self.0.state().mark = Some(mark.clone());
+        Ok(())
+    }
+
+    fn sent(&self) -> Option<u64> {
+        self.0.state().sent
+    }
+
+    fn set_sent(&mut self, number: u64) -> Result<(), TrackError> {
+        self.0.state().sent = Some(number);
         Ok(())
     }
 

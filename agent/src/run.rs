@@ -24,7 +24,10 @@ use crate::{
     cli::Run,
     core::{Options, Parts, Replicator},
     edge::TrackError,
-    kernel::{Discovery, Disk, DiskReader, Found, KernelFreezer, KernelHooks, Tracker, TrackerOptions},
+    kernel::{
+        Discovery, Disk, DiskReader, Found, KernelFreezer, KernelHooks, RebootPlaces, Tracker,
+        TrackerOptions, reboot,
+    },
     machine,
     net::{dialler::Dialler, renewal},
     state::{StateDir, StateError},
@@ -126,9 +129,14 @@ async fn protect(
             state: state.path().to_owned(),
             sysfs: PathBuf::from(SYSFS),
             wall: env.wall.clone(),
+            reboot: Some(RebootPlaces::default()),
         },
         &found.disks,
     )?;
+    // It costs the next restart a comparison, and nothing else.
+    if let Err(error) = reboot::prepare(state.path()) {
+        tracing::warn!(%error, "no place for what is dirty at shutdown: the next restart will need a comparison");
+    }
     let freezer = KernelFreezer::new(&found.disks, Path::new(SYSFS), &arguments.socket.thaw_socket)
         .map_err(RunError::Mounts)?;
     let hooks = KernelHooks::new(&arguments.hooks.hooks_dir, &arguments.hooks.hooks_state)

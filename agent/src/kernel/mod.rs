@@ -6,6 +6,7 @@
 //!        ├──────────► reader: BlockSource (O_DIRECT)
 //!        └──────────► mounts ──► freezer: Freezer ──socket──► watchdog (a process of its own)
 //!   hooks: Hooks (scripts of applications)
+//!   reboot: what is dirty over an orderly restart of the machine
 //!   sys, mapped: all the unsafe code
 //! ```
 
@@ -21,6 +22,7 @@ mod mapped;
 mod mounts;
 mod pins;
 mod reader;
+pub mod reboot;
 mod suspects;
 mod sys;
 mod tracker;
@@ -31,4 +33,4 @@ pub use freezer::KernelFreezer;
 pub use hooks::KernelHooks;
 pub use pins::remove as remove_pins;
 pub use reader::DiskReader;
-pub use tracker::{Counters, PINS, Tracker, TrackerOptions};
+pub use tracker::{Counters, PINS, RebootPlaces, Tracker, TrackerOptions};

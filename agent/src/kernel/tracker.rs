@@ -23,6 +23,8 @@ use lifeboat_replication::{
 };
 use tokio::time::Instant;
 
+mod carry;
+
 use super::{
     bits, control,
     disks::Disk,
@@ -34,6 +36,7 @@ use super::{
         LOST_OVERFLOW, LOST_PASSTHROUGH, LOST_PAST_END, LOST_ZONE, Layout, Set,
     },
     pins::{Pins, Start, kernel},
+    reboot,
     suspects::{Seen, Suspects},
     sys,
 };
@@ -52,6 +55,29 @@ pub struct TrackerOptions {
     pub state: PathBuf,
     pub sysfs: PathBuf,
     pub wall: Arc<dyn Wall>,
+    /// `None`: nothing is expected from before a restart of the machine, and nothing is left for the next.
+    pub reboot: Option<RebootPlaces>,
+}
+
+/// What an orderly restart of the machine needs besides.
+#[derive(Debug, Clone)]
+pub struct RebootPlaces {
+    /// Directory that lives as long as the boot, from the initramfs on.
+    pub run: PathBuf,
+    /// File with the kernel's name for this boot.
+    pub boot_id: PathBuf,
+}
+
+impl Default for RebootPlaces {
+    fn default() -> Self {
+        Self { run: reboot::RUN.into(), boot_id: reboot::BOOT_ID.into() }
+    }
+}
+
+impl RebootPlaces {
+    pub(super) fn boot(&self) -> String {
+        fs::read_to_string(&self.boot_id).unwrap_or_default().trim().to_owned()
+    }
 }
 
 /// The default of [`TrackerOptions::pins`].
@@ -116,15 +142,24 @@ impl Tracker {
         if start == Start::Resumed {
             tracker.held = tracker.collect(Set::Held);
             tracker.suspects = Suspects::resumed(tracker.collect(Set::Suspect));
+            tracker.discard_saved(options);
         } else {
-            let reason = first_start::reason(options, &start);
+            let mut reason = first_start::reason(options, &start);
+            // At once: whoever finds the maps full after a crash in the next steps finds the reason with them.
             control::set_reason(&tracker.pins.control, reason.as_deref().unwrap_or_default());
+            if start == Start::Absent && first_start::is_after_restart(reason.as_deref()) {
+                reason = tracker.take_over_saved(options, reason);
+            } else {
+                tracker.discard_saved(options);
+            }
             first_start::remember(options).map_err(kernel("write to the state directory"))?;
-            tracing::info!(reason, "tracking starts with a full copy");
+            tracing::info!(reason, "tracking starts anew");
         }
-        tracker.to_copy_left = (0..disks.len())
-            .map(|disk| bits::count(&tracker.pins.marks[tracker.layout.words(Set::ToCopy, disk)]))
-            .sum();
+        if let Some(places) = &options.reboot {
+            reboot::note_tracked(places, options.server.as_str(), disks)
+                .map_err(kernel("leave word in /run of what it tracks"))?;
+        }
+        tracker.to_copy_left = tracker.count_to_copy();
         Ok(tracker)
     }
 
@@ -295,7 +330,7 @@ impl Tracker {
 
     /// Writes under way by the kernel's own count, which does not depend on the program; `None` when a disk has
     /// its statistics switched off.
-    fn kernel_in_flight(&self) -> Option<u64> {
+    pub(super) fn kernel_in_flight(&self) -> Option<u64> {
         let mut sum = 0;
         for disk in &self.disks {
             let folder = self.sysfs.join("block").join(&disk.name);
@@ -524,6 +559,15 @@ impl DirtyMap for Tracker {
         let length = mark.chain.len();
         let source = std::io::Error::other(format!("the chain value has {length} bytes, more than 64"));
         Err(TrackError::Kernel { operation: "keep the durable mark", source })
+    }
+
+    fn sent(&self) -> Option<u64> {
+        control::sent(&self.pins.control)
+    }
+
+    fn set_sent(&mut self, number: u64) -> Result<(), TrackError> {
+        control::set_sent(&self.pins.control, number);
+        Ok(())
     }
 
     fn tracking(&self) -> String {

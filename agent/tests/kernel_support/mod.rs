@@ -148,6 +148,7 @@ impl Rig {
             state: state.path().to_owned(),
             sysfs: "/sys".into(),
             wall: env.wall,
+            reboot: None,
         };
         Self { options, disks: discover(loops), _state: state }
     }
