@@ -52,10 +52,14 @@ fn execute(state: StateDir, command: Command) -> Result<(), Box<dyn Error>> {
                 places(state, arguments.unit_dir, PathBuf::from(PINS), PathBuf::from(watchdog::SOCKET))?;
             let restarts = install::install(&places)?;
             println!("lifeboat-agent.service and lifeboat-thaw.service are installed and run");
-            match restarts {
+            let restarts = restarts.map_err(|error| chain(&error).to_string());
+            let ready = || reboot::ready(places.state.path(), Path::new("/sys"), &RebootPlaces::default());
+            match restarts.and_then(|()| ready()) {
                 Ok(()) => println!("an orderly restart of this server needs no comparison of its disks"),
                 // Protection does not depend on it.
-                Err(error) => eprintln!("lifeboat-agent: {}", chain(&error)),
+                Err(why) => {
+                    eprintln!("each restart of this server is followed by a comparison of its disks: {why}")
+                }
             }
             Ok(())
         }
@@ -93,6 +97,7 @@ fn execute(state: StateDir, command: Command) -> Result<(), Box<dyn Error>> {
                 places: RebootPlaces::default(),
                 sysfs: PathBuf::from("/sys"),
                 boot: PathBuf::from("/boot"),
+                fstab: PathBuf::from("/etc/fstab"),
                 wall: Env::system().wall,
             })?;
             println!("lifeboat-agent: what is dirty is saved for the next start ({bytes} bytes)");

@@ -55,7 +55,11 @@ impl RestartPlaces {
         ]
     }
 
-    /// Has the initramfs a place for the early tracker, and is it filled?
+    pub fn are_written(&self) -> bool {
+        self.initramfs_files().iter().all(|(path, _)| path.exists()) && self.shutdown_program().exists()
+    }
+
+    /// Has the initramfs a place for the early tracker?
     pub fn has_initramfs_tools(&self) -> bool {
         self.initramfs.join("scripts").is_dir()
     }

@@ -25,8 +25,7 @@ use crate::{
     core::{Options, Parts, Replicator},
     edge::TrackError,
     kernel::{
-        Discovery, Disk, DiskReader, Found, KernelFreezer, KernelHooks, RebootPlaces, Tracker,
-        TrackerOptions, reboot,
+        Discovery, Disk, DiskReader, Found, KernelFreezer, KernelHooks, RebootPlaces, Tracker, TrackerOptions,
     },
     machine,
     net::{dialler::Dialler, renewal},
@@ -133,10 +132,6 @@ async fn protect(
         },
         &found.disks,
     )?;
-    // It costs the next restart a comparison, and nothing else.
-    if let Err(error) = reboot::prepare(state.path()) {
-        tracing::warn!(%error, "no place for what is dirty at shutdown: the next restart will need a comparison");
-    }
     let freezer = KernelFreezer::new(&found.disks, Path::new(SYSFS), &arguments.socket.thaw_socket)
         .map_err(RunError::Mounts)?;
     let hooks = KernelHooks::new(&arguments.hooks.hooks_dir, &arguments.hooks.hooks_state)

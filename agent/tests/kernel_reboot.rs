@@ -39,7 +39,7 @@ impl Server {
         fs::write(folder.path().join("boot/vmlinuz"), "").unwrap();
         let (run, boot_id) = (folder.path().join("run"), folder.path().join("boot_id"));
         fs::write(&boot_id, "boot 0").unwrap();
-        rig.options.reboot = Some(RebootPlaces { run, boot_id });
+        rig.options.reboot = Some(RebootPlaces { run, boot_id, ..RebootPlaces::default() });
         let mirror = Mirror::new(&rig.disks[0]);
         Self { disk, rig, mirror, folder, boot: 0 }
     }
@@ -52,9 +52,7 @@ impl Server {
     fn start(&mut self, mounted: &Mounted) -> Tracker {
         self.rig.options.state = mounted.path().join("state");
         fs::create_dir_all(&self.rig.options.state).unwrap();
-        let tracker = self.rig.open();
-        reboot::prepare(&self.rig.options.state).unwrap();
-        tracker
+        self.rig.open()
     }
 
     /// Replicates until all is durable, which the mark says.
@@ -73,6 +71,7 @@ impl Server {
             places: self.places(),
             sysfs: "/sys".into(),
             boot: self.folder.path().join("boot"),
+            fstab: self.folder.path().join("fstab"),
             wall: Env::system().wall,
         };
         reboot::save(&options).map_err(|error| error.to_string())

@@ -40,7 +40,10 @@ use super::{
     suspects::{Seen, Suspects},
     sys,
 };
-use crate::edge::{DirtyMap, TrackError};
+use crate::{
+    edge::{DirtyMap, TrackError},
+    restart_files::RestartPlaces,
+};
 
 /// Above this many blocks, reading the whole live bitmap is cheaper than asking for each block.
 const FEW_BLOCKS: u64 = 1 << 16;
@@ -66,11 +69,13 @@ pub struct RebootPlaces {
     pub run: PathBuf,
     /// File with the kernel's name for this boot.
     pub boot_id: PathBuf,
+    /// What `install` writes.
+    pub files: RestartPlaces,
 }
 
 impl Default for RebootPlaces {
     fn default() -> Self {
-        Self { run: reboot::RUN.into(), boot_id: reboot::BOOT_ID.into() }
+        Self { run: reboot::RUN.into(), boot_id: reboot::BOOT_ID.into(), files: RestartPlaces::default() }
     }
 }
 
@@ -98,6 +103,8 @@ pub struct Tracker {
     held: BlockSet,
     suspects: Suspects,
     to_copy_left: u64,
+    /// Why each restart of the machine will be followed by a comparison.
+    restarts_compare: Option<String>,
 }
 
 #[derive(Debug, Default)]
@@ -144,18 +151,24 @@ impl Tracker {
             tracker.suspects = Suspects::resumed(tracker.collect(Set::Suspect));
             tracker.discard_saved(options);
         } else {
-            let mut reason = first_start::reason(options, &start);
+            let reason = first_start::reason(options, &start);
             // At once: whoever finds the maps full after a crash in the next steps finds the reason with them.
             control::set_reason(&tracker.pins.control, reason.as_deref().unwrap_or_default());
             if start == Start::Absent && first_start::is_after_restart(reason.as_deref()) {
-                reason = tracker.take_over_saved(options, reason);
+                tracker.take_over_saved(options);
             } else {
                 tracker.discard_saved(options);
             }
             first_start::remember(options).map_err(kernel("write to the state directory"))?;
-            tracing::info!(reason, "tracking starts anew");
+            let reason = control::reason(&tracker.pins.control);
+            tracing::info!(
+                reason,
+                to_copy_blocks = tracker.count_to_copy(),
+                "tracking starts with new marks"
+            );
         }
         if let Some(places) = &options.reboot {
+            tracker.restarts_compare = tracker.prepare_restart(options, places);
             reboot::note_tracked(places, options.server.as_str(), disks)
                 .map_err(kernel("leave word in /run of what it tracks"))?;
         }
@@ -186,6 +199,7 @@ impl Tracker {
             held: BlockSet::default(),
             suspects: Suspects::default(),
             to_copy_left: 0,
+            restarts_compare: None,
         }
     }
 
@@ -571,6 +585,10 @@ impl DirtyMap for Tracker {
     }
 
     fn tracking(&self) -> String {
-        if self.issue_only() { "ebpf-issue-only" } else { "ebpf-tp_btf" }.to_owned()
+        let how = if self.issue_only() { "ebpf-issue-only" } else { "ebpf-tp_btf" };
+        match &self.restarts_compare {
+            None => how.to_owned(),
+            Some(why) => format!("{how} (each restart is followed by a comparison: {why})"),
+        }
     }
 }

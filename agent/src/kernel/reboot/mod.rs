@@ -20,6 +20,7 @@ mod believe;
 mod early;
 mod image;
 mod raw;
+mod ready;
 mod resume;
 mod save;
 mod saved;
@@ -35,8 +36,9 @@ use super::{disks::Disk, tracker::RebootPlaces};
 
 pub(super) use believe::Believed;
 pub use early::{EarlyError, run as early};
+pub use ready::ready;
 pub(super) use resume::{Resumption, resume};
-pub use resume::{discard, prepare};
+pub(super) use resume::{discard, prepare};
 pub use save::{SaveError, SaveOptions, save};
 
 /// The default of [`RebootPlaces::run`].

@@ -57,7 +57,7 @@ pub(in crate::kernel) fn resume(resumption: &Resumption<'_>) -> Result<Believed,
 }
 
 /// For a start that has no use for what was saved: it must never be believed later, and the early tracker can go.
-pub fn discard(state: &Path, pins: &Path) {
+pub(in crate::kernel) fn discard(state: &Path, pins: &Path) {
     if let Found::Unusable(reason) = use_up(state) {
         tracing::warn!(
             reason,
@@ -74,7 +74,7 @@ fn drop_early(pins: &Path) {
 }
 
 /// Makes the image if there is none that can be written at shutdown.
-pub fn prepare(state: &Path) -> io::Result<()> {
+pub(in crate::kernel) fn prepare(state: &Path) -> io::Result<()> {
     let usable = fs::read(state.join(IMAGE)).is_ok_and(|image| image::read(&image) == Ok(Content::Empty));
     if usable { Ok(()) } else { write_empty(state) }
 }

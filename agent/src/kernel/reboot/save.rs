@@ -31,6 +31,7 @@ use super::{
     image::{self, Content},
     raw::{Direct, Place, locate},
     read_note,
+    ready::boot_is_here,
     saved::{Saved, SavedDisk, SavedMark},
 };
 use crate::edge::{DirtyMap as _, TrackError};
@@ -45,8 +46,9 @@ pub struct SaveOptions {
     pub pins: PathBuf,
     pub places: RebootPlaces,
     pub sysfs: PathBuf,
-    /// `/boot`.
+    /// `/boot`, and `/etc/fstab`.
     pub boot: PathBuf,
+    pub fstab: PathBuf,
     pub wall: Arc<dyn Wall>,
 }
 
@@ -190,7 +192,7 @@ fn gather(options: &SaveOptions, image: &Image) -> Result<(Vec<u8>, Quiesced), S
         swaps,
         in_flight,
         lost,
-        boot_is_here: boot_is_here(&options.boot),
+        boot_is_here: boot_is_here(&options.boot, &options.fstab),
     })?;
 
     let mut dirty = tracker.everything_dirty().map_err(words)?;
@@ -250,11 +252,6 @@ fn settle(tracker: &mut Tracker) -> Result<Option<u64>, String> {
     }
 }
 
-/// A separate /boot is unmounted by now, and what is left is an empty directory.
-fn boot_is_here(boot: &Path) -> bool {
-    fs::read_dir(boot).is_ok_and(|mut files| files.next().is_some())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -262,13 +259,5 @@ mod tests {
     #[test]
     fn blocks_that_follow_one_another_are_one_run() {
         assert_eq!(neighbours(&[8192, 12288, 0, 4096, 16384]), [(8192, 8192), (0, 8192), (16384, 4096)]);
-    }
-
-    #[test]
-    fn an_empty_boot_directory_is_a_file_system_of_its_own() {
-        let folder = tempfile::tempdir().unwrap();
-        assert!(!boot_is_here(folder.path()));
-        fs::create_dir(folder.path().join("grub")).unwrap();
-        assert!(boot_is_here(folder.path()));
     }
 }

@@ -4,7 +4,7 @@ use std::{path::Path, sync::Arc};
 
 use lifeboat_replication::{blocks::BlockSet, env::Wall, wire::v1};
 
-use super::{Tracker, TrackerOptions, no_membarrier};
+use super::{RebootPlaces, Tracker, TrackerOptions, no_membarrier};
 use crate::{
     edge::{DirtyMap as _, TrackError},
     kernel::{
@@ -73,13 +73,9 @@ impl Tracker {
         }
     }
 
-    /// Goes on with what was saved at shutdown, if it can be believed. Returns why something is copied.
-    pub(super) fn take_over_saved(
-        &mut self,
-        options: &TrackerOptions,
-        reason: Option<String>,
-    ) -> Option<String> {
-        let Some(places) = &options.reboot else { return reason };
+    /// Goes on with what was saved at shutdown, if it can be believed; says why not otherwise.
+    pub(super) fn take_over_saved(&mut self, options: &TrackerOptions) {
+        let Some(places) = &options.reboot else { return };
         let believed = reboot::resume(&Resumption {
             server: options.server.as_str(),
             state: &options.state,
@@ -89,26 +85,32 @@ impl Tracker {
             disks: &self.disks,
             wall: options.wall.clone(),
         });
-        let reason = match believed {
+        match believed {
             Ok(believed) => {
-                let reason = believed.reason.clone();
                 self.carry(believed);
                 tracing::info!(
                     dirty_blocks = self.held.len(),
                     to_copy_blocks = self.count_to_copy(),
                     "the changes of before the restart and of the boot are known: no comparison of what is unchanged"
                 );
-                reason
             }
-            Err(reason) => Some(reason),
-        };
-        control::set_reason(&self.pins.control, reason.as_deref().unwrap_or_default());
-        reason
+            Err(reason) => control::set_reason(&self.pins.control, &reason),
+        }
+    }
+
+    /// Makes the image for the next shutdown. Returns why the next restart will be followed by a comparison.
+    pub(super) fn prepare_restart(&self, options: &TrackerOptions, places: &RebootPlaces) -> Option<String> {
+        let made = reboot::prepare(&options.state).map_err(|error| error.to_string());
+        let why = made.and_then(|()| reboot::ready(&options.state, &options.sysfs, places)).err();
+        if let Some(why) = &why {
+            tracing::warn!(why, "each restart of this server is followed by a comparison of its disks");
+        }
+        why
     }
 
     /// All blocks are to be copied until the last step, so a crash before it only makes more work.
     fn carry(&mut self, believed: Believed) {
-        let Believed { dirty, to_copy, durable, sent, request, reason: _, issue_only } = believed;
+        let Believed { dirty, to_copy, durable, sent, request, reason, issue_only } = believed;
         // Read before they landed or not: they are read again.
         self.change(Set::Suspect, &dirty, bits::set);
         self.change(Set::Held, &dirty, bits::set);
@@ -132,6 +134,7 @@ impl Tracker {
             // Nobody knows what the vault holds; it will say that all is to be copied, too.
             return;
         }
+        control::set_reason(control, reason.as_deref().unwrap_or_default());
         let mut done = self.collect(Set::ToCopy);
         done.subtract(&to_copy);
         self.change(Set::ToCopy, &done, |words, blocks| _ = bits::clear(words, blocks));
