@@ -100,6 +100,18 @@ struct Freeze {
     count: u64,
 }
 
+/// Of [`Machine::snapshot`], when no write is under way.
+#[derive(Debug)]
+pub struct Snapshot {
+    content: BTreeMap<Address, Tag>,
+    held: BlockSet,
+    to_copy: BlockSet,
+    copy_reason: Option<String>,
+    mark: Option<v1::DurableMark>,
+    sent: Option<u64>,
+    request: Option<String>,
+}
+
 #[derive(Debug, Clone)]
 pub struct Machine {
     state: Arc<Mutex<State>>,
@@ -232,6 +244,32 @@ impl Machine {
         for set in state.issued.iter_mut().chain(&mut state.completed) {
             state.held.union(&std::mem::take(set));
         }
+    }
+
+    /// What a snapshot of the machine keeps: the disks and, with its memory or what was saved at shutdown, the marks.
+    pub fn snapshot(&self) -> Snapshot {
+        let state = self.state();
+        let State { content, held, to_copy, copy_reason, mark, sent, request, .. } = &*state;
+        Snapshot {
+            content: content.clone(),
+            held: held.clone(),
+            to_copy: to_copy.clone(),
+            copy_reason: copy_reason.clone(),
+            mark: mark.clone(),
+            sent: *sent,
+            request: request.clone(),
+        }
+    }
+
+    /// The machine is put back to it, whatever it has sent since.
+    pub fn put_back(&self, snapshot: Snapshot) {
+        let state = &mut *self.state();
+        state.writes.clear();
+        state.issued = Default::default();
+        state.completed = Default::default();
+        let Snapshot { content, held, to_copy, copy_reason, mark, sent, request } = snapshot;
+        (state.content, state.held, state.to_copy, state.copy_reason) = (content, held, to_copy, copy_reason);
+        (state.mark, state.sent, state.request) = (mark, sent, request);
     }
 
     /// Changes a block without leaving a mark: written while nothing was tracked.
