@@ -50,6 +50,8 @@ pub struct Places {
     pub hooks: PathBuf,
     pub hooks_state: PathBuf,
     pub restart: RestartPlaces,
+    /// Notes of this boot.
+    pub run: PathBuf,
     pub binary: PathBuf,
     pub state: StateDir,
 }
@@ -115,6 +117,7 @@ pub fn remove_after_stop(places: &Places) -> Vec<InstallError> {
     // Hooks of the machine's own stay: they are not ours.
     _ = kernel::hooks::release_left(&places.hooks, &places.hooks_state);
     _ = fs::remove_dir_all(&places.hooks_state);
+    _ = fs::remove_dir_all(&places.run);
     hook_files::remove_unchanged(&places.hooks);
     let pins = kernel::remove_pins(&places.pins);
     failures.extend(pins.map_err(|source| InstallError::Pins { path: places.pins.clone(), source }).err());
@@ -157,6 +160,7 @@ mod tests {
             thaw_socket: root.join("run/thaw.sock"),
             hooks: root.join("hooks.d"),
             hooks_state: root.join("run/hooks"),
+            run: root.join("run/notes"),
             restart: RestartPlaces { shutdown: root.join("shutdown"), initramfs: root.join("initramfs") },
             binary: root.join("bin/lifeboat-agent"),
             state: StateDir::new(root.join("state")),
@@ -164,7 +168,8 @@ mod tests {
         for folder in ["units", "run", "bin", "state"] {
             fs::create_dir(root.join(folder)).unwrap();
         }
-        for file in ["bin/lifeboat-agent", "run/thaw.sock", "state/agent.json"] {
+        fs::create_dir(root.join("run/notes")).unwrap();
+        for file in ["run/notes/early.json", "bin/lifeboat-agent", "run/thaw.sock", "state/agent.json"] {
             fs::write(root.join(file), "x").unwrap();
         }
         places

@@ -160,6 +160,7 @@ fn places(
         hooks: PathBuf::from(hooks::HOOKS),
         hooks_state: PathBuf::from(hooks::STATE),
         restart: RestartPlaces::default(),
+        run: PathBuf::from(reboot::RUN),
         binary: std::env::current_exe()?,
         state,
     })
