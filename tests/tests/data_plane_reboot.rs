@@ -5,6 +5,7 @@
 //! Needs root, QEMU, and the server of dev/server/build (made if it is missing).
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failed helper is a failed test")]
+#![allow(clippy::disallowed_methods, reason = "real programs run in real time")]
 
 use std::{path::PathBuf, time::Duration};
 
