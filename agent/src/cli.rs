@@ -42,6 +42,12 @@ pub enum Command {
     ThawWatchdog(SocketArg),
     /// Let applications go on that the agent had prepared for a point when it ended (lifeboat-agent.service).
     ReleaseHooks(HookArgs),
+    /// Track all disks from the initramfs on, until the agent runs (the script that `install` puts there).
+    #[command(hide = true)]
+    Early(PinArg),
+    /// Save what is dirty when nothing writes any more (the program in systemd's system-shutdown directory).
+    #[command(hide = true)]
+    ShutdownSave(PinArg),
     /// Hooks that prepare applications for application-consistent points.
     Hooks(HooksArgs),
 }

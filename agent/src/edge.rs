@@ -91,6 +91,12 @@ pub trait DirtyMap: Send {
 
     fn set_durable_mark(&mut self, mark: &v1::DurableMark) -> Result<(), TrackError>;
 
+    /// The highest record that was ever begun with these marks; `None`: not known. Lives and dies with them.
+    fn sent(&self) -> Option<u64>;
+
+    /// Before anything of the record leaves.
+    fn set_sent(&mut self, number: u64) -> Result<(), TrackError>;
+
     /// How changes are tracked, for status: `ebpf-tp_btf`, `ebpf-bio`, `ebpf-issue-only` or `scan`.
     fn tracking(&self) -> String;
 

@@ -8,6 +8,7 @@ use std::{
 
 use crate::{
     hook_files, kernel,
+    restart_files::{self, RestartError, RestartPlaces},
     state::{StateDir, StateError},
 };
 
@@ -36,6 +37,8 @@ pub enum InstallError {
     Pins { path: PathBuf, source: io::Error },
     #[error(transparent)]
     State(#[from] StateError),
+    #[error(transparent)]
+    Restart(#[from] RestartError),
 }
 
 /// Where things are; tests use other places.
@@ -46,14 +49,23 @@ pub struct Places {
     pub thaw_socket: PathBuf,
     pub hooks: PathBuf,
     pub hooks_state: PathBuf,
+    pub restart: RestartPlaces,
+    /// Notes of this boot.
+    pub run: PathBuf,
     pub binary: PathBuf,
     pub state: StateDir,
 }
 
+/// The path of this program, as it may stand in units and scripts.
+fn binary(places: &Places) -> Result<&str, InstallError> {
+    let harmless = |c: char| !c.is_whitespace() && !matches!(c, '%' | '"' | '$' | '`' | '\\');
+    let binary = places.binary.to_str().filter(|path| path.chars().all(harmless));
+    binary.ok_or_else(|| InstallError::Path { path: places.binary.clone() })
+}
+
 /// Writes the units for the program at `places.binary`.
 pub fn write_units(places: &Places) -> Result<(), InstallError> {
-    let binary = places.binary.to_str().filter(|path| path.chars().all(|c| !c.is_whitespace() && c != '%'));
-    let binary = binary.ok_or_else(|| InstallError::Path { path: places.binary.clone() })?;
+    let binary = binary(places)?;
     for (name, unit) in UNITS {
         let path = places.units.join(name);
         fs::write(&path, unit.replace("@BINARY@", binary)).map_err(|source| InstallError::File {
@@ -65,12 +77,15 @@ pub fn write_units(places: &Places) -> Result<(), InstallError> {
     Ok(())
 }
 
-/// Writes the units and (re)starts them.
-pub fn install(places: &Places) -> Result<(), InstallError> {
+/// Writes the units and (re)starts them. Then makes restarts of the machine orderly, for which the initramfs is made
+/// anew; where that cannot be, the second answer says why.
+pub fn install(places: &Places) -> Result<Result<(), RestartError>, InstallError> {
     write_units(places)?;
     systemctl(&["daemon-reload"])?;
     systemctl(&["enable", THAW_UNIT, AGENT_UNIT])?;
-    systemctl(&["restart", THAW_UNIT, AGENT_UNIT])
+    systemctl(&["restart", THAW_UNIT, AGENT_UNIT])?;
+    Ok(restart_files::write(&places.restart, binary(places)?)
+        .and_then(|()| restart_files::update_initramfs()))
 }
 
 /// Stops the services, then removes units, pins, state and the program. Goes on after a failure and returns all of
@@ -87,6 +102,11 @@ pub fn uninstall(places: &Places) -> Vec<InstallError> {
     if installed {
         failures.extend(systemctl(&["daemon-reload"]).err());
     }
+    match restart_files::remove(&places.restart) {
+        Ok(true) => failures.extend(restart_files::update_initramfs().err().map(InstallError::Restart)),
+        Ok(false) => {}
+        Err(error) => failures.push(InstallError::Restart(error)),
+    }
     failures.extend(remove_after_stop(places));
     failures
 }
@@ -97,6 +117,7 @@ pub fn remove_after_stop(places: &Places) -> Vec<InstallError> {
     // Hooks of the machine's own stay: they are not ours.
     _ = kernel::hooks::release_left(&places.hooks, &places.hooks_state);
     _ = fs::remove_dir_all(&places.hooks_state);
+    _ = fs::remove_dir_all(&places.run);
     hook_files::remove_unchanged(&places.hooks);
     let pins = kernel::remove_pins(&places.pins);
     failures.extend(pins.map_err(|source| InstallError::Pins { path: places.pins.clone(), source }).err());
@@ -139,13 +160,16 @@ mod tests {
             thaw_socket: root.join("run/thaw.sock"),
             hooks: root.join("hooks.d"),
             hooks_state: root.join("run/hooks"),
+            run: root.join("run/notes"),
+            restart: RestartPlaces { shutdown: root.join("shutdown"), initramfs: root.join("initramfs") },
             binary: root.join("bin/lifeboat-agent"),
             state: StateDir::new(root.join("state")),
         };
         for folder in ["units", "run", "bin", "state"] {
             fs::create_dir(root.join(folder)).unwrap();
         }
-        for file in ["bin/lifeboat-agent", "run/thaw.sock", "state/agent.json"] {
+        fs::create_dir(root.join("run/notes")).unwrap();
+        for file in ["run/notes/early.json", "bin/lifeboat-agent", "run/thaw.sock", "state/agent.json"] {
             fs::write(root.join(file), "x").unwrap();
         }
         places

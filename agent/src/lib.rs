@@ -20,5 +20,6 @@ pub mod kernel;
 pub mod machine;
 pub mod memory;
 pub mod net;
+pub mod restart_files;
 pub mod run;
 pub mod state;

@@ -14,8 +14,10 @@ use lifeboat_agent::{
     enrol::{self, Invitation},
     hook_files,
     install::{self, Places},
-    kernel::{self, Discovery, PINS, hooks, watchdog},
-    machine, run,
+    kernel::{self, Discovery, PINS, RebootPlaces, hooks, reboot, watchdog},
+    machine,
+    restart_files::RestartPlaces,
+    run,
     state::{Secret, StateDir},
 };
 use lifeboat_replication::{env::Env, errors::chain};
@@ -48,8 +50,17 @@ fn execute(state: StateDir, command: Command) -> Result<(), Box<dyn Error>> {
         Command::Install(arguments) => {
             let places =
                 places(state, arguments.unit_dir, PathBuf::from(PINS), PathBuf::from(watchdog::SOCKET))?;
-            install::install(&places)?;
+            let restarts = install::install(&places)?;
             println!("lifeboat-agent.service and lifeboat-thaw.service are installed and run");
+            let restarts = restarts.map_err(|error| chain(&error).to_string());
+            let ready = || reboot::ready(places.state.path(), Path::new("/sys"), &RebootPlaces::default());
+            match restarts.and_then(|()| ready()) {
+                Ok(()) => println!("an orderly restart of this server needs no comparison of its disks"),
+                // Protection does not depend on it.
+                Err(why) => {
+                    eprintln!("each restart of this server is followed by a comparison of its disks: {why}")
+                }
+            }
             Ok(())
         }
         Command::Uninstall(arguments) => {
@@ -75,6 +86,22 @@ fn execute(state: StateDir, command: Command) -> Result<(), Box<dyn Error>> {
         Command::ThawWatchdog(arguments) => Ok(watchdog::run(&arguments.thaw_socket)?),
         Command::ReleaseHooks(arguments) => {
             Ok(hooks::release_left(&arguments.hooks_dir, &arguments.hooks_state)?)
+        }
+        Command::Early(arguments) => {
+            Ok(reboot::early(&Discovery::default(), &arguments.pin_dir, &RebootPlaces::default())?)
+        }
+        Command::ShutdownSave(arguments) => {
+            let bytes = reboot::save(&reboot::SaveOptions {
+                state: state.path().to_owned(),
+                pins: arguments.pin_dir,
+                places: RebootPlaces::default(),
+                sysfs: PathBuf::from("/sys"),
+                boot: PathBuf::from("/boot"),
+                fstab: PathBuf::from("/etc/fstab"),
+                wall: Env::system().wall,
+            })?;
+            println!("lifeboat-agent: what is dirty is saved for the next start ({bytes} bytes)");
+            Ok(())
         }
         Command::Hooks(arguments) => hook_files::run(&arguments.places, &arguments.command),
     }
@@ -133,6 +160,8 @@ fn places(
         thaw_socket,
         hooks: PathBuf::from(hooks::HOOKS),
         hooks_state: PathBuf::from(hooks::STATE),
+        restart: RestartPlaces::default(),
+        run: PathBuf::from(reboot::RUN),
         binary: std::env::current_exe()?,
         state,
     })

@@ -81,6 +81,7 @@ struct State {
     request: Option<String>,
     lost: Option<String>,
     mark: Option<v1::DurableMark>,
+    sent: Option<u64>,
     flips: BTreeMap<Micros, Flip>,
     keep_flips: usize,
     read_time: Duration,
@@ -101,6 +102,18 @@ struct Freeze {
     /// One was left out of the freeze.
     left_out: bool,
     count: u64,
+}
+
+/// Of [`Machine::snapshot`], when no write is under way.
+#[derive(Debug)]
+pub struct Snapshot {
+    content: BTreeMap<Address, Tag>,
+    held: BlockSet,
+    to_copy: BlockSet,
+    copy_reason: Option<String>,
+    mark: Option<v1::DurableMark>,
+    sent: Option<u64>,
+    request: Option<String>,
 }
 
 #[derive(Debug, Clone)]
@@ -154,6 +167,7 @@ impl Machine {
             request: None,
             lost: None,
             mark: None,
+            sent: None,
             flips: BTreeMap::new(),
             keep_flips,
             read_time: Duration::ZERO,
@@ -230,9 +244,48 @@ impl Machine {
         state.completed = Default::default();
         state.held = BlockSet::default();
         state.mark = None;
+        state.sent = None;
         state.request = None;
         state.to_copy = state.everything();
         state.lost = Some("the server was restarted".to_owned());
+    }
+
+    /// What is marked was saved when nothing wrote any more, and is taken up by marks that have seen all since.
+    pub fn orderly_reboot(&self) {
+        let under_way: Vec<u64> = self.state().writes.keys().copied().collect();
+        for write in under_way {
+            self.complete(write);
+        }
+        let state = &mut *self.state();
+        for set in state.issued.iter_mut().chain(&mut state.completed) {
+            state.held.union(&std::mem::take(set));
+        }
+    }
+
+    /// What a snapshot of the machine keeps: the disks and, with its memory or what was saved at shutdown, the marks.
+    pub fn snapshot(&self) -> Snapshot {
+        let state = self.state();
+        let State { content, held, to_copy, copy_reason, mark, sent, request, .. } = &*state;
+        Snapshot {
+            content: content.clone(),
+            held: held.clone(),
+            to_copy: to_copy.clone(),
+            copy_reason: copy_reason.clone(),
+            mark: mark.clone(),
+            sent: *sent,
+            request: request.clone(),
+        }
+    }
+
+    /// The machine is put back to it, whatever it has sent since.
+    pub fn put_back(&self, snapshot: Snapshot) {
+        let state = &mut *self.state();
+        state.writes.clear();
+        state.issued = Default::default();
+        state.completed = Default::default();
+        let Snapshot { content, held, to_copy, copy_reason, mark, sent, request } = snapshot;
+        (state.content, state.held, state.to_copy, state.copy_reason) = (content, held, to_copy, copy_reason);
+        (state.mark, state.sent, state.request) = (mark, sent, request);
     }
 
     /// Changes a block without leaving a mark: written while nothing was tracked.
@@ -446,6 +499,15 @@ impl DirtyMap for MemoryMap {
 
     fn set_durable_mark(&mut self, mark: &v1::DurableMark) -> Result<(), TrackError> {
         self.0.state().mark = Some(mark.clone());
+        Ok(())
+    }
+
+    fn sent(&self) -> Option<u64> {
+        self.0.state().sent
+    }
+
+    fn set_sent(&mut self, number: u64) -> Result<(), TrackError> {
+        self.0.state().sent = Some(number);
         Ok(())
     }
 

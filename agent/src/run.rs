@@ -24,7 +24,9 @@ use crate::{
     cli::Run,
     core::{Options, Parts, Replicator},
     edge::TrackError,
-    kernel::{self, Discovery, Disk, Found, KernelFreezer, KernelHooks, Tracked, TrackerOptions},
+    kernel::{
+        self, Discovery, Disk, Found, KernelFreezer, KernelHooks, RebootPlaces, Tracked, TrackerOptions,
+    },
     machine,
     net::{dialler::Dialler, renewal},
     state::{StateDir, StateError},
@@ -125,6 +127,7 @@ async fn protect(
             state: state.path().to_owned(),
             sysfs: PathBuf::from(SYSFS),
             wall: env.wall.clone(),
+            reboot: Some(RebootPlaces::default()),
         },
         &found.disks,
     )?;

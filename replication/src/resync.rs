@@ -9,6 +9,10 @@ pub enum Cause {
     TrackingLost,
     /// The server was restarted: what was written before tracking began again is not known.
     UncleanShutdown,
+    /// The server was restarted in order, but no tracker of the initramfs covers the time until the agent ran.
+    EarlyTrackerMissing,
+    /// Another system wrote to a disk between an orderly shutdown and the next start.
+    ChangedWhileDown,
     /// A disk has another size.
     DiskResized,
     /// Disks came or went, or were left out.
@@ -24,9 +28,11 @@ pub enum Cause {
 }
 
 impl Cause {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 10] = [
         Self::TrackingLost,
         Self::UncleanShutdown,
+        Self::EarlyTrackerMissing,
+        Self::ChangedWhileDown,
         Self::DiskResized,
         Self::DisksChanged,
         Self::PassthroughWrites,
@@ -39,6 +45,8 @@ impl Cause {
         match self {
             Self::TrackingLost => "TrackingLost",
             Self::UncleanShutdown => "UncleanShutdown",
+            Self::EarlyTrackerMissing => "EarlyTrackerMissing",
+            Self::ChangedWhileDown => "ChangedWhileDown",
             Self::DiskResized => "DiskResized",
             Self::DisksChanged => "DisksChanged",
             Self::PassthroughWrites => "PassthroughWrites",

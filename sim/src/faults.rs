@@ -93,6 +93,8 @@ classes! {
     StoreRestored = 4,
     /// The server reboots: marks are gone.
     Reboot = 2,
+    /// The server is restarted in order: marks are carried over.
+    OrderlyReboot = 3,
     /// A node's date jumps by hours, either way.
     ClockJump = 6,
     /// A failover fences and closes the log, and is taken back later.

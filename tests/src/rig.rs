@@ -9,6 +9,7 @@
 pub mod compare;
 #[path = "../../agent/tests/kernel_support/mod.rs"]
 pub mod disk;
+pub mod guest;
 pub mod link;
 pub mod load;
 #[path = "../../process-server/tests/support/pki.rs"]
@@ -22,6 +23,7 @@ pub mod site;
 pub use self::{
     compare::{assert_same, different_blocks, settled},
     disk::{Loop, Mounted, run},
+    guest::Guest,
     link::{Link, Mode},
     load::{Load, assert_nothing_lost, assert_nothing_lost_on, fill, sessions},
     process::Process,

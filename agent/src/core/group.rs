@@ -341,7 +341,7 @@ impl Session<'_> {
         self.last_round = Some(now);
         let flip = self.flip_and_take().map_err(|error: TrackError| SessionError::from(error))?;
         let sendable = self.tracker.sendable();
-        let mut record = self.begin_round(Round::new(flip, sendable.len(), true), sendable);
+        let mut record = self.begin_round(Round::new(flip, sendable.len(), true), sendable)?;
         // A quarter is left when patience is at its end; what does not fit is read after the thaw.
         self.read_standing(&mut record, now, limit / 4).await?;
         Ok(record)

@@ -29,6 +29,15 @@ pub(super) fn heed(map: &mut dyn DirtyMap, settings: &v1::Settings) -> Result<Op
     Ok(reason)
 }
 
+/// Why marks that know of records up to `sent` cannot be about a log that ends at `last`: another run of this server has
+/// sent more, so the machine was put back to an earlier state (a snapshot of its disks or its memory), or is there twice.
+pub(super) fn put_back(sent: Option<u64>, last: u64) -> Option<String> {
+    let sent = sent.filter(|sent| last > *sent)?;
+    Some(Cause::AgentAnew.because(format!(
+        "the vault has records of this server up to {last}, and the agent knows only of {sent}: the server was put back to an earlier state, or runs twice"
+    )))
+}
+
 /// Passes on which disks are to be left out.
 pub(super) fn exclude(options: &Options, settings: &v1::Settings) {
     options.excluded.send_if_modified(|known| {

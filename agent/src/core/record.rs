@@ -171,7 +171,7 @@ impl Session<'_> {
             self.owe_copy = false;
             let rest = first(self.to_be_copied(), covers);
             if !rest.is_empty() {
-                return Ok(Some(self.begin_record(Job::Copy, rest)));
+                return Ok(Some(self.begin_record(Job::Copy, rest)?));
             }
             if !due {
                 return Ok(None);
@@ -195,7 +195,7 @@ impl Session<'_> {
         }
         let Some(flip) = flip.filter(|_| !self.catching_up) else {
             let rest = first(&sendable, self.options.limits.batch_blocks());
-            return Ok(Some(self.begin_record(Job::Batch, rest)));
+            return Ok(Some(self.begin_record(Job::Batch, rest)?));
         };
         let may_be_exact = !copying && self.parts.map.stood();
         let wanted = self.need_point || self.kept.requests.any_round_will_do();
@@ -203,16 +203,19 @@ impl Session<'_> {
             return Ok(None);
         }
         let round = Round::new(flip, sendable.len(), may_be_exact);
-        Ok(Some(self.begin_round(round, sendable)))
+        Ok(Some(self.begin_round(round, sendable)?))
     }
 
-    pub(super) fn begin_round(&mut self, round: Round, rest: BlockSet) -> Record {
+    pub(super) fn begin_round(&mut self, round: Round, rest: BlockSet) -> Result<Record, TrackError> {
         self.begin_record(Job::Round(round), rest)
     }
 
-    fn begin_record(&mut self, job: Job, rest: BlockSet) -> Record {
+    fn begin_record(&mut self, job: Job, rest: BlockSet) -> Result<Record, TrackError> {
         let number = self.tracker.begin();
-        Record { number, job, chunks: 0, rest, ready: VecDeque::new(), data_bytes: 0 }
+        if self.parts.map.sent().is_none_or(|sent| sent < number.0) {
+            self.parts.map.set_sent(number.0)?;
+        }
+        Ok(Record { number, job, chunks: 0, rest, ready: VecDeque::new(), data_bytes: 0 })
     }
 
     pub(super) fn flip_and_take(&mut self) -> Result<Flip, TrackError> {

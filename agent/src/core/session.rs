@@ -245,6 +245,12 @@ impl<'a> Session<'a> {
             if let Some(last) = &welcome.last {
                 parts.map.set_durable_mark(last)?;
             }
+            parts.map.set_sent(welcome.last_number)?;
+        } else if let Some(reason) = orders::put_back(parts.map.sent(), welcome.last_number) {
+            parts.map.copy_all(&reason)?;
+            // Last: a crash in between finds it out again.
+            parts.map.set_sent(welcome.last_number)?;
+            return Err(SessionError::Again { reason });
         }
         let not_freezable = parts.freezer.not_freezable();
         // A log that has gone back does not hold what was sent.

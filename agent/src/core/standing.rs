@@ -285,7 +285,7 @@ impl Session<'_> {
         let flip = self.flip_and_take()?;
         let sendable = self.tracker.sendable();
         let round = Round::new(flip, sendable.len(), true);
-        let mut record = self.begin_round(round, sendable);
+        let mut record = self.begin_round(round, sendable)?;
         self.read_standing(&mut record, began, limit).await?;
         Ok(record)
     }

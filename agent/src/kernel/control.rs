@@ -14,7 +14,7 @@ use std::{
 
 use lifeboat_replication::wire::v1;
 
-use super::layout::{CONTROL_DURABLE, CONTROL_REASON, CONTROL_REQUEST};
+use super::layout::{CONTROL_DURABLE, CONTROL_REASON, CONTROL_REQUEST, CONTROL_SENT};
 
 const CHAIN_WORDS: usize = 8;
 const RECORD_WORDS: usize = 3 + CHAIN_WORDS;
@@ -76,6 +76,17 @@ pub(super) fn set_durable_mark(control: &[AtomicU64], mark: &v1::DurableMark) ->
     record.push(crc32c::crc32c(&bytes_of(&record)).into());
     store(control, CONTROL_DURABLE[place].start, &record);
     true
+}
+
+/// The highest record that was begun.
+pub(super) fn sent(control: &[AtomicU64]) -> Option<u64> {
+    control.get(CONTROL_SENT)?.load(SeqCst).checked_sub(1)
+}
+
+pub(super) fn set_sent(control: &[AtomicU64], number: u64) {
+    if let Some(word) = control.get(CONTROL_SENT) {
+        word.store(number.saturating_add(1), SeqCst);
+    }
 }
 
 /// Empty for the first copy.

@@ -10,6 +10,7 @@ use std::{
 };
 
 use lifeboat_replication::wire::v1;
+use serde::{Deserialize, Serialize};
 
 use super::{bio_based, exclude::is_excluded, layout::MAX_DISKS};
 
@@ -21,7 +22,7 @@ const LONGEST_ID: usize = 64;
 const SKIPPED: [&str; 9] = ["loop", "ram", "zram", "dm-", "md", "sr", "fd", "mtdblock", "nbd"];
 
 /// A whole disk that can be tracked.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Disk {
     /// Name in sysfs, for example `sda`.
     pub name: String,

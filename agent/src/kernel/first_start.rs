@@ -17,7 +17,6 @@ use super::{
 
 const FILE: &str = "tracking";
 const HEADER: &str = "lifeboat-tracking 1";
-const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// Why everything is copied; `None` for the first copy of this server.
 pub(super) fn reason(options: &TrackerOptions, start: &Start) -> Option<String> {
@@ -29,7 +28,7 @@ pub(super) fn reason(options: &TrackerOptions, start: &Start) -> Option<String> 
             let text = fs::read_to_string(options.state.join(FILE)).ok()?;
             match parse(&text)? {
                 (server, _) if server != options.server.as_str() => None,
-                (_, boot) if boot == boot_id() => {
+                (_, boot) if boot == boot_id(options) => {
                     Some(Cause::TrackingLost.because("the pinned tracking maps were removed"))
                 }
                 _ => Some(Cause::UncleanShutdown.because(
@@ -40,8 +39,13 @@ pub(super) fn reason(options: &TrackerOptions, start: &Start) -> Option<String> 
     }
 }
 
+/// Is this the reason that a restart of the machine gives, and nothing else?
+pub(super) fn is_after_restart(reason: Option<&str>) -> bool {
+    reason.is_some_and(|reason| Cause::of(reason).0 == Cause::UncleanShutdown)
+}
+
 pub(super) fn remember(options: &TrackerOptions) -> io::Result<()> {
-    let text = format(options.server.as_str(), &boot_id());
+    let text = format(options.server.as_str(), &boot_id(options));
     let (path, partial) = (options.state.join(FILE), options.state.join(format!("{FILE}.partial")));
     fs::create_dir_all(&options.state)?;
     let mut file = File::create(&partial)?;
@@ -51,8 +55,8 @@ pub(super) fn remember(options: &TrackerOptions) -> io::Result<()> {
     File::open(&options.state)?.sync_all()
 }
 
-fn boot_id() -> String {
-    fs::read_to_string(BOOT_ID).unwrap_or_default().trim().to_owned()
+fn boot_id(options: &TrackerOptions) -> String {
+    options.reboot.clone().unwrap_or_default().boot()
 }
 
 fn format(server: &str, boot: &str) -> String {

@@ -35,6 +35,8 @@ pub(super) const CONTROL_ISSUE_ONLY: usize = 38;
 /// Runs that the kernel left out, as far as they have been dealt with: of `issue`, of `complete`.
 pub(super) const CONTROL_ISSUE_MISSES: usize = 39;
 pub(super) const CONTROL_COMPLETE_MISSES: usize = 40;
+/// Number of the highest record begun, plus one; 0: none was.
+pub(super) const CONTROL_SENT: usize = 41;
 /// Length in bytes plus one, then the text, of why everything is copied again.
 pub(super) const CONTROL_REASON: Range<usize> = 64..128;
 /// Two places for the durable mark, written in turn.

@@ -7,6 +7,7 @@
 //!        └──────────► mounts, bare ──► freezer: Freezer ──socket──► watchdog (a process of its own)
 //!   rung: which tracker; scan: without eBPF, DirtyMap and BlockSource made of reading the disks again and again
 //!   hooks: Hooks (scripts of applications)
+//!   reboot: what is dirty over an orderly restart of the machine
 //!   sys, aio, mapped: all the unsafe code
 //! ```
 
@@ -26,6 +27,7 @@ mod mapped;
 mod mounts;
 mod pins;
 mod reader;
+pub mod reboot;
 mod rung;
 mod scan;
 mod suspects;
@@ -39,4 +41,4 @@ pub use hooks::KernelHooks;
 pub use pins::remove as remove_pins;
 pub use reader::DiskReader;
 pub use rung::{Tracked, Tracking, best, open};
-pub use tracker::{Counters, PINS, Tracker, TrackerOptions};
+pub use tracker::{Counters, PINS, RebootPlaces, Tracker, TrackerOptions};

@@ -132,6 +132,21 @@ impl Pins {
         Ok((pins, start))
     }
 
+    /// Takes up what is pinned, or says why it cannot be; never begins anew.
+    pub(super) fn reopen(
+        folder: &Path,
+        identity: &str,
+        disks: &[Disk],
+        layout: &Layout,
+    ) -> Result<Self, String> {
+        let lock = File::open(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+        lock.try_lock().map_err(|_| format!("another agent uses {}", folder.display()))?;
+        Self::resume(folder, layout, digest(identity, disks), &lock).map_err(|start| match start {
+            Start::Unusable(reason) => reason,
+            Start::Absent | Start::Resumed => "nothing is pinned".to_owned(),
+        })
+    }
+
     /// For a process that only watches: no other run takes the marks up, and nothing is left behind.
     pub(super) fn unpinned(disks: &[Disk], layout: &Layout) -> Result<Self, TrackError> {
         let ebpf = load(None, disks, layout).map_err(unsupported)?;

@@ -16,6 +16,7 @@ use super::{
     disks::Disk,
     pins::{kernel, remove},
     reader::DiskReader,
+    reboot,
     scan::{Scanner, Why},
     tracker::{Tracker, TrackerOptions},
 };
@@ -57,6 +58,10 @@ pub fn open(wanted: Tracking, options: &TrackerOptions, disks: &[Disk]) -> Resul
     tracing::warn!(reason = why.reason, remedy = why.remedy, "changes are found by reading the disks");
     // Marks of a run with a better kernel (or of another choice) say nothing of what is sent from now on.
     remove(&options.pins.join(options.server.as_str())).map_err(kernel("remove old pins"))?;
+    if options.reboot.is_some() {
+        // Nor does what was saved at the last shutdown, also for a later start that could use it.
+        reboot::discard(&options.state, &options.pins);
+    }
     let (scanner, source) = Scanner::open(options, disks, why)?;
     Ok(Tracked { map: Box::new(scanner), source: Arc::new(source) })
 }

@@ -56,6 +56,11 @@ impl Suspects {
         Self { open, ..Self::default() }
     }
 
+    /// From before a restart of the machine.
+    pub(super) fn add(&mut self, open: &BlockSet) {
+        self.open.union(open);
+    }
+
     /// All that are not yet certain to have been read after they landed.
     pub(super) fn len(&self) -> u64 {
         self.open.len() + self.landed.as_ref().map_or(0, |(_, landed)| landed.len())

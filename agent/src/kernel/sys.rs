@@ -25,6 +25,10 @@ const BPF_FS_MAGIC: libc::__fsword_t = 0xcafe_4a11;
 const FIFREEZE: libc::Ioctl = 0xc004_5877_u32 as libc::Ioctl;
 const FITHAW: libc::Ioctl = 0xc004_5878_u32 as libc::Ioctl;
 
+/// `_IOWR('f', 11, struct fiemap)`, and its flag `FIEMAP_FLAG_SYNC`.
+const FIEMAP: libc::Ioctl = 0xc020_660b_u32 as libc::Ioctl;
+const FIEMAP_SYNC: u32 = 1;
+
 fn check(result: libc::c_long) -> io::Result<libc::c_long> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
@@ -118,6 +122,17 @@ pub(super) fn ensure_bpf_file_system(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Is the file system with `path`, or its mount, read-only?
+pub(super) fn is_read_only(path: &Path) -> io::Result<bool> {
+    let name = c_path(path)?;
+    // SAFETY: `status` is plain numbers, for which all zeros is a value; the kernel fills it; `name` is terminated.
+    unsafe {
+        let mut status: libc::statvfs = std::mem::zeroed();
+        check(libc::statvfs(name.as_ptr(), &raw mut status).into())?;
+        Ok(status.f_flag & libc::ST_RDONLY != 0)
+    }
+}
+
 /// Writes back everything dirty of the file system that `file` is on.
 pub(super) fn sync_file_system(file: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: takes a descriptor that lives through the call.
@@ -146,4 +161,46 @@ pub(super) fn lock_memory() -> io::Result<()> {
 /// Device number of the block device behind `path`, as (major, minor).
 pub(super) fn split_device(device: u64) -> (u32, u32) {
     (libc::major(device), libc::minor(device))
+}
+
+/// A piece of a file: `struct fiemap_extent`.
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C)]
+pub(super) struct FileExtent {
+    pub(super) logical: u64,
+    pub(super) physical: u64,
+    pub(super) length: u64,
+    reserved: [u64; 2],
+    pub(super) flags: u32,
+    reserved_too: [u32; 3],
+}
+
+/// Where a file lies on the device of its file system; at most `most` pieces.
+pub(super) fn file_extents(file: BorrowedFd<'_>, most: usize) -> io::Result<Vec<FileExtent>> {
+    /// `struct fiemap` without its extents.
+    #[repr(C)]
+    struct Head {
+        start: u64,
+        length: u64,
+        flags: u32,
+        mapped: u32,
+        count: u32,
+        reserved: u32,
+    }
+    const HEAD: usize = size_of::<Head>();
+    const EXTENT: usize = size_of::<FileExtent>();
+    let count = u32::try_from(most).map_err(io::Error::other)?;
+    // In words, so that it is aligned as both structures are.
+    let mut buffer = vec![0_u64; (HEAD + most * EXTENT) / 8];
+    let head = Head { start: 0, length: u64::MAX, flags: FIEMAP_SYNC, mapped: 0, count, reserved: 0 };
+    // SAFETY: the buffer holds a head and `most` extents behind it, aligned, all plain numbers; the kernel writes
+    // no more than `count` extents. `mapped` of them, at most `most`, are read.
+    unsafe {
+        let start = buffer.as_mut_ptr();
+        start.cast::<Head>().write(head);
+        check(libc::ioctl(file.as_raw_fd(), FIEMAP, start).into())?;
+        let mapped = (start.cast::<Head>().read().mapped as usize).min(most);
+        let first = start.cast::<u8>().add(HEAD).cast::<FileExtent>();
+        Ok(std::slice::from_raw_parts(first, mapped).to_vec())
+    }
 }

@@ -23,6 +23,8 @@ use lifeboat_replication::{
 };
 use tokio::time::Instant;
 
+mod carry;
+
 use super::{
     bios::{self, Counts},
     bits, control,
@@ -36,10 +38,14 @@ use super::{
         LOST_PAST_END, LOST_ZONE, Layout, Set,
     },
     pins::{Pins, Start, kernel},
+    reboot,
     suspects::{Seen, Suspects},
     sys,
 };
-use crate::edge::{DirtyMap, TrackError};
+use crate::{
+    edge::{DirtyMap, TrackError},
+    restart_files::RestartPlaces,
+};
 
 /// Above this many blocks, reading the whole live bitmap is cheaper than asking for each block.
 const FEW_BLOCKS: u64 = 1 << 16;
@@ -54,6 +60,31 @@ pub struct TrackerOptions {
     pub state: PathBuf,
     pub sysfs: PathBuf,
     pub wall: Arc<dyn Wall>,
+    /// `None`: nothing is expected from before a restart of the machine, and nothing is left for the next.
+    pub reboot: Option<RebootPlaces>,
+}
+
+/// What an orderly restart of the machine needs besides.
+#[derive(Debug, Clone)]
+pub struct RebootPlaces {
+    /// Directory that lives as long as the boot, from the initramfs on.
+    pub run: PathBuf,
+    /// File with the kernel's name for this boot.
+    pub boot_id: PathBuf,
+    /// What `install` writes.
+    pub files: RestartPlaces,
+}
+
+impl Default for RebootPlaces {
+    fn default() -> Self {
+        Self { run: reboot::RUN.into(), boot_id: reboot::BOOT_ID.into(), files: RestartPlaces::default() }
+    }
+}
+
+impl RebootPlaces {
+    pub(super) fn boot(&self) -> String {
+        fs::read_to_string(&self.boot_id).unwrap_or_default().trim().to_owned()
+    }
 }
 
 /// The default of [`TrackerOptions::pins`].
@@ -76,6 +107,8 @@ pub struct Tracker {
     /// Of disks without a request queue.
     bios: bios::Watch,
     to_copy_left: u64,
+    /// Why each restart of the machine will be followed by a comparison.
+    restarts_compare: Option<String>,
 }
 
 #[derive(Debug, Default)]
@@ -120,15 +153,30 @@ impl Tracker {
         if start == Start::Resumed {
             tracker.held = tracker.collect(Set::Held);
             tracker.suspects = Suspects::resumed(tracker.collect(Set::Suspect));
+            tracker.discard_saved(options);
         } else {
             let reason = first_start::reason(options, &start);
+            // At once: whoever finds the maps full after a crash in the next steps finds the reason with them.
             control::set_reason(&tracker.pins.control, reason.as_deref().unwrap_or_default());
+            if start == Start::Absent && first_start::is_after_restart(reason.as_deref()) {
+                tracker.take_over_saved(options);
+            } else {
+                tracker.discard_saved(options);
+            }
             first_start::remember(options).map_err(kernel("write to the state directory"))?;
-            tracing::info!(reason, "tracking starts with a full copy");
+            let reason = control::reason(&tracker.pins.control);
+            tracing::info!(
+                reason,
+                to_copy_blocks = tracker.count_to_copy(),
+                "tracking starts with new marks"
+            );
         }
-        tracker.to_copy_left = (0..disks.len())
-            .map(|disk| bits::count(&tracker.pins.marks[tracker.layout.words(Set::ToCopy, disk)]))
-            .sum();
+        if let Some(places) = &options.reboot {
+            tracker.restarts_compare = tracker.prepare_restart(options, places);
+            reboot::note_tracked(places, options.server.as_str(), disks)
+                .map_err(kernel("leave word in /run of what it tracks"))?;
+        }
+        tracker.to_copy_left = tracker.count_to_copy();
         Ok(tracker)
     }
 
@@ -156,6 +204,7 @@ impl Tracker {
             suspects: Suspects::default(),
             bios: bios::Watch::default(),
             to_copy_left: 0,
+            restarts_compare: None,
         }
     }
 
@@ -297,7 +346,7 @@ impl Tracker {
 
     /// Writes under way to disks with requests (or with bios), by the kernel's own count, which does not depend on the
     /// program; `None` when a disk has its statistics switched off.
-    fn kernel_in_flight(&self, bio_based: bool) -> Option<u64> {
+    pub(super) fn kernel_in_flight(&self, bio_based: bool) -> Option<u64> {
         let mut sum = 0;
         for disk in self.disks.iter().filter(|disk| disk.bio_based == bio_based) {
             let folder = self.sysfs.join("block").join(&disk.name);
@@ -561,12 +610,24 @@ impl DirtyMap for Tracker {
         Err(TrackError::Kernel { operation: "keep the durable mark", source })
     }
 
+    fn sent(&self) -> Option<u64> {
+        control::sent(&self.pins.control)
+    }
+
+    fn set_sent(&mut self, number: u64) -> Result<(), TrackError> {
+        control::set_sent(&self.pins.control, number);
+        Ok(())
+    }
+
     fn tracking(&self) -> String {
-        match self.issue_only() {
+        let how = match self.issue_only() {
             true => "ebpf-issue-only",
             false if self.disks.iter().any(|disk| disk.bio_based) => "ebpf-bio",
             false => "ebpf-tp_btf",
+        };
+        match &self.restarts_compare {
+            None => how.to_owned(),
+            Some(why) => format!("{how} (each restart is followed by a comparison: {why})"),
         }
-        .to_owned()
     }
 }

@@ -217,6 +217,7 @@ impl Rig {
             state: state.path().to_owned(),
             sysfs: "/sys".into(),
             wall: env.wall,
+            reboot: None,
         };
         Self { options, disks, _state: state }
     }

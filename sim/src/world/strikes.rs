@@ -73,6 +73,12 @@ impl World {
             self.net.mark("reboot", format_args!(""));
             self.write_unseen(tick);
         }
+        if dice.roll(Class::OrderlyReboot) {
+            // What is written until the agent runs again the early tracker marks.
+            site.agent.crash(Crash::Now, Duration::from_secs(1 + dice.below(Class::OrderlyReboot, 20)));
+            self.machine.orderly_reboot();
+            self.net.mark("orderly reboot", format_args!(""));
+        }
         if dice.roll(Class::Pause) {
             let lasts = PAUSE + Duration::from_millis(dice.below(Class::Pause, 40_000));
             let all = site.process_servers.iter().chain(&site.appliers).chain([&site.agent]);

@@ -71,6 +71,7 @@ struct State {
     reason: Option<String>,
     request: Option<String>,
     durable_mark: Option<v1::DurableMark>,
+    sent: Option<u64>,
     /// How long the last pass took.
     last_pass: Option<Duration>,
     failed: Option<String>,
@@ -125,6 +126,7 @@ impl Scanner {
             reason,
             request: None,
             durable_mark: None,
+            sent: None,
             last_pass: None,
             failed: None,
         }));
@@ -225,6 +227,15 @@ impl DirtyMap for Scanner {
 
     fn set_durable_mark(&mut self, mark: &v1::DurableMark) -> Result<(), TrackError> {
         lock(&self.state).durable_mark = Some(mark.clone());
+        Ok(())
+    }
+
+    fn sent(&self) -> Option<u64> {
+        lock(&self.state).sent
+    }
+
+    fn set_sent(&mut self, number: u64) -> Result<(), TrackError> {
+        lock(&self.state).sent = Some(number);
         Ok(())
     }
 

@@ -433,7 +433,9 @@ impl Facts<'_> {
         let waits = heartbeat.issues.iter().find(|issue| issue.code == RESYNCHRONIZATION_REQUIRED)?;
         let reason = match Cause::of(&format!("{}: ", heartbeat.resynchronization)).0 {
             Cause::TrackingLost | Cause::Requested => Reason::TrackingLost,
-            Cause::UncleanShutdown => Reason::UncleanShutdown,
+            Cause::UncleanShutdown | Cause::EarlyTrackerMissing | Cause::ChangedWhileDown => {
+                Reason::UncleanShutdown
+            }
             Cause::DiskResized => Reason::DiskResized,
             Cause::DisksChanged => Reason::DisksChanged,
             Cause::PassthroughWrites => Reason::PassthroughWrites,

@@ -1,0 +1,120 @@
+//! Would an orderly restart of this server need a comparison? Asked at start, while everything is mounted, so that it is
+//! known before the restart.
+
+use std::{
+    fs, io,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    super::{disks::Disk, tracker::RebootPlaces},
+    IMAGE, image,
+    raw::locate,
+};
+
+/// Where things are on a server.
+#[derive(Debug, Clone)]
+pub(super) struct Roots {
+    pub(super) root: PathBuf,
+    pub(super) boot: PathBuf,
+    pub(super) fstab: PathBuf,
+    pub(super) mountinfo: PathBuf,
+}
+
+impl Default for Roots {
+    fn default() -> Self {
+        Self {
+            root: "/".into(),
+            boot: "/boot".into(),
+            fstab: "/etc/fstab".into(),
+            mountinfo: "/proc/self/mountinfo".into(),
+        }
+    }
+}
+
+/// Of disks without a request queue the initramfs knows nothing, and what is under way to them nobody counts at the end.
+pub(in crate::kernel) fn carried(disks: &[Disk]) -> Result<(), String> {
+    match disks.iter().find(|disk| disk.bio_based) {
+        Some(disk) => Err(format!("{} has no request queue", disk.path().display())),
+        None => Ok(()),
+    }
+}
+
+/// An error says why each restart is followed by a comparison. The image has been made.
+pub fn ready(state: &Path, sysfs: &Path, places: &RebootPlaces) -> Result<(), String> {
+    if !places.files.has_initramfs_tools() {
+        return Err("this system has no initramfs-tools for an early tracker".to_owned());
+    }
+    if !places.files.are_written() {
+        return Err("run `lifeboat-agent install` once more".to_owned());
+    }
+    look(state, sysfs, &Roots::default())
+}
+
+fn look(state: &Path, sysfs: &Path, roots: &Roots) -> Result<(), String> {
+    let path = state.join(IMAGE);
+    let words = |error: io::Error| error.to_string();
+    if !path.exists() {
+        return Err("the agent has not made its place for that yet; its log says when it starts (journalctl -u lifeboat-agent)".to_owned());
+    }
+    let place = locate(sysfs, &path).map_err(words)?;
+    if place.blocks(image::BLOCK as u64, image::BLOCKS).is_none() {
+        return Err(format!("{} does not lie in whole blocks", path.display()));
+    }
+    let device = |path: &Path| fs::metadata(path).map(|about| about.dev()).map_err(words);
+    if device(&path)? != device(&roots.root)? {
+        return Err(format!("{} is not on the root file system", state.display()));
+    }
+    if !boot_is_here(&roots.boot, &roots.fstab) || device(&roots.boot)? != device(&roots.root)? {
+        return Err("/boot is a file system of its own".to_owned());
+    }
+    let mountinfo = fs::read_to_string(&roots.mountinfo).map_err(words)?;
+    match root_kind(&mountinfo) {
+        Some("ext2" | "ext3" | "ext4") => Ok(()),
+        kind => Err(format!("the root file system is {} and not ext4", kind.unwrap_or("unknown"))),
+    }
+}
+
+/// A separate /boot is an empty directory when it is not mounted, and has its line in fstab.
+pub(super) fn boot_is_here(boot: &Path, fstab: &Path) -> bool {
+    let filled = fs::read_dir(boot).is_ok_and(|mut files| files.next().is_some());
+    let fstab = fs::read_to_string(fstab).unwrap_or_default();
+    let lines = fstab.lines().map(str::trim).filter(|line| !line.starts_with('#'));
+    let mut points = lines.filter_map(|line| line.split_whitespace().nth(1));
+    filled && !points.any(|point| point.trim_end_matches('/') == "/boot")
+}
+
+/// `22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/root rw`; the last one mounted at / is the one that is seen.
+fn root_kind(mountinfo: &str) -> Option<&str> {
+    let mut lines = mountinfo.lines().filter(|line| line.split(' ').nth(4) == Some("/"));
+    lines.next_back()?.split_once(" - ")?.1.split(' ').next()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_separate_boot_is_found_by_its_emptiness_or_by_fstab() {
+        let folder = tempfile::tempdir().unwrap();
+        let (boot, fstab) = (folder.path().join("boot"), folder.path().join("fstab"));
+        fs::create_dir(&boot).unwrap();
+        assert!(!boot_is_here(&boot, &fstab));
+        fs::create_dir(boot.join("grub")).unwrap();
+        assert!(boot_is_here(&boot, &fstab));
+        fs::write(&fstab, "# UUID=1 /boot ext4\nUUID=2 / ext4 defaults 0 1\nUUID=3 /boot/efi vfat\n")
+            .unwrap();
+        assert!(boot_is_here(&boot, &fstab));
+        fs::write(&fstab, "UUID=2 / ext4 defaults 0 1\nUUID=1\t/boot/ ext4\n").unwrap();
+        assert!(!boot_is_here(&boot, &fstab));
+    }
+
+    #[test]
+    fn the_root_that_is_seen_counts() {
+        let mountinfo = "1 0 0:2 / / rw - rootfs none rw\n22 1 8:1 / / rw shared:1 - ext4 /dev/root rw\n\
+                         23 22 8:2 / /srv rw - xfs /dev/sda2 rw\n";
+        assert_eq!(root_kind(mountinfo), Some("ext4"));
+        assert_eq!(root_kind(""), None);
+    }
+}

@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# guest-disk.sh IMAGE DISK AGENT STATE FILES PORT...: makes DISK, a copy of dev/server's IMAGE, a protected server: with
+# the program AGENT, the state directory STATE, what `lifeboat-agent install` would write (from FILES), and PORTs of the
+# machine that runs it as ports of its own. An SSH key for root is left beside DISK.
+set -euo pipefail
+image=$1 disk=$2 agent=$3 state=$4 files=$5
+shift 5
+binary=/usr/local/bin/lifeboat-agent
+cp --sparse=always --reflink=auto "$image" "$disk"
+root=$(mktemp -d)
+loop=$(losetup --find --show --offset $((2048 * 512)) "$disk")
+finish() {
+  local status=$?
+  umount "$root/proc" 2>/dev/null || true
+  umount --recursive --lazy "$root/dev" 2>/dev/null || true
+  umount "$root" || status=1
+  losetup --detach "$loop" || status=1
+  rmdir "$root" || status=1
+  exit $status
+}
+trap finish EXIT
+mount "$loop" "$root"
+
+cp "$agent" "$root$binary"
+cp -r "$state" "$root/var/lib/lifeboat-agent"
+chown -R root:root "$root/var/lib/lifeboat-agent"
+chmod 0700 "$root/var/lib/lifeboat-agent"
+put() {
+  mkdir -p "$(dirname "$root/$2")"
+  sed "s,@BINARY@,$binary,g" "$files/$1" >"$root/$2"
+  chmod "$3" "$root/$2"
+}
+put lifeboat-agent.service etc/systemd/system/lifeboat-agent.service 0644
+put lifeboat-thaw.service etc/systemd/system/lifeboat-thaw.service 0644
+put system-shutdown usr/lib/systemd/system-shutdown/lifeboat-agent 0755
+put initramfs-hook etc/initramfs-tools/hooks/lifeboat-agent 0755
+put initramfs-premount etc/initramfs-tools/scripts/local-premount/lifeboat-agent 0755
+
+# Its identity comes from here, not from QEMU's command line.
+mkdir -p "$root/etc/lifeboat-dev" "$root/root/.ssh"
+touch "$root/etc/lifeboat-dev/identity"
+ssh-keygen -q -t ed25519 -N '' -f "$(dirname "$disk")/ssh_key"
+cp "$(dirname "$disk")/ssh_key.pub" "$root/root/.ssh/authorized_keys"
+printf '[Match]\nName=en* eth*\n[Network]\nAddress=10.0.2.15/24\n' >"$root/etc/systemd/network/10-test.network"
+for port; do
+  printf '[Socket]\nListenStream=127.0.0.1:%s\n[Install]\nWantedBy=sockets.target\n' "$port" >"$root/etc/systemd/system/host-$port.socket"
+  printf '[Service]\nExecStart=/lib/systemd/systemd-socket-proxyd 10.0.2.2:%s\n' "$port" >"$root/etc/systemd/system/host-$port.service"
+  chroot "$root" systemctl -q enable "host-$port.socket"
+done
+mount -t proc proc "$root/proc"
+mount --rbind /dev "$root/dev"
+mount --make-rslave "$root/dev"
+chroot "$root" ssh-keygen -A >/dev/null
+chroot "$root" systemd-machine-id-setup >/dev/null 2>&1
+chroot "$root" systemctl -q enable lifeboat-agent lifeboat-thaw
+chroot "$root" systemctl -q disable postgresql lifeboat-dev-database
+chroot "$root" update-initramfs -u -k all

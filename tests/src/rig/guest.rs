@@ -1,0 +1,144 @@
+//! A whole Debian server in QEMU, with the agent and its files as `install` writes them, that replicates to a [`Site`].
+//!
+//! Its network is QEMU's own: it reaches only what this machine offers on loopback, and only its SSH port is reached.
+//! Emulated (this must work without KVM), so everything takes its time.
+
+use std::{
+    fs::File,
+    io::{BufRead as _, BufReader, Write as _},
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use super::{Site, run};
+use crate::programs::free_ports;
+
+/// From power on to an answer by SSH: half a minute on an idle machine.
+const BOOT: Duration = Duration::from_secs(600);
+const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+
+pub struct Guest {
+    qemu: Child,
+    ssh_port: u16,
+    dir: tempfile::TempDir,
+}
+
+impl Guest {
+    /// Boots one as the site's first enrolled server, with this agent.
+    pub fn boot(site: &Site, agent: &Path) -> Self {
+        let dir = tempfile::Builder::new().prefix("lifeboat-guest-").tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name).display().to_string();
+        let image = run(&format!("{ROOT}/dev/server/build"), &[]);
+        let (_, state) = &site.enrolled[0];
+        let configuration = &site.control.configuration;
+        let addresses = configuration.process_servers.iter().flat_map(|server| &server.data_addresses);
+        let ports = configuration.management_addresses.iter().chain(addresses);
+        let ports: Vec<&str> = ports.filter_map(|address| Some(address.rsplit_once(':')?.1)).collect();
+        let (disk, files) = (path("disk.raw"), format!("{ROOT}/agent/install"));
+        let mut arguments =
+            vec![image.as_str(), &disk, agent.to_str().unwrap(), state.to_str().unwrap(), &files];
+        arguments.extend(ports);
+        run(concat!(env!("CARGO_MANIFEST_DIR"), "/src/rig/guest-disk.sh"), &arguments);
+        let accelerator = run(&format!("{ROOT}/dev/server/accelerator"), &[]);
+        let [ssh_port] = free_ports::<1>().unwrap();
+        let log = File::create(dir.path().join("qemu.log")).unwrap();
+        let qemu = Command::new("qemu-system-x86_64")
+            .args(["-name", "lifeboat-reboot", "-machine", "q35", "-smp", "2", "-m", "1024", "-nodefaults"])
+            .args(accelerator.split_whitespace())
+            .args(["-display", "none", "-serial", &format!("file:{}", path("console.log"))])
+            .args(["-qmp", &format!("unix:{},server=on,wait=off", path("qmp.sock"))])
+            .args(["-drive", &format!("file={disk},if=none,id=os,format=raw,cache=writeback")])
+            .args(["-device", "virtio-blk-pci,drive=os,serial=lifeboat-reboot", "-device", "virtio-rng-pci"])
+            .args(["-netdev", &format!("user,id=net,hostfwd=tcp:127.0.0.1:{ssh_port}-:22")])
+            .args(["-device", "virtio-net-pci,netdev=net"])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let guest = Self { qemu, ssh_port, dir };
+        guest.wait("the first boot", BOOT, || guest.boot_id());
+        guest
+    }
+
+    pub fn disk(&self) -> PathBuf {
+        self.dir.path().join("disk.raw")
+    }
+
+    fn ssh(&self, command: &str) -> Option<String> {
+        let port = self.ssh_port.to_string();
+        let key = self.dir.path().join("ssh_key");
+        let output = Command::new("ssh")
+            .args(["-q", "-i", key.to_str().unwrap(), "-p", &port, "-o", "BatchMode=yes"])
+            .args(["-o", "ConnectTimeout=30", "-o", "StrictHostKeyChecking=no"])
+            .args(["-o", "UserKnownHostsFile=/dev/null", "root@127.0.0.1", command])
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Runs a shell command; it must succeed.
+    pub fn shell(&self, command: &str) -> String {
+        self.ssh(command).unwrap_or_else(|| panic!("{command}: failed\n{}", self.tail()))
+    }
+
+    /// What the agent has logged since this boot.
+    pub fn agent_log(&self) -> String {
+        self.shell("journalctl -b -u lifeboat-agent --no-pager -o cat")
+    }
+
+    fn boot_id(&self) -> Option<String> {
+        self.ssh("cat /proc/sys/kernel/random/boot_id")
+    }
+
+    /// As an administrator does it.
+    pub fn reboot(&self) {
+        let before = self.boot_id();
+        // The answer may be lost with the network.
+        _ = self.ssh("systemctl reboot");
+        self.wait("a restart", BOOT, || self.boot_id().filter(|now| Some(now) != before.as_ref()));
+    }
+
+    /// As the reset button does it.
+    pub fn reset(&self) {
+        let before = self.boot_id();
+        let mut monitor = UnixStream::connect(self.dir.path().join("qmp.sock")).unwrap();
+        let mut answers = BufReader::new(monitor.try_clone().unwrap()).lines();
+        for command in ["qmp_capabilities", "system_reset"] {
+            answers.next().unwrap().unwrap();
+            writeln!(monitor, "{{\"execute\": \"{command}\"}}").unwrap();
+        }
+        answers.next().unwrap().unwrap();
+        self.wait("a boot after the reset", BOOT, || {
+            self.boot_id().filter(|now| Some(now) != before.as_ref())
+        });
+    }
+
+    /// Waits until there is an answer.
+    pub fn wait<T>(&self, what: &str, patience: Duration, mut look: impl FnMut() -> Option<T>) -> T {
+        let end = Instant::now() + patience;
+        loop {
+            if let Some(found) = look() {
+                return found;
+            }
+            assert!(Instant::now() < end, "{what}: not after {patience:?}\n{}", self.tail());
+            sleep(Duration::from_secs(1));
+        }
+    }
+
+    fn tail(&self) -> String {
+        let console = std::fs::read(self.dir.path().join("console.log")).unwrap_or_default();
+        String::from_utf8_lossy(&console[console.len().saturating_sub(4000)..]).into_owned()
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        _ = self.qemu.kill();
+        _ = self.qemu.wait();
+    }
+}
