@@ -28,6 +28,7 @@ use std::{
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
 use lifeboat_replication::{
+    appliers::{Announcement, standing},
     env::Env,
     ids::ServerId,
     store::{LeaseId, PutCondition, Refusal, Result, StoreError},
@@ -35,7 +36,7 @@ use lifeboat_replication::{
 };
 use tokio::{sync::watch, time::Instant};
 
-use self::members::{Announcement, Members, standing};
+use self::members::Members;
 pub use self::plan::{Plan, View, plan};
 
 /// Leases renewed or released at the same time: with 20 ms a call a thousand servers take three seconds.
