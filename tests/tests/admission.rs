@@ -29,7 +29,11 @@ fn the_rules_answer_with_what_is_allowed() {
     refuses("ReplicationPolicy", json!({ "roundInterval": "6m" }), "roundInterval is from 1s to 5m");
     let mut both = appliance();
     both["vault"]["azure"]["authentication"]["sasSecretRef"] = json!({ "name": "vault", "key": "sas" });
-    refuses("ReplicationAppliance", both, "choose exactly one of sasSecretRef and accountKeySecretRef");
+    refuses(
+        "ReplicationAppliance",
+        both,
+        "choose exactly one of workloadIdentity, sasSecretRef and accountKeySecretRef",
+    );
     let mut unplanned = run_by("kubernetes-admin", &[]);
     unplanned["type"] = json!("Unplanned");
     refuses("FailoverRun", unplanned, "this version offers type Test only");
