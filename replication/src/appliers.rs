@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     ids::ServerId,
+    keys::KeyId,
     store::{BlobStore, Refusal, Result},
     vault::layout,
 };
@@ -25,6 +26,9 @@ pub struct Announcement {
     pub name: String,
     /// Servers whose lease it holds.
     pub holds: Vec<String>,
+    /// Ids of the data keys that it has: nobody writes with one before every applier can read it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub keys: Vec<KeyId>,
     /// Another one each time.
     pub beat: u64,
     /// By its own clock, for people.
@@ -38,6 +42,7 @@ impl Announcement {
             identity: identity.to_owned(),
             name: name.to_owned(),
             holds: holds.iter().map(ToString::to_string).collect(),
+            keys: Vec::new(),
             beat: 0,
             renewed_at_micros: 0,
         }
@@ -87,11 +92,16 @@ mod tests {
     #[test]
     fn stands_in_the_vault_as_documented() {
         let holds = BTreeSet::from([ServerId::from_random([1; 16])]);
-        let said = Announcement { beat: 7, ..Announcement::new("b", "applier-1", &holds) };
+        let keys = vec![KeyId("0123456789abcdef".to_owned())];
+        let said = Announcement { beat: 7, keys, ..Announcement::new("b", "applier-1", &holds) };
         let content = said.content();
-        let wanted = "{\"format\":1,\"identity\":\"b\",\"name\":\"applier-1\",\"holds\":[\"01010101-0101-4101-8101-010101010101\"],\"beat\":7,\"renewedAtMicros\":0}\n";
+        let wanted = "{\"format\":1,\"identity\":\"b\",\"name\":\"applier-1\",\"holds\":[\"01010101-0101-4101-8101-010101010101\"],\"keys\":[\"0123456789abcdef\"],\"beat\":7,\"renewedAtMicros\":0}\n";
         assert_eq!(content, wanted);
         assert_eq!(Announcement::read(&content), Some(said));
         assert_eq!(Announcement::read(b"{"), None);
+        // As versions before this field write it.
+        let before =
+            b"{\"format\":1,\"identity\":\"b\",\"name\":\"a\",\"holds\":[],\"beat\":7,\"renewedAtMicros\":0}";
+        assert!(Announcement::read(before).is_some_and(|said| said.keys.is_empty()));
     }
 }

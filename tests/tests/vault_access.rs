@@ -9,7 +9,7 @@ use std::{collections::BTreeSet, time::Duration};
 use lifeboat_replication::{
     appliers::Announcement,
     catalogue::{self, Point, PointConsistency, Points, Position},
-    env::Micros,
+    env::{Env, Micros},
     ids::{Epoch, RecordNumber, ServerId},
     keys::DataKeys,
     log::LogState,
@@ -248,7 +248,17 @@ fn a_second_cluster_applies_what_the_first_one_takes_in_and_the_data_key_is_rota
     // A new data key: the bundle opens it for the recovery key, and the old one with it.
     let mut rotating = ingest;
     rotating["rotateDataKey"] = json!("1");
+    runtime.block_on(announce(&world, &id, &keys));
     world.appliance("berlin", "lifeboat", &by_key, &rotating);
+    // The second cluster's applier has to have it before anybody writes with it.
+    let found = world.eventually("a wait for the other cluster", "appliance/berlin", |found| {
+        let message = found["status"]["dataKey"]["message"].as_str().unwrap_or_default();
+        message.contains("applier near-applier-0 (another cluster): it needs the Secret berlin-keys")
+    });
+    assert_eq!(found["status"]["dataKey"]["id"], keys.current().0.0);
+    let staged = self::keys(&world);
+    assert_eq!(staged.current().0, keys.current().0);
+    runtime.block_on(announce(&world, &id, &staged));
     let found = world.eventually("a rotation", "appliance/berlin", |found| {
         found["status"]["dataKey"]["rotation"] == "1" && found["status"]["dataKey"]["keys"] == 2
     });
@@ -316,6 +326,15 @@ async fn write_books(world: &World, id: &ServerId, keys: &DataKeys) {
     let position =
         Position { format: catalogue::FORMAT, server: id.to_string(), log, seeds: Default::default() };
     catalogue::write(&vault, id, &position, None).await.unwrap();
-    let said = Announcement::new("uuid", "near-applier-0", &BTreeSet::from([id.clone()]));
-    vault.store.put(&layout::applier("uuid"), said.content(), &PutCondition::Always).await.unwrap();
+    announce(world, id, keys).await;
+}
+
+async fn announce(world: &World, id: &ServerId, keys: &DataKeys) {
+    let said = Announcement {
+        keys: keys.ids().cloned().collect(),
+        beat: Env::system().entropy.next_u64(),
+        ..Announcement::new("uuid", "near-applier-0", &BTreeSet::from([id.clone()]))
+    };
+    let store = vault_of(world, keys).store;
+    store.put(&layout::applier("uuid"), said.content(), &PutCondition::Always).await.unwrap();
 }

@@ -87,10 +87,10 @@ pub struct AzureAuthentication {
 #[serde(rename_all = "camelCase")]
 pub struct WorkloadIdentity {
     /// Client id of the identity.
-    #[schemars(regex(pattern = r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"))]
+    #[schemars(length(max = 36), regex(pattern = r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"))]
     pub client_id: String,
     /// Tenant of the identity.
-    #[schemars(regex(pattern = r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"))]
+    #[schemars(length(max = 36), regex(pattern = r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"))]
     pub tenant_id: String,
     /// Who hands out tokens; `https://login.microsoftonline.com` when absent. The operator takes those of Azure's clouds
     /// and hosts that its own settings name.

@@ -314,6 +314,7 @@ impl Sharer {
             return Ok(());
         }
         let announcement = Announcement {
+            keys: self.vault.keys.ids().cloned().collect(),
             beat: self.env.entropy.next_u64(),
             renewed_at_micros: self.env.wall.now().0,
             ..Announcement::new(&self.options.identity.0, &self.options.name, &holds)

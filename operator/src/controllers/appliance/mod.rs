@@ -244,11 +244,23 @@ async fn rotate(
 ) -> Result<(), Failure> {
     let Some(book) = fetched.data_keys.as_ref().and_then(rotation::Book::read) else { return Ok(()) };
     let sets = [("process servers", &findings.process_server_set), ("appliers", &findings.applier_set)];
-    let late: Vec<String> = sets
+    let mut late: Vec<String> = sets
         .into_iter()
         .filter(|(_, set)| set.as_ref().is_some_and(|set| !rotation::has_started_anew(set)))
         .map(|(name, _)| name.to_owned())
         .collect();
+    if let (Some(next), Ok((vault, _))) = (book.next(), vault) {
+        let key =
+            ApplianceKey { namespace: appliance.namespace().unwrap_or_default(), name: appliance.name_any() };
+        match context.foreign.without_key(&key, vault, next).await {
+            Ok(appliers) => late.extend(appliers.into_iter().map(|name| {
+                format!("applier {name}: it needs the Secret {}", secrets::data_keys_name(appliance))
+            })),
+            Err(error) => {
+                late.push(format!("appliers, whose announcements cannot be read: {}", chain(&error)))
+            }
+        }
+    }
     let description = vault.as_ref().ok().map(|(_, seen)| &seen.description);
     // Keys that somebody else has made are somebody else's to change.
     let own = appliance.spec.has_role(Role::Ingest) && appliance.spec.encryption_key_secret_ref.is_none();

@@ -69,7 +69,12 @@ impl Book {
         })
     }
 
-    /// `asked`: `spec.rotateDataKey`. `late`: pods that do not have the Secret as it is.
+    /// The key that is staged.
+    pub(super) fn next(&self) -> Option<&KeyId> {
+        self.next.as_ref()
+    }
+
+    /// `asked`: `spec.rotateDataKey`. `late`: programs that do not have the Secret as it is.
     pub(super) fn step(
         &self,
         asked: Option<&str>,
@@ -91,7 +96,7 @@ impl Book {
             return Step::Wait("waits until the key bundle in the vault holds it".to_owned());
         }
         if !late.is_empty() {
-            return Step::Wait(format!("waits until {} have started again with it", late.join(" and ")));
+            return Step::Wait(format!("waits until it has come to {}", late.join(", ")));
         }
         Step::Switch(next.clone())
     }

@@ -13,8 +13,9 @@ use lifeboat_replication::{
     catalogue::{self, CatalogueError, Points, Position},
     errors::chain,
     ids::ServerId,
+    keys::KeyId,
     recoverable::journal_begins,
-    store::{ETag, Refusal},
+    store::{ETag, Refusal, StoreError},
     vault::{Vault, layout},
     wire::v1,
 };
@@ -98,6 +99,25 @@ impl Foreign {
         Some(Applied { applier: holder.unwrap_or_default(), report })
     }
 
+    /// Names of live appliers on the vault, of whichever cluster, that do not say that they have this data key. Asked of the
+    /// vault each time: one that has just started counts.
+    pub async fn without_key(
+        &self,
+        key: &ApplianceKey,
+        vault: &Vault,
+        wanted: &KeyId,
+    ) -> Result<Vec<String>, StoreError> {
+        let standing = appliers::standing(&*vault.store, "").await?;
+        let mut inner = self.lock();
+        let own = inner.own.get(key).cloned().unwrap_or_default();
+        let announced = inner.announced.entry(key.clone()).or_default();
+        announced.seen = since(std::mem::take(&mut announced.seen), standing, Instant::now());
+        Ok(live(&announced.seen, Instant::now())
+            .filter(|said| !said.keys.contains(wanted))
+            .map(|said| named(&said, &own))
+            .collect())
+    }
+
     fn remember(&self, id: &ServerId, points: Option<Books>) {
         self.lock().servers.insert(id.clone(), Known { looked: Instant::now(), points });
     }
@@ -150,13 +170,20 @@ fn holder(
     now: Instant,
 ) -> Option<String> {
     let id = id.to_string();
-    let holders = seen.values().filter_map(|(content, at)| {
-        let said = Announcement::read(content)?;
-        let lives = now.saturating_duration_since(*at) < GONE_AFTER;
-        let elsewhere = if own.contains(&said.identity) { "" } else { " (another cluster)" };
-        (lives && said.holds.contains(&id)).then(|| (*at, format!("{}{elsewhere}", said.name)))
-    });
-    holders.max().map(|(_, name)| name)
+    let at = |said: &Announcement| seen.get(&layout::applier(&said.identity)).map(|(_, at)| *at);
+    let holders = live(seen, now).filter(|said| said.holds.contains(&id));
+    holders.map(|said| (at(&said), named(&said, own))).max().map(|(_, name)| name)
+}
+
+fn live(seen: &BTreeMap<String, (Bytes, Instant)>, now: Instant) -> impl Iterator<Item = Announcement> + '_ {
+    let lives = move |at: Instant| now.saturating_duration_since(at) < GONE_AFTER;
+    seen.values().filter(move |(_, at)| lives(*at)).filter_map(|(content, _)| Announcement::read(content))
+}
+
+/// For people.
+fn named(said: &Announcement, own: &BTreeSet<String>) -> String {
+    let elsewhere = if own.contains(&said.identity) { "" } else { " (another cluster)" };
+    format!("{}{elsewhere}", said.name)
 }
 
 async fn read(vault: &Vault, id: &ServerId, before: Option<Books>) -> Result<Option<Books>, CatalogueError> {
@@ -300,6 +327,25 @@ mod tests {
         assert_eq!(site.look().await, Some(("near-applier-0".to_owned(), 1, 4)));
         let unknown = Foreign::default();
         assert!(unknown.look(&site.key, &site.vault, &site.id).await.is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_applier_that_does_not_have_a_key_is_named_as_long_as_it_lives() {
+        let site = site();
+        let current = site.vault.keys.current().0;
+        let without = || async { site.foreign.without_key(&site.key, &site.vault, current).await.unwrap() };
+        assert!(without().await.is_empty());
+        site.announce("uuid", 1).await;
+        assert_eq!(without().await, ["near-applier-0 (another cluster)"]);
+        let said =
+            Announcement { keys: vec![current.clone()], ..Announcement::new("uuid", "n", &BTreeSet::new()) };
+        let (name, content) = (layout::applier("uuid"), said.content());
+        site.vault.store.put(&name, content, &PutCondition::Always).await.unwrap();
+        assert!(without().await.is_empty(), "it has it");
+        site.announce("uuid", 2).await;
+        assert_eq!(without().await.len(), 1);
+        tokio::time::sleep(GONE_AFTER).await;
+        assert!(without().await.is_empty(), "it is gone");
     }
 
     #[tokio::test(start_paused = true)]
