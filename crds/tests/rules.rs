@@ -154,6 +154,13 @@ fn no_access_token_travels_by_http(#[case] patch: Value) {
     refuses("ReplicationAppliance", spec, "workloadIdentity needs endpoints with https");
 }
 
+#[test]
+fn a_data_key_is_rotated_where_the_operator_has_made_it() {
+    admits("ReplicationAppliance", with(&appliance(), json!({ "rotateDataKey": "1", "roles": ["Ingest"] })));
+    let own = json!({ "rotateDataKey": "1", "encryptionKeySecretRef": { "name": "keys" } });
+    refuses("ReplicationAppliance", with(&appliance(), own), "add a key to that Secret yourself");
+}
+
 #[rstest]
 #[case(json!({ "limitPerSecond": "512Ki" }))]
 #[case(json!({ "days": ["Mon", "Sun"], "from": "22:00", "to": "06:00", "timeZone": "Europe/Berlin", "limitPerSecond": "20Mi" }))]

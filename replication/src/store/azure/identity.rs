@@ -308,7 +308,7 @@ impl OnChallenge for Renew {
         authorizer: &dyn Authorizer,
         _: &Headers,
     ) -> azure_core::Result<()> {
-        let method_options = ClientMethodOptions { context: context.to_borrowed(), ..Default::default() };
+        let method_options = ClientMethodOptions { context: context.to_borrowed() };
         authorizer.authorize(request, &[SCOPE], TokenRequestOptions { method_options }).await
     }
 }

@@ -65,8 +65,8 @@ fn each_process_server_has_a_service_and_a_file_of_its_own() {
     assert_eq!(
         names,
         [
-            "berlin-process-servers",
             "berlin-applier",
+            "berlin-process-servers",
             "berlin-management",
             "berlin-process-server-0",
             "berlin-process-server-1"
