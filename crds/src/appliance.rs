@@ -9,14 +9,15 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-use crate::{
-    bandwidth::BandwidthWindow,
-    refs::{LocalRef, SecretKeyRef},
-};
+use crate::{bandwidth::BandwidthWindow, refs::LocalRef};
 
 mod status;
+mod vault;
 
-pub use status::{ApplierStatus, Component, Health, ProcessServerStatus, ReplicationApplianceStatus};
+pub use status::{
+    ApplierStatus, Component, DataKeyStatus, Health, ProcessServerStatus, ReplicationApplianceStatus,
+};
+pub use vault::{AzureAuthentication, AzureCredential, AzureVault, CacheStorage, Vault, WorkloadIdentity};
 
 /// The default of `exposure.dataPort`; the reference system's port.
 pub const DATA_PORT: u16 = 9443;
@@ -63,15 +64,29 @@ pub const MANAGEMENT_PORT: u16 = 443;
     validation = Rule::new("self.metadata.name.size() <= 36 && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')").message("metadata.name of a ReplicationAppliance has at most 36 characters: a small letter, then small letters, digits and dashes, since Services and pods are named after it")
 )]
 #[x_kube(
+    validation = Rule::new("!has(self.rotateDataKey) || !has(self.encryptionKeySecretRef)").message("rotateDataKey is for keys that the operator has made: with encryptionKeySecretRef, add a key to that Secret yourself"),
     validation = Rule::new("!has(self.exposure.nodePorts) || self.exposure.nodePorts.management < self.exposure.nodePorts.dataBase || self.exposure.nodePorts.management >= self.exposure.nodePorts.dataBase + self.processServers.replicas").message("exposure.nodePorts.management lies among the ports of the process servers: there is one from dataBase on for each replica")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct ReplicationApplianceSpec {
     /// Where the data goes.
     pub vault: Vault,
+    /// What this cluster does with the vault: `Ingest` takes in what agents send and makes the vault, `Apply` turns the
+    /// journal into seed disks and recovery points. A cluster near the vault can have `Apply` alone: it makes no process
+    /// servers, `processServers`, `exposure` and `bandwidth` mean nothing there, and it needs a copy of the Secret with
+    /// the data keys.
+    #[serde(default = "all_roles")]
+    #[schemars(length(min = 1, max = 2), extend("x-kubernetes-list-type" = "set"))]
+    pub roles: Vec<Role>,
     /// Secret with the data keys by id. The operator makes one, named `<appliance>-keys`, when this is absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub encryption_key_secret_ref: Option<LocalRef>,
+    /// A text; every new value asks for a new data key. Readers get it first and writers then, the key bundle in the
+    /// vault before both; what was written with older keys stays readable. Not with `encryptionKeySecretRef`: such a
+    /// Secret is yours to change.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub rotate_data_key: Option<String>,
     /// Public keys (age) to which the vault's key bundle is encrypted. Without one the appliance does not become
     /// Ready: if the cluster were lost, so would the data be. `age-keygen` makes a pair; keep the private half outside the cluster.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -97,87 +112,30 @@ pub struct ReplicationApplianceSpec {
     pub bandwidth: Vec<BandwidthWindow>,
 }
 
-/// A place for data.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Vault {
-    /// Azure Blob Storage, or an emulator of it.
-    pub azure: AzureVault,
+/// A part in the work on a vault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Role {
+    Ingest,
+    Apply,
 }
 
-/// Two containers in Azure Blob Storage.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct AzureVault {
-    /// URL of the blob service: public, private endpoint or emulator (with the account in the path). http is for an
-    /// emulator alone: seed disks travel as they are.
-    #[schemars(length(max = 512), regex(pattern = r"^https?://[^/?#]+(/[^?#]*)?$"))]
-    pub endpoint: String,
-    /// Container of seed disks, logs and catalogue.
-    #[schemars(length(min = 3, max = 63), regex(pattern = r"^[a-z0-9]+(-[a-z0-9]+)*$"))]
-    #[x_kube(validation = Rule::new("self == oldSelf").message("vault.azure.container cannot be changed: the data would stay behind; make another appliance"))]
-    pub container: String,
-    /// Where segments of the journal land; when absent, container `<container>-cache` at the same endpoint.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cache: Option<CacheStorage>,
-    /// How to authenticate, for both containers.
-    pub authentication: AzureAuthentication,
+fn all_roles() -> Vec<Role> {
+    vec![Role::Ingest, Role::Apply]
 }
 
-impl AzureVault {
-    /// URL of the blob service that holds the journal's segments.
-    pub fn cache_endpoint(&self) -> &str {
-        self.cache.as_ref().and_then(|cache| cache.endpoint.as_deref()).unwrap_or(&self.endpoint)
+impl ReplicationApplianceSpec {
+    pub fn has_role(&self, role: Role) -> bool {
+        self.roles.contains(&role)
     }
 
-    /// Container of the journal's segments.
-    pub fn cache_container(&self) -> String {
-        let given = self.cache.as_ref().and_then(|cache| cache.container.clone());
-        given.unwrap_or_else(|| format!("{}-cache", self.container))
+    /// Process servers that are asked for.
+    pub fn process_server_replicas(&self) -> i32 {
+        if self.has_role(Role::Ingest) { self.process_servers.replicas.max(0) } else { 0 }
     }
-}
 
-/// Another place for the journal's segments.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct CacheStorage {
-    /// URL of its blob service; the vault's when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 512), regex(pattern = r"^https?://[^/?#]+(/[^?#]*)?$"))]
-    pub endpoint: Option<String>,
-    /// Its container; `<container>-cache` when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 3, max = 63), regex(pattern = r"^[a-z0-9]+(-[a-z0-9]+)*$"))]
-    pub container: Option<String>,
-}
-
-/// Credentials of the storage account. Exactly one.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
-#[x_kube(validation = Rule::new("has(self.sasSecretRef) != has(self.accountKeySecretRef)").message("choose exactly one of sasSecretRef and accountKeySecretRef"))]
-#[serde(rename_all = "camelCase")]
-pub struct AzureAuthentication {
-    /// A shared access signature (`sv=…&sig=…`).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sas_secret_ref: Option<SecretKeyRef>,
-    /// The account's key, base64 as Azure shows it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub account_key_secret_ref: Option<SecretKeyRef>,
-}
-
-/// The one way to authenticate that is set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AzureCredential<'a> {
-    Sas(&'a SecretKeyRef),
-    AccountKey(&'a SecretKeyRef),
-}
-
-impl AzureAuthentication {
-    /// The credential; `None` only for an object that bypassed the API server's rules.
-    pub fn credential(&self) -> Option<AzureCredential<'_>> {
-        match (&self.sas_secret_ref, &self.account_key_secret_ref) {
-            (Some(sas), None) => Some(AzureCredential::Sas(sas)),
-            (None, Some(key)) => Some(AzureCredential::AccountKey(key)),
-            _ => None,
-        }
+    /// Appliers that are asked for.
+    pub fn applier_replicas(&self) -> i32 {
+        if self.has_role(Role::Apply) { self.appliers.replicas.max(0) } else { 0 }
     }
 }
 

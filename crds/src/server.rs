@@ -259,7 +259,8 @@ pub struct ProtectedServerStatus {
     /// The process server that serves it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub process_server: Option<String>,
-    /// The applier that holds its lease and brings its seed disks up to date; absent: none of this appliance's does.
+    /// The applier that holds its lease and brings its seed disks up to date; one of another cluster is named as such.
+    /// Absent: none does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub applier: Option<String>,
     /// Its last move to another process server.

@@ -119,9 +119,46 @@ fn an_appliance_needs_no_more_than_a_vault() {
 #[rstest]
 #[case(json!({ "sasSecretRef": null }))]
 #[case(json!({ "accountKeySecretRef": { "name": "vault", "key": "key" } }))]
+#[case(json!({ "workloadIdentity": identity() }))]
 fn an_appliance_authenticates_in_exactly_one_way(#[case] authentication: Value) {
     let spec = azure(json!({ "authentication": authentication }));
-    refuses("ReplicationAppliance", spec, "choose exactly one of sasSecretRef and accountKeySecretRef");
+    refuses(
+        "ReplicationAppliance",
+        spec,
+        "choose exactly one of workloadIdentity, sasSecretRef and accountKeySecretRef",
+    );
+}
+
+fn identity() -> Value {
+    let id = "00000000-1111-2222-3333-444444444444";
+    json!({ "clientId": id, "tenantId": id })
+}
+
+#[test]
+fn an_appliance_may_authenticate_by_workload_identity_and_its_appliers_in_their_own_way() {
+    let by_identity = json!({ "sasSecretRef": null, "workloadIdentity": identity() });
+    admits("ReplicationAppliance", azure(json!({ "authentication": by_identity })));
+    let split = json!({ "applierAuthentication": { "workloadIdentity": identity() } });
+    admits("ReplicationAppliance", azure(split));
+    let none = json!({ "applierAuthentication": {} });
+    refuses("ReplicationAppliance", azure(none), "choose exactly one of workloadIdentity");
+}
+
+#[rstest]
+#[case(json!({ "endpoint": "http://10.0.0.1:10000/contosodr" }))]
+#[case(json!({ "cache": { "endpoint": "http://10.0.0.1:10000/contosodr" } }))]
+#[case(json!({ "endpoint": "http://10.0.0.1:10000/contosodr", "authentication": { "sasSecretRef": { "name": "vault", "key": "sas" }, "workloadIdentity": null }, "applierAuthentication": { "workloadIdentity": identity() } }))]
+fn no_access_token_travels_by_http(#[case] patch: Value) {
+    let by_identity = json!({ "authentication": { "sasSecretRef": null, "workloadIdentity": identity() } });
+    let spec = with(&azure(by_identity), json!({ "vault": { "azure": patch } }));
+    refuses("ReplicationAppliance", spec, "workloadIdentity needs endpoints with https");
+}
+
+#[test]
+fn a_data_key_is_rotated_where_the_operator_has_made_it() {
+    admits("ReplicationAppliance", with(&appliance(), json!({ "rotateDataKey": "1", "roles": ["Ingest"] })));
+    let own = json!({ "rotateDataKey": "1", "encryptionKeySecretRef": { "name": "keys" } });
+    refuses("ReplicationAppliance", with(&appliance(), own), "add a key to that Secret yourself");
 }
 
 #[rstest]

@@ -10,7 +10,7 @@ use crate::{
     control::{Fleet, enrol::Registrar},
     controllers::{
         self,
-        protected_server::{Budget, Places, Written},
+        protected_server::{Budget, Foreign, Places, Written},
         vaults::Vaults,
     },
     runtime::{
@@ -106,6 +106,7 @@ pub fn context(client: Client, settings: Settings, metrics: Metrics, env: Env) -
         fleet: Fleet::default(),
         vaults: Vaults::default(),
         kept: Written::default(),
+        foreign: Foreign::default(),
         places: Places::default(),
         budget: Budget::default(),
         claims: Arc::default(),

@@ -109,6 +109,22 @@ impl DataKeys {
         Self { current, current_key, keys }
     }
 
+    /// The same keys and a new one that nothing is written with yet: whoever reads has it before anybody writes with it.
+    #[must_use]
+    pub fn with_next(&self, entropy: &dyn Entropy) -> (Self, KeyId) {
+        let Self { current: next, current_key: next_key, .. } = Self::generate(entropy);
+        let mut keys = self.keys.clone();
+        keys.insert(next.clone(), next_key);
+        (Self { keys, ..self.clone() }, next)
+    }
+
+    /// The same keys, of which this one is the current one from here on; `None`: it is not among them.
+    #[must_use]
+    pub fn with_current(&self, id: &KeyId) -> Option<Self> {
+        let current_key = self.get(id)?.clone();
+        Some(Self { current: id.clone(), current_key, keys: self.keys.clone() })
+    }
+
     pub fn current(&self) -> (&KeyId, &DataKey) {
         (&self.current, &self.current_key)
     }
@@ -200,6 +216,18 @@ mod tests {
 
     fn keys() -> DataKeys {
         DataKeys::generate(&*Env::system().entropy)
+    }
+
+    #[test]
+    fn a_key_is_known_to_readers_before_it_is_written_with() {
+        let old = keys();
+        let (staged, next) = old.with_next(&*Env::system().entropy);
+        assert_eq!(staged.current().0, old.current().0);
+        let switched = staged.with_current(&next).unwrap();
+        assert_eq!(switched.current().0, &next);
+        assert!(switched.get(old.current().0).is_some() && staged.get(&next).is_some());
+        assert_eq!(switched.check_values(), staged.check_values());
+        assert!(old.with_current(&next).is_none());
     }
 
     #[test]

@@ -10,6 +10,7 @@
 //!
 //! No module here owns a task, a clock or a source of randomness: they are given by `env`.
 
+pub mod appliers;
 pub mod blocks;
 pub mod catalogue;
 pub mod env;

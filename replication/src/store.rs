@@ -155,7 +155,7 @@ impl fmt::Display for Refusal {
             Self::HasSnapshots => "the blob has snapshots",
             Self::Kind => "the blob is of another kind",
             Self::Denied => {
-                "the credentials do not allow it: check the Secret that spec.vault.azure.authentication names"
+                "the credentials do not allow it: check what spec.vault.azure.authentication says"
             }
             Self::NoContainer => "the container does not exist",
         })

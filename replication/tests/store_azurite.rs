@@ -157,6 +157,29 @@ async fn azurite_keeps_every_promise_with_account_key_and_with_sas() {
     assert!(by_page.is_empty(), "in pages: {by_page:#?}");
 }
 
+/// What everybody but an applier gets.
+const WITHOUT_DELETE: &str = "rwlac";
+/// Cases that delete.
+const DELETES: [&str; 4] = [
+    "block::what_is_missing_is_not_found",
+    "block::a_deleted_name_is_free_again",
+    "block::a_leased_blob_is_neither_replaced_nor_deleted",
+    "page::snapshots_are_deleted_one_by_one_or_with_their_blob",
+];
+
+#[tokio::test]
+async fn a_credential_that_may_not_delete_does_everything_else() {
+    let azurite = Azurite::start();
+    let store = azurite.store("ingest", Credential::Sas(azurite.sas(WITHOUT_DELETE)));
+    store.ensure_container().await.unwrap();
+    let possible = |case: &str| !NOT_WITH_SAS.iter().chain(&DELETES).any(|name| case.starts_with(name));
+    let failed = conformance::run_some(&store, "conformance", possible).await;
+    assert!(failed.is_empty(), "{failed:#?}");
+    store.put("x", Bytes::from_static(b"x"), &PutCondition::IfAbsent).await.unwrap();
+    let denied = store.delete("x", None).await.unwrap_err();
+    assert!(denied.is(Refusal::Denied), "{denied}");
+}
+
 #[tokio::test]
 async fn the_model_answers_as_azurite_does() {
     let azurite = Azurite::start();

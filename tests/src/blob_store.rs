@@ -17,12 +17,20 @@ pub struct BlobStore {
     pub endpoint: String,
     /// The account's key, in base64.
     pub account_key: String,
+    /// More options of Azurite.
+    options: String,
 }
 
 impl BlobStore {
     /// Starts one.
     pub fn start(name: &str) -> Result<Self, SetupError> {
-        Self::up(std::env::temp_dir().join(format!("lifeboat-tests-{}-{name}", std::process::id())))
+        Self::start_with(name, "")
+    }
+
+    /// Starts one with more options.
+    pub fn start_with(name: &str, options: &str) -> Result<Self, SetupError> {
+        let dir = std::env::temp_dir().join(format!("lifeboat-tests-{}-{name}", std::process::id()));
+        Self::up(dir, options)
     }
 
     /// Ends it in order, so that it keeps everything; it answers nobody until [`BlobStore::resume`].
@@ -61,7 +69,7 @@ impl BlobStore {
     /// Starts it again with its data at its address.
     pub fn resume(&self) -> Result<(), SetupError> {
         // The other one ends this one when it is dropped.
-        std::mem::forget(Self::up(self.dir.clone())?);
+        std::mem::forget(Self::up(self.dir.clone(), &self.options)?);
         Ok(())
     }
 
@@ -88,9 +96,10 @@ impl BlobStore {
         output_of(copy).map(drop)
     }
 
-    fn up(dir: PathBuf) -> Result<Self, SetupError> {
+    fn up(dir: PathBuf, options: &str) -> Result<Self, SetupError> {
         let mut up = Command::new(dev("storage/azurite-test-up"));
         up.arg(&dir).env("LIFEBOAT_OWNER_PID", std::process::id().to_string());
+        up.env("AZURITE_OPTIONS", options);
         let file = PathBuf::from(output_of(up)?.trim());
         let program = file.display().to_string();
         let text = fs::read_to_string(&file)
@@ -103,7 +112,8 @@ impl BlobStore {
                 .map(|value| (*value).to_owned())
                 .ok_or(SetupError::Failed { program: program.clone(), message })
         };
-        Ok(Self { endpoint: setting("ENDPOINT")?, account_key: setting("KEY")?, dir })
+        let options = options.to_owned();
+        Ok(Self { endpoint: setting("ENDPOINT")?, account_key: setting("KEY")?, dir, options })
     }
 }
 

@@ -5,6 +5,7 @@
 
 pub mod api_server;
 pub mod blob_store;
+pub mod entra;
 pub mod operator;
 pub mod programs;
 pub mod rig;

@@ -25,6 +25,11 @@ pub struct Operator {
 impl Operator {
     /// Starts it with a token of the chart's service account. The chart must be installed.
     pub fn start(server: &ApiServer) -> Result<Self, SetupError> {
+        Self::start_with(server, &[])
+    }
+
+    /// With more in its environment.
+    pub fn start_with(server: &ApiServer, environment: &[(&str, String)]) -> Result<Self, SetupError> {
         let program = program("lifeboat-operator");
         let failed = |source| SetupError::Run { program: program.display().to_string(), source };
         let scratch = server.scratch("operator");
@@ -42,6 +47,7 @@ impl Operator {
             .env("LIFEBOAT_METRICS_PORT", metrics.to_string())
             .env("LIFEBOAT_PROBE_PORT", probes.to_string())
             .env("LIFEBOAT_LOG", "info")
+            .envs(environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(output.try_clone().map_err(failed)?)
             .stderr(output)

@@ -13,11 +13,22 @@ use serde_json::{Value, json};
 #[test]
 fn what_this_version_does_not_know_is_refused_and_not_dropped() {
     let mut spec = appliance();
-    spec["roles"] = json!(["Ingest"]);
+    spec["autoscaling"] = json!({ "min": 1 });
     refused(
         &create(&object("ReplicationAppliance", &namespace(), "berlin", spec)),
-        r#"unknown field "spec.roles""#,
+        r#"unknown field "spec.autoscaling""#,
     );
+}
+
+#[test]
+fn an_appliance_has_both_roles_unless_it_says_which_and_never_none() {
+    let namespace = namespace();
+    let made = admitted(&create(&object("ReplicationAppliance", &namespace, "berlin", appliance())));
+    assert_eq!(made["spec"]["roles"], json!(["Ingest", "Apply"]));
+    let mut none = appliance();
+    none["roles"] = json!([]);
+    let created = create(&object("ReplicationAppliance", &namespace, "paris", none));
+    refused(&created, "spec.roles in body should have at least 1 items");
 }
 
 #[test]
@@ -29,7 +40,11 @@ fn the_rules_answer_with_what_is_allowed() {
     refuses("ReplicationPolicy", json!({ "roundInterval": "6m" }), "roundInterval is from 1s to 5m");
     let mut both = appliance();
     both["vault"]["azure"]["authentication"]["sasSecretRef"] = json!({ "name": "vault", "key": "sas" });
-    refuses("ReplicationAppliance", both, "choose exactly one of sasSecretRef and accountKeySecretRef");
+    refuses(
+        "ReplicationAppliance",
+        both,
+        "choose exactly one of workloadIdentity, sasSecretRef and accountKeySecretRef",
+    );
     let mut unplanned = run_by("kubernetes-admin", &[]);
     unplanned["type"] = json!("Unplanned");
     refuses("FailoverRun", unplanned, "this version offers type Test only");

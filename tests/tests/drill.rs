@@ -244,6 +244,8 @@ fn settings() -> Settings {
         metrics_port: 0,
         probe_port: 0,
         cluster_domain: "cluster.local".into(),
+        azure_token_file: "/nowhere/token".into(),
+        trusted_hosts: Vec::new(),
         images: Images {
             operator: image("operator"),
             process_server: image("process-server"),

@@ -37,6 +37,9 @@ pub struct ReplicationApplianceStatus {
     /// Identity of the vault; made once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vault_id: Option<String>,
+    /// The data key that new data is written with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_key: Option<DataKeyStatus>,
     /// Servers that use this appliance.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protected_servers: Option<u32>,
@@ -52,6 +55,27 @@ pub struct ReplicationApplianceStatus {
     /// Label selector of the process-server pods (scale subresource).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selector: Option<String>,
+}
+
+/// The current data key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DataKeyStatus {
+    /// Its id, as it stands in clear in what is written with it.
+    pub id: String,
+    /// Since when it is the current one, as far as that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Time>,
+    /// How many keys there are: older ones are kept for what was written with them.
+    pub keys: u32,
+    /// The `spec.rotateDataKey` that was carried out last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotation: Option<String>,
+    /// The next one, while it is on its way; and what it waits for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
 }
 
 /// Health, worst last but for `Unknown`.

@@ -10,13 +10,13 @@ use std::{
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt as _;
-use lifeboat_crds::{Reason, ReplicationAppliance};
+use lifeboat_crds::{Reason, ReplicationAppliance, appliance::Role, refs::SecretKeyRef};
 use lifeboat_replication::{
     errors::chain,
     keys::DataKeys,
     store::{
         BlobStore, Refusal,
-        azure::{AzureOptions, AzureStore, Credential as AzureCredential},
+        azure::{AzureOptions, AzureStore, Credential as AzureCredential, WorkloadIdentity},
     },
     vault::{self, KeyBundle, Vault, VaultDescription, VaultError},
 };
@@ -32,8 +32,10 @@ use super::{
 };
 use crate::{
     control::ApplianceKey,
-    runtime::{Context, Failure},
+    runtime::{Context, Failure, settings::Settings},
 };
+
+mod trusted;
 
 /// How long a vault that answered counts as reachable.
 const CHECK_INTERVAL: Duration = Duration::from_secs(60);
@@ -44,6 +46,7 @@ const GUARD_INTERVAL: Duration = Duration::from_secs(600);
 #[derive(Debug, Clone, Copy)]
 pub struct VaultSecrets<'a> {
     pub credential: Option<&'a Secret>,
+    pub applier_credential: Option<&'a Secret>,
     pub data_keys: Option<&'a Secret>,
     pub ca: Option<&'a Secret>,
 }
@@ -80,12 +83,14 @@ impl Vaults {
 
 /// Changes when credentials or keys do, and shows nothing of them.
 pub fn fingerprint(validated: &Validated, found: VaultSecrets<'_>) -> String {
-    let credential = found
-        .credential
-        .and_then(|secret| bytes(secret, &validated.credential.secret().key))
-        .unwrap_or_default();
+    let of = |secret: Option<&'_ Secret>, credential: &Credential| {
+        let value = secret.zip(credential.secret()).and_then(|(secret, named)| bytes(secret, &named.key));
+        value.unwrap_or_default().to_vec()
+    };
+    let credential = of(found.credential, &validated.credential);
+    let applier = of(found.applier_credential, &validated.applier_credential);
     let keys = found.data_keys.and_then(|secret| bytes(secret, DATA_KEYS)).unwrap_or_default();
-    sha256([credential, keys])
+    sha256([credential.as_slice(), &applier, keys])
 }
 
 /// Makes the vault or adopts the one that is there, and opens it.
@@ -144,20 +149,19 @@ async fn open(
     context: &Context,
 ) -> Result<(Vault, Seen), Failure> {
     let keys = Arc::new(data_keys(appliance, found.data_keys)?);
-    let (azure, azure_cache) = connect(appliance, validated, found.credential)?;
+    let (azure, azure_cache) = connect(appliance, validated, found.credential, &context.settings)?;
     let (store, cache): Stores = (azure.clone(), azure_cache.clone());
     let ca_key_pem =
         found.ca.and_then(|secret| text(secret, CA_KEY)).map(|pem| Zeroizing::new(pem.to_owned()));
     let bundle = KeyBundle { data_keys: keys.clone(), ca_key_pem };
-    let description = vault::bootstrap(
-        store.clone(),
-        cache.clone(),
-        bundle,
-        &appliance.spec.recovery_key_recipients,
-        &context.env,
-    )
-    .await
-    .map_err(|error| failure(&error))?;
+    let recipients = &appliance.spec.recovery_key_recipients;
+    let description = if validated.ingest {
+        vault::bootstrap(store.clone(), cache.clone(), bundle, recipients, &context.env)
+            .await
+            .map_err(|error| failure(&error))?
+    } else {
+        adopt(&store, &cache, &keys).await?
+    };
     let vault = Vault { store, cache, keys, id: description.vault_id.clone() };
     let fresh = |seen: &Seen| seen.guard_checked.is_some_and(|at| at.elapsed() < GUARD_INTERVAL);
     let seen = match before.filter(fresh) {
@@ -173,6 +177,27 @@ async fn open(
         }
     };
     Ok((vault, seen))
+}
+
+/// For a cluster that takes nothing in: the vault is another one's, which alone writes its description. Bundle and
+/// recipients are that one's; ours would lock the right ones out.
+async fn adopt(
+    store: &Arc<dyn BlobStore>,
+    cache: &Arc<dyn BlobStore>,
+    keys: &Arc<DataKeys>,
+) -> Result<VaultDescription, Failure> {
+    let missing = || {
+        Failure::waiting(
+            Reason::ReferenceNotReady,
+            "there is no vault in this container yet: the appliance with the role Ingest makes it; check endpoint and container of spec.vault.azure",
+        )
+    };
+    match vault::open(store.clone(), cache.clone(), keys.clone()).await {
+        Err(VaultError::Missing) => return Err(missing()),
+        opened => drop(opened.map_err(|error| failure(&error))?),
+    }
+    let found = vault::read_description(&**store).await.map_err(|error| failure(&error))?;
+    found.map(|(description, _)| description).ok_or_else(missing)
 }
 
 /// What the account lacks, with the remedy. A credential that may not see the account's settings says nothing.
@@ -194,7 +219,13 @@ async fn unguarded_store(store: &AzureStore, endpoint: &str, container: &str) ->
 fn data_keys(appliance: &ReplicationAppliance, secret: Option<&Secret>) -> Result<DataKeys, Failure> {
     let name = secrets::data_keys_name(appliance);
     let json = secret.and_then(|secret| bytes(secret, DATA_KEYS)).ok_or_else(|| {
-        let message = format!("Secret {name} with the data keys does not exist or lacks the key {DATA_KEYS}: restore it, or leave out spec.encryptionKeySecretRef to have keys made");
+        let remedy = if appliance.spec.has_role(Role::Ingest) {
+            "restore it, or leave out spec.encryptionKeySecretRef to have keys made"
+        } else {
+            "copy it from the cluster with the role Ingest"
+        };
+        let message =
+            format!("Secret {name} with the data keys does not exist or lacks the key {DATA_KEYS}: {remedy}");
         Failure::stalled(Reason::SecretNotFound, message)
     })?;
     DataKeys::from_json(json)
@@ -208,20 +239,31 @@ fn connect(
     appliance: &ReplicationAppliance,
     validated: &Validated,
     secret: Option<&Secret>,
+    settings: &Settings,
 ) -> Result<(Arc<AzureStore>, Arc<AzureStore>), Failure> {
     let azure = &appliance.spec.vault.azure;
-    let reference = validated.credential.secret();
-    let value = secret.and_then(|secret| text(secret, &reference.key)).ok_or_else(|| {
-        let message = format!("Secret {} with the vault's credentials does not exist or lacks the key {}: create it as spec.vault.azure.authentication says", reference.name, reference.key);
-        Failure::stalled(Reason::SecretNotFound, message)
-    })?;
+    let value = |reference: &SecretKeyRef| {
+        let value = secret.and_then(|secret| text(secret, &reference.key)).ok_or_else(|| {
+            let message = format!("Secret {} with the vault's credentials does not exist or lacks the key {}: create it as spec.vault.azure.authentication says", reference.name, reference.key);
+            Failure::stalled(Reason::SecretNotFound, message)
+        })?;
+        Ok::<_, Failure>(Zeroizing::new(value.trim().to_owned()))
+    };
     let open = |endpoint: &str, container: &str| -> Result<Arc<AzureStore>, Failure> {
-        let value = Zeroizing::new(value.trim().to_owned());
         let credential = match &validated.credential {
-            Credential::Sas(_) => AzureCredential::Sas(value),
-            Credential::AccountKey(_) => AzureCredential::AccountKey {
+            Credential::WorkloadIdentity(identity) => {
+                trusted::check(endpoint, identity.authority_host.as_deref(), &settings.trusted_hosts)?;
+                AzureCredential::WorkloadIdentity(WorkloadIdentity {
+                    tenant_id: identity.tenant_id.clone(),
+                    client_id: identity.client_id.clone(),
+                    token_file: settings.azure_token_file.clone(),
+                    authority_host: identity.authority_host.clone(),
+                })
+            }
+            Credential::Sas(reference) => AzureCredential::Sas(value(reference)?),
+            Credential::AccountKey(reference) => AzureCredential::AccountKey {
                 account: AzureOptions::account_of(endpoint).unwrap_or_default(),
-                key: value,
+                key: value(reference)?,
             },
         };
         let options =

@@ -9,7 +9,7 @@ use super::{error::Backoffs, events::Events, metrics::Metrics, settings::Setting
 use crate::{
     control::Fleet,
     controllers::{
-        protected_server::{Budget, Places, Written},
+        protected_server::{Budget, Foreign, Places, Written},
         vaults::Vaults,
     },
 };
@@ -28,6 +28,8 @@ pub struct Context {
     pub vaults: Vaults,
     /// How long data is kept, as the vaults say.
     pub kept: Written,
+    /// What appliers of other clusters have written into the vaults.
+    pub foreign: Foreign,
     /// Where every server is.
     pub places: Places,
     /// Of writes of figures.

@@ -1,5 +1,7 @@
 //! What the operator is told at its start: by arguments or environment, set by the chart. Never a secret.
 
+use std::path::PathBuf;
+
 use clap::Args;
 
 #[derive(Debug, Clone, Args)]
@@ -28,6 +30,16 @@ pub struct Settings {
     /// Domain of the cluster's services.
     #[arg(long, env = "LIFEBOAT_CLUSTER_DOMAIN", default_value = "cluster.local")]
     pub cluster_domain: String,
+    /// The token of the operator's service account for Azure, where appliances authenticate by workload identity.
+    #[arg(
+        long,
+        env = "LIFEBOAT_AZURE_TOKEN_FILE",
+        default_value = "/var/run/secrets/lifeboat.dev/azure/token"
+    )]
+    pub azure_token_file: PathBuf,
+    /// Hosts outside of Azure that may see tokens for Azure: of storage that speaks its protocol, and of authorities.
+    #[arg(long, env = "LIFEBOAT_TRUSTED_HOSTS", value_delimiter = ',')]
+    pub trusted_hosts: Vec<String>,
     #[command(flatten)]
     pub images: Images,
 }

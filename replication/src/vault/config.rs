@@ -18,7 +18,7 @@ use crate::{
     keys::{DataKeys, KeysError},
     store::{
         BlobStore,
-        azure::{AzureOptions, AzureStore, ConnectError, Credential},
+        azure::{AzureOptions, AzureStore, ConnectError, Credential, WorkloadIdentity},
     },
 };
 
@@ -52,13 +52,23 @@ pub struct VaultConfig {
     pub recovery_key_file: Option<PathBuf>,
 }
 
-/// A file with the secret; white space around it does not matter.
+/// Who we are to the store; where a file with a secret is named, white space around the secret does not matter.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub enum Authentication {
     AccountKeyFile(PathBuf),
     /// An account SAS, so that it works for both containers.
     SasFile(PathBuf),
+    /// A service account that an identity of Entra trusts.
+    #[serde(rename_all = "camelCase")]
+    WorkloadIdentity {
+        client_id: String,
+        tenant_id: String,
+        /// With the service account's token for Azure.
+        token_file: PathBuf,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        authority_host: Option<String>,
+    },
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -133,6 +143,14 @@ impl VaultConfig {
                 Credential::AccountKey { account, key: secret("the account key", path)? }
             }
             Authentication::SasFile(path) => Credential::Sas(secret("the shared access signature", path)?),
+            Authentication::WorkloadIdentity { client_id, tenant_id, token_file, authority_host } => {
+                Credential::WorkloadIdentity(WorkloadIdentity {
+                    client_id: client_id.clone(),
+                    tenant_id: tenant_id.clone(),
+                    token_file: token_file.clone(),
+                    authority_host: authority_host.clone(),
+                })
+            }
         };
         let options =
             AzureOptions { endpoint: endpoint.to_owned(), container: container.to_owned(), credential };

@@ -1,5 +1,4 @@
-//! What running appliers say of themselves: `appliers/<identity>.json`, documented in
-//! `docs/src/reference/catalogue.md`.
+//! Which appliers count, by what they say of themselves.
 //!
 //! No two clocks are compared. An applier writes its announcement again and again, each time with another `beat`; one
 //! that was seen unchanged for a term of the watcher's own monotonic time is gone. Nothing but the division of work
@@ -12,53 +11,11 @@ use std::{
 };
 
 use bytes::Bytes;
-use lifeboat_replication::{
-    ids::ServerId,
-    store::{BlobStore, Refusal, Result},
-    vault::layout,
-};
-use serde::{Deserialize, Serialize};
+use lifeboat_replication::{appliers::Announcement, ids::ServerId};
 use tokio::time::Instant;
 
-/// The only version of announcements so far.
-const FORMAT: u32 = 1;
 /// An announcement that did not change for so many terms is removed, so that names do not pile up.
 const REMOVE_AFTER_TERMS: u32 = 2;
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct Announcement {
-    pub(super) format: u32,
-    pub(super) identity: String,
-    /// For people: the pod's name.
-    pub(super) name: String,
-    /// Servers whose lease it holds.
-    pub(super) holds: Vec<String>,
-    /// Another one each time.
-    pub(super) beat: u64,
-    /// By its own clock, for people.
-    pub(super) renewed_at_micros: i64,
-}
-
-impl Announcement {
-    pub(super) fn new(identity: &str, name: &str, holds: &BTreeSet<ServerId>) -> Self {
-        Self {
-            format: FORMAT,
-            identity: identity.to_owned(),
-            name: name.to_owned(),
-            holds: holds.iter().map(ToString::to_string).collect(),
-            beat: 0,
-            renewed_at_micros: 0,
-        }
-    }
-
-    pub(super) fn content(&self) -> Bytes {
-        // A plain struct cannot fail to be written.
-        let mut content = serde_json::to_vec(self).unwrap_or_default();
-        content.push(b'\n');
-        content.into()
-    }
-}
 
 /// What was seen of the others. Forgetting it only makes them count longer.
 #[derive(Debug, Default)]
@@ -73,26 +30,6 @@ pub(super) struct Live {
     pub(super) over: Vec<String>,
 }
 
-/// Announcements by blob name, without `own`. One operation, and one for each other applier.
-pub(super) async fn standing(store: &dyn BlobStore, own: &str) -> Result<BTreeMap<String, Bytes>> {
-    let own = layout::applier(own);
-    let (mut found, mut after) = (BTreeMap::new(), None);
-    loop {
-        let page = store.list(layout::APPLIERS_PREFIX, false, after.as_deref()).await?;
-        for blob in page.blobs.into_iter().filter(|blob| blob.name != own) {
-            match store.get(&blob.name, None, None).await {
-                Ok(content) => drop(found.insert(blob.name, content)),
-                Err(error) if error.is(Refusal::NotFound) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        after = page.next;
-        if after.is_none() {
-            return Ok(found);
-        }
-    }
-}
-
 impl Members {
     pub(super) fn judge(&mut self, standing: BTreeMap<String, Bytes>, now: Instant, term: Duration) -> Live {
         let mut before = std::mem::take(&mut self.seen);
@@ -105,8 +42,8 @@ impl Members {
             let unchanged = now.saturating_duration_since(since);
             if unchanged <= term {
                 // What cannot be read has no share: it would be left to nobody.
-                let said = serde_json::from_slice::<Announcement>(&content).ok();
-                live.others.extend(said.filter(|said| said.format == FORMAT).map(|said| {
+                let said = Announcement::read(&content);
+                live.others.extend(said.map(|said| {
                     (said.identity, said.holds.iter().filter_map(|server| server.parse().ok()).collect())
                 }));
             } else if unchanged > term * REMOVE_AFTER_TERMS {
@@ -151,13 +88,5 @@ mod tests {
         let garbage = BTreeMap::from([("appliers/x.json".to_owned(), Bytes::from_static(b"{"))]);
         assert_eq!(members.judge(garbage.clone(), start, TERM), Live::default());
         assert_eq!(members.judge(garbage, start + 3 * TERM, TERM).over.len(), 1);
-    }
-
-    /// Pinned bytes: the format of `docs/src/reference/catalogue.md`.
-    #[test]
-    fn stands_in_the_vault_as_documented() {
-        let content = said(7).remove("appliers/b.json").unwrap();
-        let wanted = "{\"format\":1,\"identity\":\"b\",\"name\":\"applier-1\",\"holds\":[\"01010101-0101-4101-8101-010101010101\"],\"beat\":7,\"renewedAtMicros\":0}\n";
-        assert_eq!(content, wanted);
     }
 }

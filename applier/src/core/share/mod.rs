@@ -28,6 +28,7 @@ use std::{
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
 use lifeboat_replication::{
+    appliers::{Announcement, standing},
     env::Env,
     ids::ServerId,
     store::{LeaseId, PutCondition, Refusal, Result, StoreError},
@@ -35,7 +36,7 @@ use lifeboat_replication::{
 };
 use tokio::{sync::watch, time::Instant};
 
-use self::members::{Announcement, Live, Members, standing};
+use self::members::{Live, Members};
 pub use self::plan::{Plan, View, plan};
 
 /// Leases renewed or released at the same time: with 20 ms a call a thousand servers take three seconds.
@@ -326,6 +327,7 @@ impl Sharer {
             return Ok(());
         }
         let announcement = Announcement {
+            keys: self.vault.keys.ids().cloned().collect(),
             beat: self.env.entropy.next_u64(),
             renewed_at_micros: self.env.wall.now().0,
             ..Announcement::new(&self.options.identity.0, &self.options.name, &holds)

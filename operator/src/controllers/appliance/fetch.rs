@@ -9,17 +9,21 @@ use k8s_openapi::api::{
 use kube::{Api, ResourceExt as _, api::ListParams};
 use lifeboat_crds::{ProtectedServer, ReplicationAppliance, ReplicationPolicy, names::APPLIANCE_LABEL};
 
-use super::{names, secrets, validate::Validated};
+use super::{
+    names, secrets,
+    validate::{Credential, Validated},
+};
 use crate::runtime::{Context, Failure};
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Fetched {
     pub(super) ca: Option<Secret>,
     pub(super) tls: Option<Secret>,
     pub(super) management: Option<Secret>,
     pub(super) data_keys: Option<Secret>,
-    /// The Secret that the spec names.
+    /// The Secrets that the spec names.
     pub(super) credential: Option<Secret>,
+    pub(super) applier_credential: Option<Secret>,
     pub(super) services: BTreeMap<String, Service>,
     pub(super) process_servers: Option<StatefulSet>,
     pub(super) applier: Option<StatefulSet>,
@@ -48,7 +52,8 @@ pub(super) async fn fetch(
         tls: secrets.get_opt(&secrets::tls_name_of(&name)).await?,
         management: secrets.get_opt(&secrets::management_name(&name)).await?,
         data_keys: secrets.get_opt(&secrets::data_keys_name(appliance)).await?,
-        credential: secrets.get_opt(&validated.credential.secret().name).await?,
+        credential: named(&secrets, &validated.credential).await?,
+        applier_credential: named(&secrets, &validated.applier_credential).await?,
         services: services.items.into_iter().map(|service| (service.name_any(), service)).collect(),
         process_servers: sets.get_opt(&names::process_servers(&name)).await?,
         applier: sets.get_opt(&names::applier(&name)).await?,
@@ -57,6 +62,13 @@ pub(super) async fn fetch(
         servers: all.into_iter().filter(|server| server.spec.appliance_ref.name == name).collect(),
         policies: policies.items.into_iter().map(|policy| (policy.name_any(), policy)).collect(),
     })
+}
+
+async fn named(secrets: &Api<Secret>, credential: &Credential) -> Result<Option<Secret>, Failure> {
+    match credential.secret() {
+        Some(reference) => Ok(secrets.get_opt(&reference.name).await?),
+        None => Ok(None),
+    }
 }
 
 /// Servers that are being deleted are in no group any more.

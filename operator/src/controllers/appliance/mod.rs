@@ -9,13 +9,14 @@ pub mod build;
 mod fetch;
 pub mod names;
 pub mod plan;
+mod rotation;
 pub mod secrets;
 pub mod status;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod validate;
 
-use lifeboat_replication::errors::chain;
+use lifeboat_replication::{errors::chain, vault::Vault};
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures::FutureExt as _;
@@ -27,7 +28,11 @@ use kube::{
     ResourceExt as _,
     runtime::{controller::Controller, reflector::ObjectRef, watcher},
 };
-use lifeboat_crds::{ProtectedServer, Reason, ReplicationAppliance, conditions, conditions::ConditionType};
+use lifeboat_crds::{
+    ProtectedServer, Reason, ReplicationAppliance,
+    appliance::Role,
+    conditions::{self, ConditionType},
+};
 
 use self::{
     build::{Inputs, build},
@@ -101,7 +106,8 @@ pub async fn reconcile(appliance: Arc<ReplicationAppliance>, context: Context) -
         &new,
     )
     .await?;
-    result.map(|()| if ready { LOOK_INTERVAL } else { BUSY_INTERVAL })
+    let busy = !ready || findings.rotating;
+    result.map(|()| if busy { BUSY_INTERVAL } else { LOOK_INTERVAL })
 }
 
 async fn pass(
@@ -122,6 +128,7 @@ async fn pass(
     let key =
         ApplianceKey { namespace: appliance.namespace().unwrap_or_default(), name: appliance.name_any() };
     observe_pods(appliance, validated, &key, &fetched, context, findings);
+    context.foreign.know(&key, fetched.pods.iter().filter_map(|pod| pod.uid()).collect());
     let leaving = findings.process_servers.iter().skip(usize::try_from(wanted).unwrap_or(0));
     findings.leaving = leaving.map(|server| (server.name.clone(), server.servers)).collect();
 
@@ -139,10 +146,13 @@ async fn pass(
         .and_then(|secret| secrets::text(secret, secrets::KEY))
         .and_then(|pem| public_key_pin(pem).ok());
 
-    let (credential, data_keys, ca) =
-        (fetched.credential.clone(), fetched.data_keys.clone(), fetched.ca.clone());
-    let found =
-        VaultSecrets { credential: credential.as_ref(), data_keys: data_keys.as_ref(), ca: ca.as_ref() };
+    let Fetched { credential, applier_credential, data_keys, ca, .. } = fetched.clone();
+    let found = VaultSecrets {
+        credential: credential.as_ref(),
+        applier_credential: applier_credential.as_ref(),
+        data_keys: data_keys.as_ref(),
+        ca: ca.as_ref(),
+    };
     let vault = vaults::bootstrap(appliance, validated, found, context).await;
     findings.vault = Some(
         vault
@@ -151,11 +161,12 @@ async fn pass(
             .map_err(|failure| (failure.reason, failure.message.clone(), failure.category)),
     );
     // Pods that are there go on without the operator's sight of the vault; new ones would only fail.
-    if fetched.process_servers.is_none() {
+    if fetched.process_servers.is_none() && fetched.applier.is_none() {
         vault.as_ref().map_err(copy)?;
     }
 
     apply_all(appliance, validated, found, &mut fetched, context, findings).await?;
+    rotate(appliance, &vault, &fetched, context, findings).await?;
     tell_programs(appliance, validated, &key, &authority, &fetched, context, findings).await?;
     vault.map(|_| ())
 }
@@ -210,14 +221,65 @@ async fn ensure_secrets(
     {
         fetched.management = Some(apply(&api, &renewed).await?);
     }
-    if fetched.data_keys.is_none() && appliance.spec.encryption_key_secret_ref.is_none() {
-        let made = secrets::new_data_keys(appliance, &*context.env.entropy);
+    // A vault that another cluster has made is opened with its keys or not at all.
+    let makes_keys =
+        appliance.spec.has_role(Role::Ingest) && appliance.spec.encryption_key_secret_ref.is_none();
+    if fetched.data_keys.is_none() && makes_keys {
+        let made = rotation::new(appliance, &*context.env.entropy, now);
         if !create(&api, &made).await? {
             return Err(raced());
         }
         fetched.data_keys = Some(made);
     }
     Ok(authority)
+}
+
+/// One step of a rotation of the data key, as far as pods and vault have come; the next pass goes on.
+async fn rotate(
+    appliance: &ReplicationAppliance,
+    vault: &Result<(Vault, vaults::Seen), Failure>,
+    fetched: &Fetched,
+    context: &Context,
+    findings: &mut Findings,
+) -> Result<(), Failure> {
+    let Some(book) = fetched.data_keys.as_ref().and_then(rotation::Book::read) else { return Ok(()) };
+    let sets = [("process servers", &findings.process_server_set), ("appliers", &findings.applier_set)];
+    let mut late: Vec<String> = sets
+        .into_iter()
+        .filter(|(_, set)| set.as_ref().is_some_and(|set| !rotation::has_started_anew(set)))
+        .map(|(name, _)| name.to_owned())
+        .collect();
+    if let (Some(next), Ok((vault, _))) = (book.next(), vault) {
+        let key =
+            ApplianceKey { namespace: appliance.namespace().unwrap_or_default(), name: appliance.name_any() };
+        match context.foreign.without_key(&key, vault, next).await {
+            Ok(appliers) => late.extend(appliers.into_iter().map(|name| {
+                format!("applier {name}: it needs the Secret {}", secrets::data_keys_name(appliance))
+            })),
+            Err(error) => {
+                late.push(format!("appliers, whose announcements cannot be read: {}", chain(&error)))
+            }
+        }
+    }
+    let description = vault.as_ref().ok().map(|(_, seen)| &seen.description);
+    // Keys that somebody else has made are somebody else's to change.
+    let own = appliance.spec.has_role(Role::Ingest) && appliance.spec.encryption_key_secret_ref.is_none();
+    let step = match own {
+        true => book.step(appliance.spec.rotate_data_key.as_deref(), description, &late),
+        false => rotation::Step::Nothing,
+    };
+    findings.data_key = Some(book.status(&step));
+    let api = context.api::<Secret>(&appliance.namespace().unwrap_or_default());
+    let written = match step {
+        rotation::Step::Nothing | rotation::Step::Wait(_) => return Ok(()),
+        rotation::Step::Stage => Some(book.staged(appliance, &*context.env.entropy)),
+        rotation::Step::Switch(next) => book.switched(appliance, &next, context.now()),
+    };
+    if let Some(secret) = written {
+        apply(&api, &secret).await?;
+        findings.rotating = true;
+    }
+    Ok(())
 }
 
 async fn apply_all(
@@ -238,13 +300,16 @@ async fn apply_all(
         fetched.services.insert(applied.name_any(), applied);
     }
     let sets = context.api::<StatefulSet>(&namespace);
-    findings.process_server_set = Some(apply(&sets, &built.process_servers).await?);
-    findings.applier_set = Some(apply(&sets, &built.applier).await?);
-    // Services of process servers that are no more.
+    // A role that was taken away leaves its set without a replica.
+    if validated.ingest || fetched.process_servers.is_some() {
+        findings.process_server_set = Some(apply(&sets, &built.process_servers).await?);
+    }
+    if validated.apply || fetched.applier.is_some() {
+        findings.applier_set = Some(apply(&sets, &built.applier).await?);
+    }
+    // Services of process servers and roles that are no more.
     let wanted: Vec<String> = built.services.iter().map(|object| object.name_any()).collect();
-    for name in fetched.services.keys().filter(|name| {
-        !wanted.contains(name) && name.starts_with(&names::process_servers(&appliance.name_any()))
-    }) {
+    for name in fetched.services.keys().filter(|name| !wanted.contains(name)) {
         super::shared::delete(&context.api::<Service>(&namespace), name, &Default::default()).await?;
     }
     Ok(())
@@ -261,7 +326,8 @@ async fn tell_programs(
 ) -> Result<(), Failure> {
     let domain = &context.settings.cluster_domain;
     let management_addresses = plan::management_addresses(appliance, validated, &fetched.services, domain);
-    findings.management_endpoint = management_addresses.first().map(|address| format!("https://{address}"));
+    findings.management_endpoint =
+        management_addresses.first().filter(|_| validated.ingest).map(|address| format!("https://{address}"));
     let mut keys = BTreeMap::new();
     for server in &fetched.servers {
         let name = server.name_any();

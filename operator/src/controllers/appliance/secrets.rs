@@ -1,12 +1,9 @@
 //! The appliance's Secrets: CA, certificates, data keys. Keys are made once and never overwritten; certificates are
 //! renewed after two thirds of their life.
 
-use std::collections::BTreeMap;
-
 use k8s_openapi::{ByteString, api::core::v1::Secret};
 use kube::ResourceExt as _;
 use lifeboat_crds::{ReplicationAppliance, names::APPLIANCE_LABEL};
-use lifeboat_replication::{env::Entropy, keys::DataKeys};
 
 use super::names;
 use crate::{
@@ -63,16 +60,6 @@ pub fn new_ca(appliance: &ReplicationAppliance, now: jiff::Timestamp) -> Result<
         &ca_name(&appliance.name_any()),
         [(CA_CERTIFICATE, certificate_pem), (CA_KEY, key_pem)],
     ))
-}
-
-/// New data keys, when there are none.
-pub fn new_data_keys(appliance: &ReplicationAppliance, entropy: &dyn Entropy) -> Secret {
-    let keys = DataKeys::generate(entropy);
-    let mut made = secret(appliance, &data_keys_name(appliance), []);
-    made.data = Some(BTreeMap::from([(DATA_KEYS.to_owned(), ByteString(keys.to_json().to_vec()))]));
-    // Deleting the appliance must not make the vault unreadable.
-    made.metadata.owner_references = None;
-    made
 }
 
 /// The data and control certificate, if it has to be made (again).
@@ -143,7 +130,7 @@ fn management_names(appliance: &ReplicationAppliance, domain: &str) -> Vec<Strin
     all
 }
 
-fn secret<const N: usize>(
+pub(super) fn secret<const N: usize>(
     appliance: &ReplicationAppliance,
     name: &str,
     content: [(&str, String); N],
@@ -183,12 +170,5 @@ mod tests {
             renewed_management(&berlin, &ca, Some(&management), "cluster.local", now()).unwrap().unwrap();
         assert_eq!(text(&renewed, KEY), text(&management, KEY), "enrolment pins the management key");
         assert!(renewed_tls(&berlin, &ca, Some(&tls), now()).unwrap().is_some());
-    }
-
-    #[test]
-    fn data_keys_outlive_the_appliance() {
-        let made = new_data_keys(&appliance(), &*lifeboat_replication::env::Env::system().entropy);
-        assert_eq!(made.metadata.owner_references, None);
-        assert!(DataKeys::from_json(bytes(&made, DATA_KEYS).unwrap()).is_ok());
     }
 }

@@ -4,7 +4,7 @@ use k8s_openapi::api::{apps::v1::StatefulSet, core::v1::Pod};
 use kube::ResourceExt as _;
 use lifeboat_crds::{
     ReplicationAppliance, ReplicationApplianceStatus, Time,
-    appliance::{ApplierStatus, Component, Health, ProcessServerStatus},
+    appliance::{ApplierStatus, Component, DataKeyStatus, Health, ProcessServerStatus},
     conditions::{self, ConditionType, Observation, Reason, met, unknown, unmet},
 };
 use lifeboat_replication::wire::v1;
@@ -32,6 +32,9 @@ pub struct Findings {
     pub pods: Vec<Pod>,
     pub appliers: Vec<Applier>,
     pub servers: u32,
+    pub data_key: Option<DataKeyStatus>,
+    /// The Secret with the data keys was changed: there is more to do at once.
+    pub rotating: bool,
     pub management_pin: Option<String>,
     pub management_endpoint: Option<String>,
     pub selector: Option<String>,
@@ -67,8 +70,7 @@ pub fn status(
     let replicas = validated.map(|validated| validated.replicas).unwrap_or_default();
     let ready = ready_replicas(findings.process_server_set.as_ref());
     let components = components(&before, findings, now);
-    let appliers = validated.map(|validated| validated.appliers).unwrap_or_default();
-    let observed = observations(findings, replicas, appliers);
+    let observed = observations(findings, validated);
     let vault_id = findings
         .vault
         .as_ref()
@@ -90,6 +92,7 @@ pub fn status(
         appliers: findings.appliers.iter().map(|one| applier(one, findings)).collect(),
         process_servers_ready: Some(format!("{ready}/{replicas}")),
         vault_id: vault_id.or(before.vault_id),
+        data_key: findings.data_key.clone().or(before.data_key),
         protected_servers: Some(findings.servers),
         management_public_key: findings.management_pin.clone().or(before.management_public_key),
         management_endpoint: findings.management_endpoint.clone().or(before.management_endpoint),
@@ -110,8 +113,27 @@ fn ready_replicas(set: Option<&StatefulSet>) -> i32 {
     set.and_then(|set| set.status.as_ref()?.ready_replicas).unwrap_or(0)
 }
 
-fn observations(findings: &Findings, replicas: i32, appliers: i32) -> Vec<Observation> {
+fn observations(findings: &Findings, validated: Option<&Validated>) -> Vec<Observation> {
     use ConditionType as Type;
+    let (replicas, appliers) =
+        validated.map(|validated| (validated.replicas, validated.appliers)).unwrap_or_default();
+    let elsewhere = |kind, role: &str| {
+        met(kind, Reason::AsExpected, format!("spec.roles leaves {role} to another cluster on this vault"))
+    };
+    let process_servers = match validated {
+        Some(Validated { ingest: false, .. }) => elsewhere(Type::ProcessServersReady, "Ingest"),
+        _ => process_servers_ready(findings, replicas),
+    };
+    let applying = match validated {
+        Some(Validated { apply: false, .. }) => elsewhere(Type::AppliersReady, "Apply"),
+        _ => pods_ready(
+            Type::AppliersReady,
+            "applier",
+            findings.applier_set.as_ref(),
+            appliers,
+            &findings.pods,
+        ),
+    };
     let mut all = vec![
         match &findings.certificates {
             None => unknown(Type::CertificatesReady, Reason::NotYetKnown, "not looked at in this pass"),
@@ -120,8 +142,8 @@ fn observations(findings: &Findings, replicas: i32, appliers: i32) -> Vec<Observ
         },
         vault_reachable(findings),
         recovery_key_ready(findings),
-        process_servers_ready(findings, replicas),
-        pods_ready(Type::AppliersReady, "applier", findings.applier_set.as_ref(), appliers, &findings.pods),
+        process_servers,
+        applying,
     ];
     let missing = all.iter().find(|observation| !observation.is_met()).cloned();
     match (&findings.failure, missing) {

@@ -3,7 +3,7 @@
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use lifeboat_crds::{
     Reason, ReplicationAppliance,
-    appliance::{AzureCredential, ExposureType},
+    appliance::{AzureAuthentication, AzureCredential, ExposureType, Role, WorkloadIdentity},
     refs::SecretKeyRef,
 };
 
@@ -18,37 +18,67 @@ pub struct Validated {
     /// Process servers.
     pub replicas: i32,
     pub appliers: i32,
+    /// Agents send here, and the vault is made here.
+    pub ingest: bool,
+    /// Appliers run here.
+    pub apply: bool,
     pub spool_bytes: u64,
+    /// Of everybody but the appliers.
     pub credential: Credential,
+    /// The same, when the spec does not give them one of their own.
+    pub applier_credential: Credential,
     pub node_ports: bool,
     pub bandwidth: Vec<Limit>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Credential {
+    WorkloadIdentity(WorkloadIdentity),
     Sas(SecretKeyRef),
     AccountKey(SecretKeyRef),
 }
 
 impl Credential {
-    pub fn secret(&self) -> &SecretKeyRef {
+    /// The Secret that holds it; a workload identity has none.
+    pub fn secret(&self) -> Option<&SecretKeyRef> {
         match self {
-            Self::Sas(reference) | Self::AccountKey(reference) => reference,
+            Self::WorkloadIdentity(_) => None,
+            Self::Sas(reference) | Self::AccountKey(reference) => Some(reference),
         }
+    }
+
+    /// The service account whose token a pod shows; `None`: it needs none.
+    pub fn service_account(&self) -> Option<String> {
+        match self {
+            Self::WorkloadIdentity(identity) => {
+                Some(identity.service_account_name.clone().unwrap_or_else(|| "default".to_owned()))
+            }
+            Self::Sas(_) | Self::AccountKey(_) => None,
+        }
+    }
+
+    fn of(authentication: &AzureAuthentication, field: &str) -> Result<Self, Failure> {
+        Ok(match authentication.credential() {
+            Some(AzureCredential::WorkloadIdentity(identity)) => Self::WorkloadIdentity(identity.clone()),
+            Some(AzureCredential::Sas(reference)) => Self::Sas(reference.clone()),
+            Some(AzureCredential::AccountKey(reference)) => Self::AccountKey(reference.clone()),
+            None => {
+                let message = format!(
+                    "spec.vault.azure.{field}: choose exactly one of workloadIdentity, sasSecretRef and accountKeySecretRef"
+                );
+                return Err(Failure::stalled(Reason::InvalidSpec, message));
+            }
+        })
     }
 }
 
 pub fn validate(appliance: &ReplicationAppliance) -> Result<Validated, Failure> {
     let spec = &appliance.spec;
-    let credential = match spec.vault.azure.authentication.credential() {
-        Some(AzureCredential::Sas(reference)) => Credential::Sas(reference.clone()),
-        Some(AzureCredential::AccountKey(reference)) => Credential::AccountKey(reference.clone()),
-        None => {
-            return Err(Failure::stalled(
-                Reason::InvalidSpec,
-                "spec.vault.azure.authentication: choose exactly one of sasSecretRef and accountKeySecretRef",
-            ));
-        }
+    let azure = &spec.vault.azure;
+    let credential = Credential::of(&azure.authentication, "authentication")?;
+    let applier_credential = match &azure.applier_authentication {
+        Some(own) => Credential::of(own, "applierAuthentication")?,
+        None => credential.clone(),
     };
     let size = &spec.process_servers.spool.size;
     let bytes = quantity_bytes(size).ok_or_else(|| {
@@ -57,14 +87,22 @@ pub fn validate(appliance: &ReplicationAppliance) -> Result<Validated, Failure> 
             format!("spec.processServers.spool.size is {}: write it like 50Gi", size.0),
         )
     })?;
-    let replicas = spec.process_servers.replicas.max(0);
+    let replicas = spec.process_server_replicas();
     Ok(Validated {
         replicas,
-        appliers: spec.appliers.replicas.max(0),
+        appliers: spec.applier_replicas(),
+        ingest: spec.has_role(Role::Ingest),
+        apply: spec.has_role(Role::Apply),
         spool_bytes: bytes / 100 * (100 - VOLUME_OVERHEAD_PERCENT),
         credential,
+        applier_credential,
         node_ports: spec.exposure.kind == ExposureType::NodePort,
-        bandwidth: bandwidth::validate(&spec.bandwidth, replicas)?,
+        // Where nothing is taken in, there is nothing to limit.
+        bandwidth: if spec.has_role(Role::Ingest) {
+            bandwidth::validate(&spec.bandwidth, replicas)?
+        } else {
+            Vec::new()
+        },
     })
 }
 

@@ -50,18 +50,21 @@ pub(super) async fn of(server: &ProtectedServer, context: &Context) -> Points {
         (_, Err(invalid)) => Err(invalid.to_string()),
     };
     match read {
-        Ok((points, lost)) => Points { points: Ok(points), latest_processed, lost },
+        Ok((points, snapshot, lost)) => {
+            // An applier of another cluster reports to nobody here: what it has listed in the vault counts.
+            Points { points: Ok(points), latest_processed: latest_processed.max(snapshot), lost }
+        }
         Err(why) => Points { points: Err(why), latest_processed, lost: None },
     }
 }
 
-/// Points, and what is lost: told by the status, or noticed here, since no process server may be left to notice it.
+/// Points, T0 of the newest snapshot, and what is lost: told by the status, or noticed here, since no process server may be left to notice it.
 async fn read(
     server: &ProtectedServer,
     vault: &Vault,
     id: &ServerId,
     context: &Context,
-) -> Result<(Vec<ResolvedPoint>, Option<Lost>), String> {
+) -> Result<(Vec<ResolvedPoint>, Option<Time>, Option<Lost>), String> {
     let points = recoverable::points(vault, id, &context.env).await.map_err(|error| chain(&error))?;
     let told = rollback::unacknowledged(server).and_then(|rollback| {
         Some(Lost { record: rollback.lost_record, point_time: rollback.lost_point_time? })
@@ -75,7 +78,9 @@ async fn read(
         None => None,
     };
     let lost = told.into_iter().chain(noticed).max_by_key(|lost| lost.point_time);
-    Ok((points.into_iter().filter_map(resolved).collect(), lost))
+    let snapshot = points.iter().filter(|point| point.snapshot).map(|point| point.t0.0).max();
+    let snapshot = snapshot.and_then(|micros| Time::from_microsecond(micros).ok());
+    Ok((points.into_iter().filter_map(resolved).collect(), snapshot, lost))
 }
 
 fn resolved(point: Recoverable) -> Option<ResolvedPoint> {

@@ -6,6 +6,7 @@
 mod budget;
 mod enrolment;
 pub mod figures;
+mod foreign;
 mod group;
 mod placement;
 mod places;
@@ -31,6 +32,7 @@ use kube::{
 };
 use lifeboat_crds::{
     FailoverRun, ProtectedServer, Reason, ReplicationAppliance, ReplicationPolicy,
+    appliance::Role,
     conditions::{self, ConditionType},
     names::enrollment_secret,
     server::{FailoverState, Move, RequestState, ServerPhase},
@@ -39,6 +41,7 @@ use lifeboat_replication::ids::ServerId;
 
 pub use self::{
     budget::Budget,
+    foreign::Foreign,
     places::{Candidate, Placed, Places},
     retention::Written,
 };
@@ -54,7 +57,7 @@ use super::{
     vaults,
 };
 use crate::{
-    control::{ApplianceKey, enrol::Enrolment},
+    control::{ApplianceKey, Applied, enrol::Enrolment},
     runtime::{Context, Failure, metrics::ServerLabel},
 };
 
@@ -121,10 +124,12 @@ async fn pass(
         // The Secret was deleted or restored: what it says counts from now on.
         context.fleet.set_enrolled(key, &name, findings.id.as_deref().unwrap_or_default(), &enrolled);
     }
+    if let Some(id) = &findings.id {
+        findings.applied = applied(key, id, context).await;
+        findings.appliers_heard = context.fleet.hears_appliers(key);
+    }
     if let (Some(id), Some(process_server)) = (&findings.id, &findings.placed.process_server) {
         findings.figures = context.fleet.figures(key, process_server, id);
-        findings.applied = context.fleet.applied(key, id);
-        findings.appliers_heard = context.fleet.hears_appliers(key);
         findings.answer = request::ask(server, key, process_server, id, context);
         findings.seen = seen(server, findings, key, id, context).await;
     }
@@ -155,6 +160,15 @@ async fn pass(
     }
     settle(server, &appliance, key, context, findings).await?;
     keep(findings, key, context).await
+}
+
+/// What its applier reports; one of another cluster does so by what it writes into the vault.
+async fn applied(key: &ApplianceKey, id: &str, context: &Context) -> Option<Applied> {
+    if let Some(own) = context.fleet.applied(key, id) {
+        return Some(own);
+    }
+    let (vault, id) = (vaults::of(&key.namespace, &key.name, context).await.ok()?, id.parse().ok()?);
+    context.foreign.look(key, &vault, &id).await
 }
 
 /// What is known of the log's end after the last report; `None`: as before.
@@ -256,13 +270,15 @@ async fn settle(
         let from = context.places.seen(key, &last.from, &context.fleet);
         context.places.give_up(key, &candidate, &mut findings.placed, &from);
     }
-    if findings.placed.process_server.is_some() && appliance.spec.process_servers.replicas > 0 {
+    if findings.placed.process_server.is_some() && appliance.spec.process_server_replicas() > 0 {
         return Ok(());
     }
-    let message = format!(
-        "ReplicationAppliance {} has no process server: raise spec.processServers.replicas",
-        key.name
-    );
+    let remedy = if appliance.spec.has_role(Role::Ingest) {
+        "raise spec.processServers.replicas"
+    } else {
+        "it has the role Apply alone; servers send to an appliance with the role Ingest, which this one takes when the other cluster is lost"
+    };
+    let message = format!("ReplicationAppliance {} has no process server: {remedy}", key.name);
     Err(Failure::waiting(Reason::ReferenceNotReady, message))
 }
 

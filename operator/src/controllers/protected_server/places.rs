@@ -155,7 +155,7 @@ pub struct Candidate<'a> {
 impl Known {
     /// All process servers of the appliance: those that it asks for, and those that are still there.
     fn places(&mut self, appliance: &ReplicationAppliance, key: &ApplianceKey, fleet: &Fleet) -> Vec<Place> {
-        let wanted = process_server_names(&key.name, appliance.spec.process_servers.replicas);
+        let wanted = process_server_names(&key.name, appliance.spec.process_server_replicas());
         let told = appliance.status.as_ref().map(|status| status.process_servers.as_slice());
         let told = told.unwrap_or_default();
         for process_server in told {

@@ -132,7 +132,7 @@ pub fn status(server: &ProtectedServer, findings: &Findings, now: Time) -> Prote
         epoch: report.map(|report| u64::from(report.epoch)).filter(|epoch| *epoch > 0).or(before.epoch),
         process_server: findings.placed.process_server.clone().or(before.process_server.clone()),
         applier: match &findings.applied {
-            Some(applied) => Some(applied.applier.clone()),
+            Some(applied) => Some(applied.applier.clone()).filter(|applier| !applier.is_empty()),
             None if findings.appliers_heard => None,
             None => before.applier.clone(),
         },

@@ -60,7 +60,7 @@ pub(super) fn build(
             );
             Failure::stalled(Reason::InvalidSpec, message)
         })?;
-    let mut volumes = vault_volumes(appliance, validated);
+    let mut volumes = vault_volumes(appliance, &validated.credential);
     volumes.extend([scratch("sockets"), scratch("overlay"), scratch("tmp")]);
     let uid = run.uid().unwrap_or_default();
     let labels = labels([
@@ -73,6 +73,7 @@ pub(super) fn build(
         metadata: owned_by(run, name, labels),
         spec: Some(PodSpec {
             automount_service_account_token: Some(false),
+            service_account_name: validated.credential.service_account(),
             enable_service_links: Some(false),
             security_context: Some(PodSecurityContext {
                 // The machine's services have their usual ports, and nobody here is root.

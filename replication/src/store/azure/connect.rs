@@ -11,7 +11,12 @@ use ring::hmac;
 use rustls_platform_verifier::BuilderVerifierExt as _;
 use zeroize::Zeroizing;
 
-use super::{AzureStore, by_hand::ByHand, shared_key::SharedKey};
+use super::{
+    AzureStore,
+    by_hand::ByHand,
+    identity::{self, WorkloadIdentity},
+    shared_key::SharedKey,
+};
 use crate::{env::Env, store::CALL_TIMEOUT};
 
 /// Until TCP and TLS are up; a part of the call's own time-out.
@@ -34,9 +39,13 @@ pub struct AzureOptions {
 #[derive(Clone)]
 pub enum Credential {
     /// `key` as the portal shows it, in base64.
-    AccountKey { account: String, key: Zeroizing<String> },
+    AccountKey {
+        account: String,
+        key: Zeroizing<String>,
+    },
     /// A shared access signature, with or without the question mark.
     Sas(Zeroizing<String>),
+    WorkloadIdentity(WorkloadIdentity),
 }
 
 impl fmt::Debug for Credential {
@@ -44,6 +53,7 @@ impl fmt::Debug for Credential {
         match self {
             Self::AccountKey { account, .. } => write!(f, "AccountKey({account}, secret)"),
             Self::Sas(_) => f.write_str("Sas(secret)"),
+            Self::WorkloadIdentity(identity) => write!(f, "{identity:?}"),
         }
     }
 }
@@ -62,6 +72,10 @@ pub enum ConnectError {
         "the shared access signature has no `sig`: put the whole query string (sv=…&sig=…) into the Secret that spec.vault.azure.authentication names"
     )]
     Sas,
+    #[error(
+        "{endpoint:?} is not reached by https, and an access token would travel readable: give an https endpoint, or authenticate by another way than workloadIdentity"
+    )]
+    TokenWithoutTls { endpoint: String },
     #[error("TLS cannot be set up: install the package ca-certificates")]
     Tls(#[source] rustls::Error),
     #[error("the HTTP client cannot be made")]
@@ -101,6 +115,7 @@ impl AzureStore {
             segments.push(&options.container);
         }
         let shown = url.to_string();
+        let tls = tls()?;
         let mut signing: Vec<Arc<dyn Policy>> = Vec::new();
         match &options.credential {
             Credential::AccountKey { account, key } => {
@@ -119,8 +134,18 @@ impl AzureStore {
                 url.set_query(Some(sas));
                 account.set_query(Some(sas));
             }
+            Credential::WorkloadIdentity(identity) => {
+                if url.scheme() != "https" {
+                    return Err(ConnectError::TokenWithoutTls { endpoint: without_query(&options.endpoint) });
+                }
+                let asking = ClientOptions {
+                    retry: RetryOptions::none(),
+                    transport: Some(Transport::new(Arc::new(http_client(tls.clone(), None)?))),
+                    ..Default::default()
+                };
+                signing.push(Arc::new(identity::policy(identity.clone(), asking)));
+            }
         }
-        let tls = tls()?;
         let client_options = ClientOptions {
             per_try_policies: signing,
             retry: RetryOptions::none(),
@@ -194,6 +219,15 @@ mod tests {
         Credential::AccountKey { account: "acme".to_owned(), key: Zeroizing::new(key.to_owned()) }
     }
 
+    fn identity() -> Credential {
+        Credential::WorkloadIdentity(WorkloadIdentity {
+            tenant_id: "tenant".to_owned(),
+            client_id: "client".to_owned(),
+            token_file: "/nowhere/token".into(),
+            authority_host: None,
+        })
+    }
+
     #[test]
     fn container_and_account_come_from_both_styles_of_endpoint() {
         for (endpoint, url, account) in [
@@ -215,6 +249,7 @@ mod tests {
             (options("https://acme.example.com/?sig=secret", key(KEY)), "must be like https://ACCOUNT"),
             (options("https://acme.example.com", key("not base64!")), "az storage account keys list"),
             (options("https://acme.example.com", sas("sv=1")), "sv=…&sig=…"),
+            (options("http://acme.example.com/acme", identity()), "give an https endpoint"),
         ] {
             let error = AzureStore::new(&bad).unwrap_err();
             assert!(error.to_string().contains(expected), "{error}");

@@ -7,7 +7,7 @@ use std::{error::Error as _, fmt::Write as _, future::Future, time::Duration};
 
 use azure_core::error::ErrorKind;
 
-use super::SLOWEST_TRANSFER;
+use super::{SLOWEST_TRANSFER, identity::TokenError};
 use crate::store::{Refusal, Result, StoreError};
 
 /// One request, for its time-out and its errors.
@@ -47,6 +47,15 @@ impl Call<'_> {
     }
 
     fn sort(&self, error: &azure_core::Error) -> StoreError {
+        // Nothing was sent to the store.
+        if let Some(token) = TokenError::of(error) {
+            let detail = token.to_string();
+            return if token.is_final() {
+                self.refused(Refusal::Denied, detail)
+            } else {
+                self.unknown(detail)
+            };
+        }
         let ErrorKind::HttpResponse { status, error_code, raw_response } = error.kind() else {
             return self.unknown(self.connection(error));
         };
@@ -57,7 +66,12 @@ impl Call<'_> {
             let _ = write!(detail, ", {part}");
         }
         match refusal(u16::from(*status), code) {
-            Some(why) => self.refused(why, detail),
+            Some(why) => {
+                if let Some(remedy) = remedy(code) {
+                    let _ = write!(detail, "; {remedy}");
+                }
+                self.refused(why, detail)
+            }
             None => self.unknown(detail),
         }
     }
@@ -114,6 +128,25 @@ fn refusal(status: u16, code: &str) -> Option<Refusal> {
         (412, "MaxBlobSizeConditionNotMet") => Refusal::Range,
         (412, _) => Refusal::Condition,
         (400 | 411 | 413 | 416, _) => Refusal::Range,
+        _ => return None,
+    })
+}
+
+/// What to do about a refusal of the caller.
+fn remedy(code: &str) -> Option<&'static str> {
+    Some(match code {
+        "AuthorizationPermissionMismatch" => {
+            "the identity or SAS lacks this right: give the identity the role Storage Blob Data Contributor on the account (a new assignment takes up to ten minutes), or the SAS the permissions that the installation page lists"
+        }
+        "AuthorizationFailure" => {
+            "the account's firewall, or the addresses that the SAS allows, keep this machine out: allow it, or use a private endpoint"
+        }
+        "KeyBasedAuthenticationNotPermitted" => {
+            "the account takes no keys and no SAS made with them: use workloadIdentity"
+        }
+        "InvalidAuthenticationInfo" => {
+            "the access token or signature is not valid (any more): check the clock of this node, and the tenant of the identity"
+        }
         _ => return None,
     })
 }

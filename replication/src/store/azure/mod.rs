@@ -3,12 +3,14 @@
 //!
 //! Each method is one request with its own time-out. Nothing is repeated here: the crate's retries are off, and whoever
 //! calls decides what an unknown outcome means. `connect` makes the clients, `errors` sorts what comes back, `by_hand`
-//! has the two requests that the crate cannot make as we need them, `guard` looks at the account's settings.
+//! has the two requests that the crate cannot make as we need them, `shared_key` and `identity` say who we are, `guard`
+//! looks at the account's settings.
 
 mod by_hand;
 mod connect;
 mod errors;
 mod guard;
+mod identity;
 mod shared_key;
 
 use std::{fmt, ops::Range, time::Duration};
@@ -39,6 +41,7 @@ use self::{
 pub use self::{
     connect::{AzureOptions, ConnectError, Credential},
     guard::DeletionGuard,
+    identity::{TOKEN_AUDIENCE, WorkloadIdentity},
 };
 use super::{
     BlobKind, BlobStore, CALL_TIMEOUT, ETag, LeaseId, LeaseState, ListPage, Listed, Properties, PutCondition,

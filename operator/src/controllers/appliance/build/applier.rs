@@ -14,7 +14,7 @@ use lifeboat_crds::{ReplicationAppliance, appliance::Appliers, names::APPLIANCE_
 
 use super::{
     Inputs,
-    configuration::{APPLIER, VAULT},
+    configuration::{APPLIER, APPLIER_VAULT},
     pod::{
         CONFIGURATION_DIR, TLS_DIR, container, http_probe, mount, of_pod, pod_security, port, secret_volume,
         vault_mounts, vault_volumes,
@@ -61,10 +61,11 @@ pub(super) fn build(
         volume_mounts: Some(mounts),
         ..container("applier", &inputs.images.applier, inputs.images)
     };
-    let mut volumes = vault_volumes(appliance, validated);
+    let mut volumes = vault_volumes(appliance, &validated.applier_credential);
     volumes.push(secret_volume("tls", &secrets::tls_name_of(&name), None));
     let pod = PodSpec {
         automount_service_account_token: Some(false),
+        service_account_name: validated.applier_credential.service_account(),
         security_context: Some(pod_security()),
         containers: vec![program],
         volumes: Some(volumes),
@@ -81,7 +82,7 @@ pub(super) fn build(
             template: PodTemplateSpec {
                 metadata: Some(ObjectMeta {
                     labels: Some(selector(&name)),
-                    annotations: Some(restarts(inputs, configuration, &[VAULT, APPLIER])),
+                    annotations: Some(restarts(inputs, configuration, &[APPLIER_VAULT, APPLIER])),
                     ..ObjectMeta::default()
                 }),
                 spec: Some(pod),

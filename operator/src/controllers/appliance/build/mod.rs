@@ -28,7 +28,9 @@ pub struct Inputs<'a> {
 #[derive(Debug, Clone)]
 pub struct Built {
     pub configuration: ConfigMap,
+    /// All that there should be.
     pub services: Vec<Service>,
+    /// Without the role, with no replica: for a set that is there from before.
     pub process_servers: StatefulSet,
     pub applier: StatefulSet,
 }

@@ -4,19 +4,21 @@
 use k8s_openapi::{
     api::core::v1::{
         Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EnvVar, EnvVarSource, HTTPGetAction,
-        KeyToPath, ObjectFieldSelector, PodSecurityContext, Probe, SeccompProfile, SecretVolumeSource,
-        SecurityContext, Volume, VolumeMount,
+        KeyToPath, ObjectFieldSelector, PodSecurityContext, Probe, ProjectedVolumeSource, SeccompProfile,
+        SecretVolumeSource, SecurityContext, ServiceAccountTokenProjection, Volume, VolumeMount,
+        VolumeProjection,
     },
     apimachinery::pkg::util::intstr::IntOrString,
 };
 use kube::ResourceExt as _;
 use lifeboat_crds::ReplicationAppliance;
+use lifeboat_replication::store::azure::TOKEN_AUDIENCE;
 
 use crate::{
     controllers::appliance::{
         names::{self, METRICS_PORT},
         secrets::{self, DATA_KEYS},
-        validate::Validated,
+        validate::Credential,
     },
     runtime::settings::Images,
 };
@@ -29,6 +31,10 @@ pub const KEYS_DIR: &str = "/etc/lifeboat/keys";
 pub const SPOOL_DIR: &str = "/var/lib/lifeboat/spool";
 /// The user of every image of ours.
 pub const USER: i64 = 65532;
+
+/// In [`AUTHENTICATION_DIR`]: the service account's token, for a workload identity.
+pub const TOKEN_FILE: &str = "token";
+const TOKEN_SECONDS: i64 = 3600;
 
 /// Owner can read; the group too, since mounted Secrets belong to root and to the pod's group.
 const SECRET_MODE: i32 = 0o440;
@@ -69,17 +75,32 @@ pub fn container(name: &str, image: &str, images: &Images) -> Container {
 }
 
 /// Configuration, credentials and data keys of the vault.
-pub fn vault_volumes(appliance: &ReplicationAppliance, validated: &Validated) -> Vec<Volume> {
-    let credential = validated.credential.secret();
+pub fn vault_volumes(appliance: &ReplicationAppliance, credential: &Credential) -> Vec<Volume> {
+    let authentication = match credential.secret() {
+        Some(secret) => secret_volume("vault-auth", &secret.name, Some(&secret.key)),
+        None => token_volume("vault-auth"),
+    };
     let config = ConfigMapVolumeSource {
         name: names::configuration(&appliance.name_any()),
         ..ConfigMapVolumeSource::default()
     };
     vec![
         Volume { name: "config".to_owned(), config_map: Some(config), ..Volume::default() },
-        secret_volume("vault-auth", &credential.name, Some(&credential.key)),
+        authentication,
         secret_volume("keys", &secrets::data_keys_name(appliance), Some(DATA_KEYS)),
     ]
+}
+
+/// A token of the pod's service account that only Entra takes: it opens nothing in Kubernetes. The kubelet renews it.
+fn token_volume(name: &str) -> Volume {
+    let token = ServiceAccountTokenProjection {
+        audience: Some(TOKEN_AUDIENCE.to_owned()),
+        expiration_seconds: Some(TOKEN_SECONDS),
+        path: TOKEN_FILE.to_owned(),
+    };
+    let source = VolumeProjection { service_account_token: Some(token), ..VolumeProjection::default() };
+    let projected = ProjectedVolumeSource { sources: Some(vec![source]), default_mode: Some(SECRET_MODE) };
+    Volume { name: name.to_owned(), projected: Some(projected), ..Volume::default() }
 }
 
 pub fn vault_mounts() -> Vec<VolumeMount> {

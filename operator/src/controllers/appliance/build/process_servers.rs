@@ -57,11 +57,12 @@ pub(super) fn build(
         topology_spread_constraints,
         priority_class_name,
     } = &appliance.spec.process_servers;
-    let mut volumes = vault_volumes(appliance, validated);
+    let mut volumes = vault_volumes(appliance, &validated.credential);
     volumes.push(secret_volume("tls", &secrets::tls_name_of(&name), None));
     volumes.push(secret_volume("management", &secrets::management_name(&name), None));
     let pod = PodSpec {
         automount_service_account_token: Some(false),
+        service_account_name: validated.credential.service_account(),
         security_context: Some(pod_security()),
         containers: vec![program(appliance, inputs)],
         volumes: Some(volumes),

@@ -22,9 +22,15 @@ pub(super) fn build(appliance: &ReplicationAppliance, validated: &Validated) -> 
     let name = appliance.name_any();
     let Exposure { kind: _, data_port, management_port, node_ports, addresses: _ } = &appliance.spec.exposure;
     let pods = process_servers::selector(&name);
-    let mut services = vec![
+    let mut services = Vec::new();
+    if validated.apply {
+        services.push(headless(appliance, &names::applier(&name), applier::selector(&name)));
+    }
+    if !validated.ingest {
+        return services;
+    }
+    services.extend([
         headless(appliance, &names::process_server_pods(&name), pods.clone()),
-        headless(appliance, &names::applier(&name), applier::selector(&name)),
         exposed(
             appliance,
             validated,
@@ -37,7 +43,7 @@ pub(super) fn build(appliance: &ReplicationAppliance, validated: &Validated) -> 
                 node_ports.as_ref().map(|ports| i32::from(ports.management)),
             ),
         ),
-    ];
+    ]);
     for index in 0..validated.replicas {
         let pod = names::process_server(&name, index);
         let mut selector = pods.clone();

@@ -1,4 +1,6 @@
 use k8s_openapi::api::core::v1::PodSpec;
+use lifeboat_replication::vault::config::{Authentication, VaultConfig};
+use rstest::rstest;
 
 use super::*;
 use crate::controllers::appliance::{testing, validate::validate};
@@ -63,8 +65,8 @@ fn each_process_server_has_a_service_and_a_file_of_its_own() {
     assert_eq!(
         names,
         [
-            "berlin-process-servers",
             "berlin-applier",
+            "berlin-process-servers",
             "berlin-management",
             "berlin-process-server-0",
             "berlin-process-server-1"
@@ -73,7 +75,13 @@ fn each_process_server_has_a_service_and_a_file_of_its_own() {
     let files: Vec<String> = built.configuration.data.unwrap().into_keys().collect();
     assert_eq!(
         files,
-        ["applier.json", "berlin-process-server-0.json", "berlin-process-server-1.json", "vault.json"]
+        [
+            "applier-vault.json",
+            "applier.json",
+            "berlin-process-server-0.json",
+            "berlin-process-server-1.json",
+            "vault.json"
+        ]
     );
 }
 
@@ -113,4 +121,72 @@ fn appliers_are_as_many_as_asked_for_and_scaling_restarts_none() {
     assert_eq!(one.template, more.template);
     let arguments = more.template.spec.unwrap().containers[0].args.clone().unwrap().join(" ");
     assert!(arguments.ends_with("--name $(POD_NAME) --identity $(POD_UID)"), "{arguments}");
+}
+
+#[test]
+fn by_workload_identity_pods_show_a_token_that_opens_nothing_in_kubernetes() {
+    let mut appliance = testing::appliance();
+    let id = "00000000-1111-2222-3333-444444444444";
+    appliance.spec.vault.azure.authentication = serde_json::from_value(
+        serde_json::json!({"workloadIdentity": {"clientId": id, "tenantId": id, "serviceAccountName": "dr"}}),
+    )
+    .unwrap();
+    let built = built(&appliance);
+    for pod in pods(&built) {
+        assert_eq!(pod.service_account_name.as_deref(), Some("dr"));
+        assert_eq!(pod.automount_service_account_token, Some(false));
+        let volume = pod.volumes.unwrap().into_iter().find(|volume| volume.name == "vault-auth").unwrap();
+        let source = volume.projected.unwrap().sources.unwrap().remove(0);
+        let token = source.service_account_token.unwrap();
+        assert_eq!(token.audience.as_deref(), Some("api://AzureADTokenExchange"));
+    }
+    let files = built.configuration.data.unwrap();
+    let config: VaultConfig = serde_json::from_str(&files["vault.json"]).unwrap();
+    let wanted = Authentication::WorkloadIdentity {
+        client_id: id.into(),
+        tenant_id: id.into(),
+        token_file: "/etc/lifeboat/vault-auth/token".into(),
+        authority_host: None,
+    };
+    assert_eq!(config.authentication, wanted);
+}
+
+#[test]
+fn appliers_alone_have_their_own_credential_when_there_is_one() {
+    let mut appliance = testing::appliance();
+    let own = serde_json::json!({"sasSecretRef": {"name": "applier", "key": "sas"}});
+    appliance.spec.vault.azure.applier_authentication = Some(serde_json::from_value(own).unwrap());
+    let built = built(&appliance);
+    let secret = |pod: PodSpec| {
+        let volume = pod.volumes.unwrap().into_iter().find(|volume| volume.name == "vault-auth").unwrap();
+        volume.secret.unwrap().secret_name.unwrap()
+    };
+    let secrets: Vec<String> = pods(&built).into_iter().map(secret).collect();
+    assert_eq!(secrets, ["storage", "applier"]);
+    let files = built.configuration.data.unwrap();
+    let of = |file: &str| serde_json::from_str::<VaultConfig>(&files[file]).unwrap().authentication;
+    assert_eq!(
+        of("vault.json"),
+        Authentication::AccountKeyFile("/etc/lifeboat/vault-auth/accountKey".into())
+    );
+    assert_eq!(of("applier-vault.json"), Authentication::SasFile("/etc/lifeboat/vault-auth/sas".into()));
+    assert!(files["applier.json"].contains("applier-vault.json"));
+}
+
+#[rstest]
+#[case(&["Apply"], &["berlin-applier"], (0, 1))]
+#[case(&["Ingest"], &["berlin-process-servers", "berlin-management", "berlin-process-server-0", "berlin-process-server-1"], (2, 0))]
+fn a_cluster_has_what_its_role_needs(
+    #[case] roles: &[&str],
+    #[case] services: &[&str],
+    #[case] replicas: (i32, i32),
+) {
+    let mut appliance = testing::appliance();
+    appliance.spec.roles = serde_json::from_value(serde_json::json!(roles)).unwrap();
+    let built = built(&appliance);
+    let names: Vec<&str> =
+        built.services.iter().filter_map(|service| service.metadata.name.as_deref()).collect();
+    assert_eq!(names, services);
+    let of = |set: &StatefulSet| set.spec.as_ref().unwrap().replicas.unwrap();
+    assert_eq!((of(&built.process_servers), of(&built.applier)), replicas);
 }
