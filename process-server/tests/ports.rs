@@ -7,7 +7,7 @@ mod support;
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use lifeboat_process_server::{
-    core::{spool::SpoolSpace, status::Status},
+    core::{space::Space, status::Status},
     directory::Directory,
     edge::persisted::PersistedConfiguration,
     net::{
@@ -135,7 +135,7 @@ impl Ports {
             env: Env::system(),
             directory: self.directory.subscribe(),
             members: self.members.subscribe(),
-            space: SpoolSpace::new(64 << 20),
+            space: Space::spool(64 << 20),
             vault_closed: watch::channel("the vault is away".to_owned()).1,
             store_trouble: watch::channel(String::new()).1,
             groups: watch::channel(Vec::new()).1,

@@ -9,7 +9,6 @@ use std::{sync::Arc, time::Duration};
 use lifeboat_replication::{env::Env, wire::v1};
 use tokio::{
     sync::{
-        OwnedSemaphorePermit, Semaphore,
         mpsc::{self, error::TrySendError},
         watch,
     },
@@ -19,7 +18,7 @@ use tokio::{
 use super::{
     assembler::{Assembler, Batch, Violation},
     assignment::Assigned,
-    spool::{Room, SpoolSpace},
+    space::{Room, Space},
     status::StatusSender,
     switchboard::Switchboard,
 };
@@ -28,8 +27,6 @@ use super::{
 const SILENCE_LIMIT: Duration = Duration::from_secs(60);
 /// While the intake waits for room it says so this often, lest the agent take the connection for dead.
 const KEEP_ALIVE: Duration = Duration::from_secs(3);
-/// The memory budget counts in units of this, since semaphores count in 32 bits.
-pub(super) const BUDGET_UNIT: usize = 4096;
 
 /// A batch with everything it needs to go on.
 #[derive(Debug)]
@@ -37,17 +34,15 @@ pub(super) struct Admitted {
     pub batch: Batch,
     pub room: Room,
     /// Given back when the batch's plain text is gone.
-    pub memory: OwnedSemaphorePermit,
+    pub memory: Room,
 }
 
 /// What the stage works with.
 pub(super) struct Intake {
     pub env: Env,
     pub status: StatusSender,
-    pub space: Arc<SpoolSpace>,
-    pub memory: Arc<Semaphore>,
-    /// Units in `memory`, so that a batch larger than all of it is still admitted, alone.
-    pub memory_units: usize,
+    pub space: Arc<Space>,
+    pub memory: Arc<Space>,
     pub server: String,
     pub assigned: watch::Receiver<Option<Assigned>>,
     pub up: mpsc::Receiver<v1::Up>,
@@ -136,15 +131,13 @@ impl Intake {
 
     /// Waits for room in the spool and in memory; `None` when the server is not assigned any more.
     async fn admit(&mut self, batch: Batch) -> Option<Admitted> {
-        let units = batch.plain_bytes.div_ceil(BUDGET_UNIT).min(self.memory_units);
-        let units = u32::try_from(units).unwrap_or(u32::MAX);
         let (space, memory) = (Arc::clone(&self.space), Arc::clone(&self.memory));
-        let (server, bytes) = (self.server.clone(), sealed_bound(batch.plain_bytes));
+        let (server, plain_bytes) = (self.server.clone(), batch.plain_bytes);
         let admission = async move {
-            let room = space.reserve(&server, bytes).await;
-            Some((room, memory.acquire_many_owned(units).await.ok()?))
+            let room = space.reserve(&server, sealed_bound(plain_bytes)).await;
+            (room, memory.reserve(&server, plain_bytes as u64).await)
         };
-        let (room, memory) = self.alive_until(admission).await??;
+        let (room, memory) = self.alive_until(admission).await?;
         Some(Admitted { batch, room, memory })
     }
 
