@@ -7,6 +7,7 @@
 use std::{sync::Arc, time::Duration};
 
 use lifeboat_replication::{env::Env, wire::v1};
+use prost::Message as _;
 use tokio::{
     sync::{
         mpsc::{self, error::TrySendError},
@@ -27,6 +28,12 @@ use super::{
 const SILENCE_LIMIT: Duration = Duration::from_secs(60);
 /// While the intake waits for room it says so this often, lest the agent take the connection for dead.
 const KEEP_ALIVE: Duration = Duration::from_secs(3);
+
+/// A message beside the data: a heartbeat of a machine with 64 disks and a page of issues has a third of it. A process
+/// server's report to the operator holds the last heartbeat of each of its servers.
+const MAX_NOTE_BYTES: usize = 64 << 10;
+/// A question about every second one of 16384 rows has 64 KiB; one of a session is held at a time.
+const MAX_ASK_BYTES: usize = 256 << 10;
 
 /// A batch with everything it needs to go on.
 #[derive(Debug)]
@@ -57,7 +64,9 @@ impl Intake {
     /// Reads until the connection ends; dropping `out` then lets the stages behind it finish what they have.
     pub(super) async fn run(mut self, mut assembler: Assembler) -> Result<(), Violation> {
         while let Some(up) = self.next().await {
-            let batch = match up.message.ok_or(Violation::Empty)? {
+            let message = up.message.ok_or(Violation::Empty)?;
+            check_length(&message)?;
+            let batch = match message {
                 v1::up::Message::Hello(_) => return Err(Violation::SecondHello),
                 v1::up::Message::Heartbeat(heartbeat) => {
                     self.answer(heartbeat).await;
@@ -167,6 +176,21 @@ impl Intake {
             }
         }
     }
+}
+
+/// What is not data is kept: in reports to the operator, in the coordinator's queue, until a record is committed.
+fn check_length(message: &v1::up::Message) -> Result<(), Violation> {
+    let (what, bytes, most) = match message {
+        // Bounded by the codec, and looked at when the session begins.
+        v1::up::Message::Chunk(_) | v1::up::Message::Hello(_) => return Ok(()),
+        v1::up::Message::Heartbeat(heartbeat) => ("heartbeat", heartbeat.encoded_len(), MAX_NOTE_BYTES),
+        v1::up::Message::SumsAsk(ask) => ("question for checksums", ask.encoded_len(), MAX_ASK_BYTES),
+        v1::up::Message::Group(answer) => {
+            ("answer about a group's point", answer.encoded_len(), MAX_NOTE_BYTES)
+        }
+        v1::up::Message::End(end) => ("record's end", end.encoded_len(), MAX_NOTE_BYTES),
+    };
+    if bytes > most { Err(Violation::Long { what, bytes }) } else { Ok(()) }
 }
 
 /// Most bytes that so much plain text can become: zstd's bound, header and authentication tag.
