@@ -73,6 +73,7 @@ mod tests {
                     epoch: 1,
                     record: 42,
                     consistency: Consistency::CrashConsistent,
+                    group_point: None,
                 },
                 addresses: vec!["10.0.0.1".into()],
             }],

@@ -114,6 +114,9 @@ pub enum RecoveryPointKind {
     LatestFilesystemConsistent,
     /// The newest point for which the hooks of the applications had prepared them.
     LatestAppConsistent,
+    /// The newest point that all servers of a consistency group have in common, of those in the run: the application as a
+    /// whole at one instant, perhaps older than each server's own newest. Servers without a group: as `Latest`.
+    LatestGroup,
     /// The newest point at or before `time`.
     At,
 }
@@ -373,6 +376,9 @@ pub struct ResolvedPoint {
     /// Number of its record.
     pub record: u64,
     pub consistency: Consistency,
+    /// Id of the point that servers of a consistency group have in common, if it is a part of one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group_point: Option<String>,
 }
 
 /// What is proven of a point.

@@ -283,6 +283,9 @@ pub struct ProtectedServerStatus {
     pub disks: Vec<DiskStatus>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recovery_points: Option<RecoveryPointsStatus>,
+    /// What it takes up in the vault, as the applier has found it last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub storage: Option<StorageStatus>,
     /// The point that `spec.requestPoint` asks for, or asked for last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub requested_point: Option<RequestedPoint>,
@@ -437,6 +440,25 @@ pub struct RecoveryPointsStatus {
     /// The latest application-consistent one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub latest_app_consistent: Option<Time>,
+}
+
+/// What a server takes up in the vault.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct StorageStatus {
+    /// Segments of the journal in cache storage.
+    pub journal_bytes: u64,
+    /// The commit log, with the small rounds that travel in it.
+    pub log_bytes: u64,
+    /// Pages of the seed disks and their checksums that hold something. Snapshots share them; what only snapshots still
+    /// hold the store does not tell.
+    pub seed_disk_bytes: u64,
+    /// Snapshots of all seed disks.
+    pub snapshots: u64,
+    /// By how much all of it grows, over the last day; absent until it is known for an hour.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub growth_bytes_per_day: Option<i64>,
+    pub observed_at: Time,
 }
 
 /// Something that is wrong.

@@ -34,6 +34,9 @@ pub(crate) struct Failover {
     /// The newest point that is not younger than this (RFC 3339), instead of the latest.
     #[arg(long)]
     at: Option<Timestamp>,
+    /// The newest point that all members of a consistency group have in common, instead of each server's own latest.
+    #[arg(long, conflicts_with = "at")]
+    latest_group: bool,
     /// Name of the run; made from plan and time when absent.
     #[arg(long)]
     run: Option<String>,
@@ -41,13 +44,13 @@ pub(crate) struct Failover {
     #[arg(long)]
     no_follow: bool,
     /// Follows a run that was started before.
-    #[arg(long, conflicts_with_all = ["test", "at", "run", "clean_up", "cancel"])]
+    #[arg(long, conflicts_with_all = ["test", "at", "latest_group", "run", "clean_up", "cancel"])]
     follow: bool,
     /// Removes everything that a run has made, and waits until it is gone.
-    #[arg(long, conflicts_with_all = ["test", "at", "run", "cancel"])]
+    #[arg(long, conflicts_with_all = ["test", "at", "latest_group", "run", "cancel"])]
     clean_up: bool,
     /// Stops a run.
-    #[arg(long, conflicts_with_all = ["test", "at", "run"])]
+    #[arg(long, conflicts_with_all = ["test", "at", "latest_group", "run"])]
     cancel: bool,
 }
 
@@ -91,6 +94,9 @@ impl Failover {
             self.run.clone().unwrap_or_else(|| format!("{}-{}", self.name, Timestamp::now().as_second()));
         let point = match self.at {
             Some(time) => RecoveryPointChoice { kind: RecoveryPointKind::At, time: Some(time) },
+            None if self.latest_group => {
+                RecoveryPointChoice { kind: RecoveryPointKind::LatestGroup, time: None }
+            }
             None => RecoveryPointChoice::default(),
         };
         let spec = FailoverRunSpec {

@@ -53,8 +53,17 @@ fn screen(
     }
     if !servers.is_empty() {
         let rows: Vec<_> = servers.iter().map(|server| server_row(server, now)).collect();
-        let headings =
-            ["SERVER", "PHASE", "HEALTH", "RPO", "PROGRESS", "LAST POINT", "POINTS", "PROCESS SERVER"];
+        let headings = [
+            "SERVER",
+            "PHASE",
+            "HEALTH",
+            "RPO",
+            "PROGRESS",
+            "LAST POINT",
+            "POINTS",
+            "STORED",
+            "PROCESS SERVER",
+        ];
         screen += &format!("\n{}", text::table(&headings, &rows));
     }
     let open: Vec<_> = runs.iter().filter(|run| phase(run) != RunPhase::CleanedUp).map(run_row).collect();
@@ -123,8 +132,19 @@ fn server_row(server: &ProtectedServer, now: Timestamp) -> Vec<String> {
         progress(&status.disks).or(status.progress).unwrap_or_else(dash),
         status.last_point_time.map_or_else(dash, |time| format!("{} ago", text::between(time, now))),
         status.recovery_points.map_or_else(dash, |points| points.count.to_string()),
+        status.storage.as_ref().map_or_else(dash, stored),
         status.process_server.unwrap_or_else(dash),
     ]
+}
+
+/// All of it, and its growth.
+fn stored(storage: &lifeboat_crds::server::StorageStatus) -> String {
+    let all = storage.journal_bytes + storage.log_bytes + storage.seed_disk_bytes;
+    let growth = storage.growth_bytes_per_day.map(|growth| {
+        let sign = if growth < 0 { "-" } else { "+" };
+        format!(" ({sign}{}/d)", text::bytes(growth.unsigned_abs()))
+    });
+    text::bytes(all) + &growth.unwrap_or_default()
 }
 
 /// Done of total, rate and time left of a copy that is under way.

@@ -18,7 +18,7 @@ use tokio::{
 
 use crate::{
     config::Config,
-    core::{MemoryBudget, Shared, spool::SpoolSpace, switchboard::Switchboard},
+    core::{Shared, fair::FairSlots, space::Space, switchboard::Switchboard},
     directory::Directory,
     edge::{
         metered::{Metered, StoreFigures},
@@ -44,7 +44,7 @@ use crate::{
 
 /// Plain text of all servers between connections and spool: with what each connection holds, memory stays below
 /// 64 MiB and 4 MiB a server.
-const MEMORY_BYTES: usize = 32 << 20;
+const MEMORY_BYTES: u64 = 32 << 20;
 /// Enough to fill a line of 1 Gbit/s at 100 ms with segments of 1 MiB.
 const UPLOADS: usize = 16;
 /// Segments that go to their upload without the spool: enough while uploads begin at once, and little memory when they
@@ -105,7 +105,7 @@ pub async fn run(config: Config, env: Env, stop: impl Future<Output = ()>) -> Re
     let (vault_closed, vault_closed_now) = watch::channel("the vault is being opened".to_owned());
     let mut registry = Registry::with_prefix(figures::PREFIX);
     let store_figures = StoreFigures::register(&mut registry);
-    let space = SpoolSpace::new(config.spool.size_bytes);
+    let space = Space::spool(config.spool.size_bytes);
     let (groups, group_reports) = watch::channel(Vec::new());
     let sources = Sources {
         name: config.name.clone(),
@@ -173,9 +173,9 @@ pub async fn run(config: Config, env: Env, stop: impl Future<Output = ()>) -> Re
             writer: format!("{} {instance}", config.name),
             spool,
             space,
-            memory: MemoryBudget::new(MEMORY_BYTES),
+            memory: Space::memory(MEMORY_BYTES),
             sealer: Arc::new(SealPool::default()),
-            uploads: Arc::new(Semaphore::new(UPLOADS)),
+            uploads: FairSlots::long(UPLOADS),
             unspooled: Arc::new(Semaphore::new(UNSPOOLED)),
             log_options: LogOptions::default(),
             groups: board,

@@ -5,7 +5,7 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 use lifeboat_replication::{env::Env, wire::v1};
 use tokio::{sync::watch, time::Instant};
 
-use crate::{core::spool::SpoolSpace, directory::Directory, groups::Reports, servers::Members};
+use crate::{core::space::Space, directory::Directory, groups::Reports, servers::Members};
 
 /// Rates are means over this time.
 const RATE_WINDOW: Duration = Duration::from_secs(10);
@@ -17,7 +17,7 @@ pub struct Sources {
     pub env: Env,
     pub directory: watch::Receiver<Option<Arc<Directory>>>,
     pub members: watch::Receiver<Arc<Members>>,
-    pub space: Arc<SpoolSpace>,
+    pub space: Arc<Space>,
     /// Why the vault cannot be opened; empty: it is open.
     pub vault_closed: watch::Receiver<String>,
     /// Why the store cannot be used at the moment; empty: it can.

@@ -7,7 +7,7 @@ mod support;
 use std::{sync::Arc, time::Duration};
 
 use lifeboat_process_server::{
-    core::spool::{MemSpool, SpoolSpace},
+    core::{space::Space, spool::MemSpool},
     directory::Directory,
     groups::{Coordinator, Reports},
     servers::{Members, Servers},
@@ -47,7 +47,7 @@ impl Site {
     fn new() -> Self {
         let world = World::new();
         let ids = [world.server.clone(), ServerId::from_random([4; 16])];
-        let shared = world.shared("ps-0", Arc::new(MemSpool::default()), SpoolSpace::new(64 << 20));
+        let shared = world.shared("ps-0", Arc::new(MemSpool::default()), Space::spool(64 << 20));
         let (configure, directories) = watch::channel(None);
         let (lists, members) = watch::channel(Arc::new(Members::new()));
         let (reported, reports) = watch::channel(Reports::new());

@@ -95,6 +95,59 @@ async fn a_damaged_chunk_and_a_number_out_of_order_end_the_connection_with_the_r
     assert_eq!(process_server.status.borrow().violations, 2);
 }
 
+/// What is not data is kept somewhere: it has to be short, or all servers' report to the operator would be too long.
+#[tokio::test(start_paused = true)]
+async fn a_message_beside_the_data_that_is_too_long_ends_the_connection() {
+    let world = World::new();
+    let process_server = world.process_server("ps-0");
+    let long = "x".repeat(65 << 10);
+    let notes = [
+        v1::up::Message::Heartbeat(v1::Heartbeat { tracking: long.clone(), ..Default::default() }),
+        v1::up::Message::Group(v1::GroupAnswer { message: long.clone(), ..Default::default() }),
+        v1::up::Message::End(v1::End {
+            number: 1,
+            group: Some(v1::GroupPoint { id: long, ..Default::default() }),
+            ..Default::default()
+        }),
+        v1::up::Message::SumsAsk(v1::SumsAsk {
+            rows: vec![v1::RowRun { first: 1 << 30, count: 1 }; 60_000],
+            ..Default::default()
+        }),
+    ];
+    for note in notes {
+        let (mut agent, _) = process_server.welcome(None).await;
+        agent.send(note).await;
+        assert!(agent.refusal().await.reason.contains("too long"));
+    }
+    assert_eq!(process_server.status.borrow().report.heartbeat, None);
+    assert_eq!(process_server.status.borrow().violations, 4);
+}
+
+/// An agent that takes nothing of what comes down holds up neither the log's lease nor the commits of what it sends.
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_takes_no_acknowledgements_is_served_and_holds_nothing() {
+    let world = World::new();
+    let mut process_server = world.process_server("ps-0");
+    let (agent, _) = process_server.welcome(None).await;
+    for number in 1..=200 {
+        let sent = timeout(Duration::from_secs(60), async {
+            agent.send_chunk(Agent::chunk(number, 0, 0, 1)).await;
+            agent.end(number, 1).await;
+        });
+        if sent.await.is_err() {
+            break;
+        }
+    }
+    sleep(Duration::from_secs(120)).await;
+    let held = process_server.status.borrow().holds_log;
+    assert!(held, "the lease is renewed");
+    let (mut agent, welcome) = process_server.welcome(None).await;
+    agent.record(welcome.last_number + 1, 1).await;
+    agent.durable(welcome.last_number + 1).await;
+    process_server.until("durable", |status| status.report.last_number == welcome.last_number + 1).await;
+    assert_eq!(process_server.space.used_bytes(), 0);
+}
+
 #[tokio::test(start_paused = true)]
 async fn lost_answers_commit_each_record_once() {
     let world = World::new();

@@ -7,7 +7,7 @@ mod support;
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use lifeboat_process_server::{
-    core::{spool::SpoolSpace, status::Status},
+    core::{space::Space, status::Status},
     directory::Directory,
     edge::persisted::PersistedConfiguration,
     net::{
@@ -25,7 +25,7 @@ use lifeboat_process_server::{
 use lifeboat_replication::{
     env::Env,
     wire::{
-        Accepted,
+        Accepted, MAX_MESSAGE_BYTES,
         v1::{
             self, management_client::ManagementClient,
             process_server_control_client::ProcessServerControlClient, replication_client::ReplicationClient,
@@ -35,7 +35,7 @@ use lifeboat_replication::{
 use support::pki::{Ca, Leaf};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     sync::{mpsc, watch},
     time::timeout,
 };
@@ -135,7 +135,7 @@ impl Ports {
             env: Env::system(),
             directory: self.directory.subscribe(),
             members: self.members.subscribe(),
-            space: SpoolSpace::new(64 << 20),
+            space: Space::spool(64 << 20),
             vault_closed: watch::channel("the vault is away".to_owned()).1,
             store_trouble: watch::channel(String::new()).1,
             groups: watch::channel(Vec::new()).1,
@@ -174,12 +174,12 @@ impl Ports {
         up.send(v1::Up { message: Some(v1::up::Message::Hello(hello)) }).await.unwrap();
         let down =
             ReplicationClient::new(channel).replicate(ReceiverStream::new(messages)).await?.into_inner();
-        Ok(Talk { _up: up, down })
+        Ok(Talk { up, down })
     }
 }
 
 struct Talk {
-    _up: mpsc::Sender<v1::Up>,
+    up: mpsc::Sender<v1::Up>,
     down: tonic::Streaming<v1::Down>,
 }
 
@@ -285,6 +285,53 @@ async fn one_server_cannot_open_streams_without_end() {
         held.push((talk, ports.accepted.recv().await.unwrap()));
     }
     assert!(ports.replicate(address, Some(&ports.agent)).await.is_err());
+}
+
+/// From the client's side an address of its own, as far as the listener can see.
+async fn silent(address: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+    socket.connect(address).await.unwrap()
+}
+
+/// Connections that never say anything: those that are too many are closed at once, and others still come in.
+#[tokio::test]
+async fn one_address_cannot_hold_all_handshakes() {
+    let mut ports = Ports::new();
+    let address = ports.data().await;
+    let mut held = Vec::new();
+    for _ in 0..300 {
+        held.push(silent(address).await);
+    }
+    let talk = ports.replicate(address, Some(&ports.agent)).await.unwrap();
+    ports.accepted.recv().await.unwrap();
+    let mut byte = [0];
+    let closed = timeout(Duration::from_secs(10), held[299].read(&mut byte)).await.unwrap();
+    assert!(matches!(closed, Ok(0) | Err(_)), "the last one is not closed: {closed:?}");
+    drop(talk);
+}
+
+/// A chunk that no buffer is made for, and headers without end: the connection or stream ends, the port lives.
+#[tokio::test]
+async fn a_message_or_headers_without_measure_end_their_stream_and_nothing_else() {
+    let mut ports = Ports::new();
+    let address = ports.data().await;
+    let talk = ports.replicate(address, Some(&ports.agent)).await.unwrap();
+    let mut accepted = ports.accepted.recv().await.unwrap();
+    assert!(accepted.up.recv().await.is_some(), "the Hello");
+    let huge = v1::Chunk { data: vec![1; MAX_MESSAGE_BYTES + 1].into(), ..Default::default() };
+    talk.up.send(v1::Up { message: Some(v1::up::Message::Chunk(huge)) }).await.unwrap();
+    assert!(timeout(Duration::from_secs(10), accepted.up.recv()).await.unwrap().is_none());
+    drop((talk, accepted));
+
+    let channel = ports.channel(address, Some(&ports.agent)).await.unwrap();
+    let (_up, messages) = mpsc::channel(1);
+    let mut request = tonic::Request::new(ReceiverStream::new(messages));
+    request.metadata_mut().insert("x-padding", "x".repeat(64 << 10).parse().unwrap());
+    assert!(ReplicationClient::new(channel).replicate(request).await.is_err());
+
+    ports.replicate(address, Some(&ports.agent)).await.unwrap();
+    ports.accepted.recv().await.unwrap();
 }
 
 #[tokio::test]

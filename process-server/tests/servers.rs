@@ -7,7 +7,7 @@ mod support;
 use std::{sync::Arc, time::Duration};
 
 use lifeboat_process_server::{
-    core::spool::{MemSpool, SpoolSpace},
+    core::{space::Space, spool::MemSpool},
     directory::Directory,
     servers::{Members, Servers},
 };
@@ -38,7 +38,7 @@ async fn members(members: &mut watch::Receiver<Arc<Members>>, count: usize) -> A
 async fn only_what_is_assigned_here_runs_and_what_is_not_any_more_is_released() {
     let world = World::new();
     let id = world.server.to_string();
-    let shared = world.shared("ps-0", Arc::new(MemSpool::default()), SpoolSpace::new(64 << 20));
+    let shared = world.shared("ps-0", Arc::new(MemSpool::default()), Space::spool(64 << 20));
     let (configure, directories) = watch::channel(None);
     let (lists, mut listed) = watch::channel(Arc::new(Members::new()));
     let (stop, stopped) = oneshot::channel::<()>();

@@ -7,12 +7,17 @@ mod support;
 use std::{sync::Arc, time::Duration};
 
 use lifeboat_applier::core::{Applier, Options, Step};
-use lifeboat_recovery::{BlockIndex, IndexError, IndexOptions, PointSelector, hold::Hold};
+use lifeboat_recovery::{
+    BlockIndex, IndexError, IndexOptions, PointSelector,
+    book::{ServerReport, Severity, inventory, verify},
+    hold::Hold,
+};
 use lifeboat_replication::{
     catalogue::{self, Points},
     ids::{Epoch, RecordNumber},
+    log::{LogReader, Patience, ReadError, part},
     recoverable,
-    store::{BlobStore as _, PutCondition},
+    store::{BlobStore as _, LEASE_TERM, PutCondition},
     vault::{RetentionPolicy, Vault, layout},
     wire::v1::RecordKind,
 };
@@ -107,6 +112,136 @@ async fn offered_is_right(source: &Source) -> usize {
     offered.len()
 }
 
+/// The parts of the log that stand are those that the catalogue lets it begin with, and it is as long as its journal.
+async fn log_is_short(source: &Source, applier: &mut Applier) -> usize {
+    // Until the leases of parts that were just written have run out.
+    tokio::time::sleep(LEASE_TERM).await;
+    catch_up(applier).await;
+    let parts = part::list(&source.vault, &source.server, &Patience::new(source.env.clone())).await.unwrap();
+    let listed = listed(source).await;
+    let base = recoverable::journal_begins(&listed).unwrap();
+    assert_eq!(parts.first().copied(), listed.log_begins);
+    // The part that the base's continues stays, for takeovers.
+    let before = parts.iter().filter(|part| **part < base.log.part_name()).count();
+    assert_eq!(before, 1, "{parts:?}, the base is in {}", base.log.part_name());
+    parts.len()
+}
+
+/// Small rounds, which travel inside the log.
+async fn small_rounds(source: &mut Source, from: i64, until: i64) {
+    for second in (from..until).step_by(5) {
+        let write = Write { disk: 1, first: (second % 200) as u32, blocks: 1, byte: Some(second as u8 | 1) };
+        source.record(RecordKind::Exact, true, second, &[vec![write]]).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_log_is_shortened_to_the_oldest_base_and_what_is_offered_reads_bit_for_bit() {
+    let mut source = Source::new(&SIZES).await;
+    let vault = source.vault.clone();
+    let mut applier = applier(&source, &vault);
+    rounds(&mut source, 5, 20).await;
+    let mut parts = Vec::new();
+    for second in (20..600).step_by(5) {
+        // Several process servers, one after the other.
+        if second % 100 == 20 {
+            source.next_epoch_with_parts_of(4).await;
+        }
+        small_rounds(&mut source, second, second + 5).await;
+        catch_up(&mut applier).await;
+        if second >= 100 {
+            parts.push(log_is_short(&source, &mut applier).await);
+        }
+    }
+    assert!(parts.iter().all(|parts| *parts <= 6), "{parts:?}");
+    let figures = applier.status().borrow().figures;
+    assert!(figures.deleted_log_parts > 20 && figures.deleted_log_bytes > 0, "{figures:?}");
+    assert!(offered_is_right(&source).await > 12);
+    // Whoever reads it from its first record is told, and not that there is nothing.
+    let mut reader = LogReader::from_start(&vault, &source.server, &source.env);
+    let error = reader.next().await.unwrap_err();
+    assert!(matches!(error, ReadError::Shortened { .. }), "{error}");
+    // The next process server finds its end.
+    let before = source.log.state().last_number;
+    source.next_epoch_with_parts_of(4).await;
+    assert_eq!(source.log.state().last_number, before);
+    let mut summary = inventory_of(&source).await;
+    // This server's name is not in the vault, and its older snapshots are compared with nothing.
+    let damage = summary.findings.iter().filter(|finding| finding.severity != Severity::Note);
+    let damage: Vec<_> = damage.filter(|finding| !finding.blob.ends_with("server.json")).collect();
+    assert!(damage.is_empty(), "{damage:?}");
+    assert!(summary.snapshots.compared >= 3, "{:?}", summary.snapshots);
+    // The part that says which one is alive is missed, although no reader needs it.
+    let begins = listed(&source).await.log_begins.unwrap();
+    source.store.delete(&begins.blob(&source.server), None).await.unwrap();
+    summary = inventory_of(&source).await;
+    assert!(summary.findings.iter().any(|finding| finding.to_string().contains("log begins with this part")));
+}
+
+/// Bytes of all blobs under a prefix, as they are.
+async fn listed_bytes(source: &Source, prefix: &str) -> u64 {
+    let page = source.store.list(prefix, false, None).await.unwrap();
+    page.blobs.iter().map(|blob| blob.length).sum()
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_stored_is_counted_and_a_server_that_writes_nothing_is_not_looked_at() {
+    let mut source = Source::new(&SIZES).await;
+    let counted = Faulty::new(Arc::new(source.store.clone()), Fault::RequestLost, 1 << 40);
+    let vault = Vault { store: counted.clone(), cache: counted.clone(), ..source.vault.clone() };
+    let mut applier = applier(&source, &vault);
+    follow(&mut source, &mut applier, 5, 200).await;
+    let status = applier.status();
+    let stored = async |source: &Source| {
+        let stored = status.borrow().storage.unwrap().stored;
+        let journal = listed_bytes(source, &layout::journal_prefix(&source.server)).await;
+        let log = listed_bytes(source, &layout::log_prefix(&source.server)).await;
+        assert_eq!((stored.journal_bytes, stored.log_bytes), (journal, log));
+        assert_eq!(stored.snapshots, snapshots(source).await as u64);
+        // Of two disks of 3 MiB only what was written, and the footers.
+        assert!((1 << 19..3 << 20).contains(&stored.seed_disk_bytes), "{stored:?}");
+        stored
+    };
+    let before = stored(&source).await;
+    let left = counted.left();
+    for _ in 0..100 {
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert_eq!(applier.step().await.unwrap(), Step::CaughtUp);
+    }
+    assert_eq!(left - counted.left(), 100, "one look at the log each time, and nothing else");
+    rounds(&mut source, 200, 205).await;
+    catch_up(&mut applier).await;
+    assert_ne!(stored(&source).await, before);
+}
+
+async fn inventory_of(source: &Source) -> ServerReport {
+    let servers = inventory::servers(&source.vault, &Patience::new(source.env.clone())).await.unwrap();
+    let held = servers.into_iter().find(|held| held.id == source.server).unwrap();
+    verify::server(&source.vault, &held, &source.env, true, |_| {}).await.unwrap()
+}
+
+/// An applier that had nothing but the catalogue and a log that begins later.
+#[tokio::test(start_paused = true)]
+async fn a_shortened_log_is_applied_again_from_a_listed_point() {
+    let mut source = Source::new(&SIZES).await;
+    let vault = source.vault.clone();
+    let mut first = applier(&source, &vault);
+    rounds(&mut source, 5, 20).await;
+    source.next_epoch_with_parts_of(4).await;
+    for second in (20..200).step_by(5) {
+        small_rounds(&mut source, second, second + 5).await;
+        catch_up(&mut first).await;
+    }
+    log_is_short(&source, &mut first).await;
+    source.store.delete(&layout::catalogue(&source.server, "position.json"), None).await.unwrap();
+    small_rounds(&mut source, 200, 230).await;
+    catch_up(&mut applier(&source, &vault)).await;
+    offered_is_right(&source).await;
+    for slot in 1..=2 {
+        assert!(support::same_disk(&source.seed(slot, None).await, &source.images[&slot]));
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_is_too_old_goes_and_what_is_offered_reads_bit_for_bit() {
     let mut source = Source::new(&SIZES).await;
@@ -165,6 +300,7 @@ async fn a_pinned_point_is_kept_until_its_reader_is_gone() {
     let mut source = Source::new(&SIZES).await;
     let vault = source.vault.clone();
     let mut applier = applier(&source, &vault);
+    source.next_epoch_with_parts_of(3).await;
     follow(&mut source, &mut applier, 5, 100).await;
     let held_for = Duration::from_secs(60);
     let wanted = source.points.keys().rev().nth(5).copied().unwrap();
@@ -187,8 +323,14 @@ async fn a_pinned_point_is_kept_until_its_reader_is_gone() {
     let (found, _again) = take.await.unwrap();
     assert!(found.under_pin && found.base.as_ref().unwrap().number == base);
 
+    tokio::time::sleep(LEASE_TERM).await;
+    catch_up(&mut applier).await;
+    let part = found.base.as_ref().unwrap().log.part_name().blob(&source.server);
+    source.store.properties(&part, None).await.unwrap();
     hold.release().await;
     follow(&mut source, &mut applier, 500, 520).await;
+    source.store.properties(&part, None).await.unwrap_err();
+    log_is_short(&source, &mut applier).await;
     let error = open(&source, PointSelector::Number(wanted)).await.unwrap_err().to_string();
     assert!(error.contains("cannot be recovered any more"), "{error}");
     assert_eq!(
@@ -246,6 +388,7 @@ async fn a_crash_at_any_call_of_retention_is_made_good() {
             // Everything applied, with points, and nothing collected yet.
             let options = Options { point_interval: Duration::from_secs(10), ..Options::default() };
             let plain = Applier::new(vault.clone(), source.server.clone(), source.env.clone(), options);
+            source.next_epoch_with_parts_of(3).await;
             follow(&mut source, &mut { plain }, 5, 80).await;
             let faulty = Faulty::new(Arc::new(source.store.clone()), fault, calls);
             let broken = Vault { store: faulty.clone(), cache: faulty.clone(), ..vault.clone() };
@@ -256,10 +399,15 @@ async fn a_crash_at_any_call_of_retention_is_made_good() {
             }
             offered_is_right(&source).await;
             let struck = faulty.struck();
+            // Whatever was deleted, the log's end is found.
+            let before = source.log.state().last_number;
+            source.next_epoch_with_parts_of(3).await;
+            assert_eq!(source.log.state().last_number, before, "{fault:?} at call {calls}");
             catch_up(&mut applier(&source, &vault)).await;
             let listed = listed(&source).await;
             assert_eq!(snapshots(&source).await, listed.points.len() * 2, "{fault:?} at call {calls}");
             assert_eq!(segments(&source).await.first(), Some(&(listed.collected.unwrap().number.0 + 1)));
+            log_is_short(&source, &mut applier(&source, &vault)).await;
             offered_is_right(&source).await;
             if !struck {
                 break;

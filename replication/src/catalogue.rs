@@ -21,7 +21,7 @@ use crate::{
     env::Micros,
     ids::{DiskSlot, Epoch, RecordId, RecordNumber, ServerId},
     keys::{DataKey, DataKeys, KeyId, derive},
-    log::LogState,
+    log::{LogState, PartName},
     store::{ETag, PutCondition, Refusal, StoreError},
     vault::{Vault, layout},
     wire::v1,
@@ -62,12 +62,22 @@ pub struct Points {
     /// yet. It only ever moves on, and stands here before anything is deleted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub collected: Option<RecordId>,
+    /// Parts of the log before this one may be deleted: reading begins at the oldest base. Absent: none was deleted yet.
+    /// It only ever moves on, and stands here before anything is deleted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_begins: Option<PartName>,
 }
 
 impl Points {
     /// A list without points.
     pub fn none(server: &ServerId) -> Self {
-        Self { format: FORMAT, server: server.to_string(), points: Vec::new(), collected: None }
+        Self {
+            format: FORMAT,
+            server: server.to_string(),
+            points: Vec::new(),
+            collected: None,
+            log_begins: None,
+        }
     }
 
     /// Is every record after `point` still in the journal?
@@ -84,6 +94,9 @@ pub struct Point {
     pub epoch: u32,
     pub t0_micros: i64,
     pub consistency: PointConsistency,
+    /// Id of the point of a consistency group of which it is this server's part.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
     pub disks: Vec<PointDisk>,
     /// State of the log after the point's record: reading goes on there.
     pub log: LogState,

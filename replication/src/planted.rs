@@ -40,6 +40,8 @@ planted! {
     JournalBeginsAtNewest,
     /// Retention deletes before the catalogue says so.
     DeleteBeforeDelisting,
+    /// The log is shortened to where the applier is, not to the oldest base.
+    LogBeginsAtPosition,
     /// A takeover does not follow `Rotate`: it goes on from an epoch's first part.
     RotateNotFollowed,
     /// Two sessions of an epoch give their segments the same names.

@@ -21,6 +21,8 @@ pub struct Recoverable {
     pub id: RecordId,
     pub t0: Micros,
     pub consistency: PointConsistency,
+    /// Id of the point of a consistency group of which it is this server's part.
+    pub group: Option<String>,
     /// Snapshots of all disks stand at it.
     pub snapshot: bool,
     /// It is read from a base and the records after it, or is a base itself.
@@ -50,7 +52,8 @@ pub async fn points(
     for point in &listed.points {
         let journal = listed.is_base(point);
         let (t0, consistency) = (point.t0(), point.consistency);
-        all.insert(point.id(), Recoverable { id: point.id(), t0, consistency, snapshot: true, journal });
+        let (id, group) = (point.id(), point.group.clone());
+        all.insert(id, Recoverable { id, t0, consistency, group, snapshot: true, journal });
     }
     let mut bases = listed.points.iter().filter(|point| listed.is_base(point));
     let journal = loop {
@@ -85,6 +88,7 @@ async fn read(mut reader: LogReader) -> Result<Vec<Recoverable>, ReadError> {
             id: RecordId { epoch: entry.epoch, number: RecordNumber(record.number) },
             t0: Micros(record.t0_micros),
             consistency: PointConsistency::of(&record),
+            group: record.group.map(|group| group.id),
             snapshot: false,
             journal: true,
         });

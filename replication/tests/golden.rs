@@ -216,10 +216,17 @@ fn points() -> Points {
         epoch: 1,
         t0_micros: NOW + 2_000_000,
         consistency: PointConsistency::CrashConsistent,
+        group: None,
         disks: vec![disk],
         log,
     };
-    Points { format: catalogue::FORMAT, server: SERVER.into(), points: vec![point], collected: None }
+    Points {
+        format: catalogue::FORMAT,
+        server: SERVER.into(),
+        points: vec![point],
+        collected: None,
+        log_begins: None,
+    }
 }
 
 fn position() -> Position {

@@ -50,6 +50,8 @@ counters! {
     refused_requests,
     segments_deleted,
     snapshots_deleted,
+    /// Parts of the log that retention deleted.
+    log_parts_deleted,
     /// Readers that ended with something that only their pin kept.
     points_held_by_pins,
     /// Segments that went to cache storage.

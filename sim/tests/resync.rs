@@ -12,9 +12,7 @@ use lifeboat_agent::{
 };
 use lifeboat_applier::core::{Applier, Options as ApplierOptions, Step};
 use lifeboat_process_server::core::{
-    Assigned, Ingest, MemoryBudget, Shared,
-    sealing::InlineSealer,
-    spool::{MemSpool, SpoolSpace},
+    Assigned, Ingest, Shared, fair::FairSlots, sealing::InlineSealer, space::Space, spool::MemSpool,
     switchboard::Switchboard,
 };
 use lifeboat_replication::{
@@ -101,10 +99,10 @@ impl Site {
             name: "ps".to_owned(),
             writer: "ps".to_owned(),
             spool: Arc::new(MemSpool::default()),
-            space: SpoolSpace::new(64 << 20),
-            memory: MemoryBudget::new(32 << 20),
+            space: Space::spool(64 << 20),
+            memory: Space::memory(32 << 20),
             sealer: Arc::new(InlineSealer),
-            uploads: Arc::new(Semaphore::new(4)),
+            uploads: FairSlots::long(4),
             unspooled: Arc::new(Semaphore::new(1)),
             log_options: LogOptions::default(),
             groups: Switchboard::default(),

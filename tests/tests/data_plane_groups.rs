@@ -10,6 +10,9 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failed helper is a failed test")]
 #![allow(clippy::disallowed_methods, reason = "real programs run in real time")]
 
+#[path = "common/desired.rs"]
+mod desired;
+
 use std::{
     fs::{File, OpenOptions},
     os::unix::fs::FileExt as _,
@@ -22,7 +25,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lifeboat_operator::control::{ApplianceKey, Asked, Desired, Endpoint, Fleet, Identity};
+use lifeboat_operator::control::{ApplianceKey, Asked, Fleet};
 use lifeboat_replication::wire::v1;
 use lifeboat_tests::rig::{Loop, Mounted, Site, SiteOptions, point};
 use tokio::runtime::Runtime;
@@ -45,29 +48,9 @@ struct Operator {
 
 impl Operator {
     fn new(site: &Site) -> Self {
-        let control = &site.control;
-        let v1::Configuration { servers, process_servers, management_addresses, .. } =
-            control.configuration.clone();
+        let desired = desired::of(site, site.control.configuration.servers.clone());
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let endpoint = |(name, address): &(String, String)| Endpoint {
-            name: name.clone(),
-            address: address.clone(),
-            tls_name: "localhost".to_owned(),
-        };
-        let desired = Desired {
-            identity: Identity {
-                ca_pem: control.ca_pem.clone(),
-                certificate_pem: control.certificate_pem.clone(),
-                key_pem: control.key_pem.clone().into(),
-            },
-            process_servers: control.process_servers.iter().map(endpoint).collect(),
-            appliers: Vec::new(),
-            servers,
-            data_addresses: process_servers,
-            management_addresses,
-            upload_limit: 0,
-        };
         let (fleet, key) =
             (Fleet::default(), ApplianceKey { namespace: "default".to_owned(), name: "main".to_owned() });
         let inside = runtime.enter();

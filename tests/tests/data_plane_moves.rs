@@ -11,6 +11,9 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failed helper is a failed test")]
 #![allow(clippy::disallowed_methods, reason = "real programs run in real time")]
 
+#[path = "common/desired.rs"]
+mod desired;
+
 use std::{
     collections::BTreeMap,
     thread::sleep,
@@ -19,7 +22,7 @@ use std::{
 
 use lifeboat_crds::{ProtectedServer, ReplicationAppliance, ReplicationPolicy, server::Move};
 use lifeboat_operator::{
-    control::{ApplianceKey, Desired, Endpoint, Fleet, Identity},
+    control::{ApplianceKey, Desired, Fleet},
     controllers::{
         appliance::plan,
         protected_server::{Candidate, Places},
@@ -51,27 +54,8 @@ struct Operator {
 
 impl Operator {
     fn new(site: &Site) -> Self {
-        let control = &site.control;
-        let endpoint = |(name, address): &(String, String)| Endpoint {
-            name: name.clone(),
-            address: address.clone(),
-            tls_name: "localhost".to_owned(),
-        };
-        let v1::Configuration { servers, process_servers, management_addresses, .. } =
-            control.configuration.clone();
-        let told = Desired {
-            identity: Identity {
-                ca_pem: control.ca_pem.clone(),
-                certificate_pem: control.certificate_pem.clone(),
-                key_pem: control.key_pem.clone().into(),
-            },
-            process_servers: control.process_servers.iter().map(endpoint).collect(),
-            appliers: Vec::new(),
-            servers: Vec::new(),
-            data_addresses: process_servers,
-            management_addresses,
-            upload_limit: 0,
-        };
+        let told = desired::of(site, Vec::new());
+        let servers = &site.control.configuration.servers;
         let name = |server: &v1::Assignment| server.display_name.rsplit('/').next().unwrap().to_owned();
         let policy =
             ReplicationPolicy::new("gold", serde_json::from_value(json!({"roundInterval": "1s"})).unwrap());
@@ -84,7 +68,7 @@ impl Operator {
             fleet: Fleet::default(),
             places: Places::default(),
             key: ApplianceKey { namespace: "default".to_owned(), name: "main".to_owned() },
-            appliance: appliance(control.process_servers.len()),
+            appliance: appliance(site.control.process_servers.len()),
             policies: BTreeMap::from([("gold".to_owned(), policy)]),
             keys: servers.iter().map(|server| (name(server), server.public_key_sha256.clone())).collect(),
             servers: servers.iter().map(|server| protected(&name(server), server)).collect(),

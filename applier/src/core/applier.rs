@@ -37,6 +37,7 @@ use super::{
     point,
     retention::Collector,
     seeds::Seeds,
+    stored::Growth,
 };
 
 /// So many looks at a log find nothing new before they become rarer.
@@ -112,6 +113,7 @@ pub struct Applier {
     /// The position cannot be trusted: start at a listed point. So many of them were tried already, newest first.
     rebuild: Option<usize>,
     collector: Collector,
+    growth: Growth,
     /// Shared by all servers of the program: bounds memory.
     turns: Option<Arc<Semaphore>>,
     status: watch::Sender<Status>,
@@ -125,6 +127,7 @@ impl Applier {
             seeds: Seeds { vault, server, patience, planted: options.planted },
             env,
             collector: Collector::new(options.collect_interval, no_policy, options.planted),
+            growth: Growth::default(),
             options,
             loaded: None,
             rebuild: None,

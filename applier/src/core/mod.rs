@@ -9,12 +9,14 @@ mod point;
 pub mod retention;
 mod seeds;
 pub mod share;
+mod stored;
 mod sums;
 
 pub use self::{
     applier::{Applier, Step},
     error::ApplyError,
     plan::Limits,
+    stored::Stored,
 };
 
 use std::time::Duration;
@@ -29,7 +31,7 @@ pub struct Options {
     /// Pause before the log is looked at again when everything is applied.
     pub poll_interval: Duration,
     pub limits: Limits,
-    /// Time between two looks at what can be deleted.
+    /// Time between two looks at what can be deleted, while the server writes.
     pub collect_interval: Duration,
     /// Set by the simulation only.
     pub planted: Option<Planted>,
@@ -42,7 +44,7 @@ impl Default for Options {
             point_interval: Duration::from_secs(300),
             poll_interval: Duration::from_secs(2),
             limits: Limits::default(),
-            collect_interval: Duration::from_secs(300),
+            collect_interval: Duration::from_secs(60),
             planted: None,
         }
     }
@@ -65,8 +67,18 @@ pub struct Status {
     pub error: String,
     /// Why what retention has given up is not deleted, with the remedy; empty: all is well.
     pub collect_error: String,
+    /// What the server takes up in the vault, when that was counted, and by how much it grows; `None`: not yet.
+    pub storage: Option<Storage>,
     /// Since this applier was started.
     pub figures: Figures,
+}
+
+/// What a server takes up in the vault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Storage {
+    pub stored: Stored,
+    pub growth_bytes_per_day: Option<i64>,
+    pub observed_at_micros: i64,
 }
 
 /// What was done since the applier was started.
@@ -88,6 +100,8 @@ pub struct Figures {
     pub deleted_segments: u64,
     pub deleted_segment_bytes: u64,
     pub deleted_snapshots: u64,
+    pub deleted_log_parts: u64,
+    pub deleted_log_bytes: u64,
     /// Blobs that only a pin kept at the last look.
     pub pinned_blobs: u64,
 }

@@ -45,7 +45,8 @@ impl PointRule {
     }
 
     /// The first exact and complete record is due at once; after that one each interval. A date that jumped back
-    /// must not stop points for hours, so it makes the next one due.
+    /// must not stop points for hours, so it makes the next one due. A part of a group's point is always due: the other
+    /// members cut theirs, and it shall outlive the journal.
     fn due(&self, epoch: Epoch, record: &v1::Data) -> bool {
         if !is_point(record) {
             return false;
@@ -53,7 +54,8 @@ impl PointRule {
         self.newest.is_none_or(|(newest, number, t0)| {
             let interval = i64::try_from(self.interval.as_micros()).unwrap_or(i64::MAX);
             let later = (epoch, RecordNumber(record.number)) > (newest, number);
-            later && (record.t0_micros < t0.0 || record.t0_micros.saturating_sub(t0.0) >= interval)
+            let in_time = record.t0_micros < t0.0 || record.t0_micros.saturating_sub(t0.0) >= interval;
+            later && (in_time || record.group.is_some())
         })
     }
 }

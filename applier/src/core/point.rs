@@ -35,6 +35,7 @@ pub(super) async fn cut(
         epoch: log.epoch.0,
         t0_micros: record.t0_micros,
         consistency: PointConsistency::of(record),
+        group: record.group.as_ref().map(|group| group.id.clone()),
         disks,
         log: log.clone(),
     })

@@ -8,8 +8,7 @@ use std::{
 use lifeboat_replication::{env::Env, ids::ServerId, vault::RetentionPolicy, wire::v1};
 use tokio::{sync::watch, task::AbortHandle};
 
-use super::stored::Stored;
-use crate::core::Status;
+use crate::core::{Status, Storage};
 
 /// What is known about all servers. Cheap to clone.
 #[derive(Debug, Clone, Default)]
@@ -35,7 +34,6 @@ pub(super) struct Entry {
     /// namespace/name.
     pub(super) name: String,
     pub(super) status: watch::Receiver<Status>,
-    pub(super) stored: Stored,
     /// How long what is kept, as the vault says.
     pub(super) policy: watch::Sender<Option<RetentionPolicy>>,
     pub(super) task: AbortHandle,
@@ -47,7 +45,6 @@ pub struct Shown {
     pub id: ServerId,
     pub name: String,
     pub status: Status,
-    pub stored: Stored,
 }
 
 impl Board {
@@ -57,7 +54,6 @@ impl Board {
             id: id.clone(),
             name: entry.name.clone(),
             status: entry.status.borrow().clone(),
-            stored: entry.stored,
         });
         shown.collect()
     }
@@ -79,18 +75,17 @@ impl Board {
 
     pub fn report(&self, name: &str, env: &Env) -> v1::ApplierReport {
         // Whoever holds a server's lease reports it, and nobody else.
-        let servers =
-            self.servers().into_iter().map(|Shown { id, name: _, status, stored }| v1::AppliedServer {
-                server_id: id.to_string(),
-                epoch: status.epoch,
-                applied_number: status.applied_number,
-                log_number: status.log_number,
-                points: status.points,
-                error: status.error,
-                stored_bytes: stored.total(),
-                journal_begins_micros: status.journal_begins_micros,
-                retention_error: status.collect_error,
-            });
+        let servers = self.servers().into_iter().map(|Shown { id, name: _, status }| v1::AppliedServer {
+            server_id: id.to_string(),
+            epoch: status.epoch,
+            applied_number: status.applied_number,
+            log_number: status.log_number,
+            points: status.points,
+            error: status.error,
+            storage: status.storage.map(wire),
+            journal_begins_micros: status.journal_begins_micros,
+            retention_error: status.collect_error,
+        });
         v1::ApplierReport {
             name: name.to_owned(),
             time_micros: env.wall.now().0,
@@ -107,13 +102,19 @@ impl Board {
         self.lock().share_error = error;
     }
 
-    pub(super) fn set_stored(&self, server: &ServerId, stored: Stored) {
-        if let Some(entry) = self.lock().servers.get_mut(server) {
-            entry.stored = stored;
-        }
-    }
-
     pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn wire(storage: Storage) -> v1::Storage {
+    let Storage { stored, growth_bytes_per_day, observed_at_micros } = storage;
+    v1::Storage {
+        journal_bytes: stored.journal_bytes,
+        log_bytes: stored.log_bytes,
+        seed_disk_bytes: stored.seed_disk_bytes,
+        snapshots: stored.snapshots,
+        growth_bytes_per_day,
+        observed_at_micros,
     }
 }

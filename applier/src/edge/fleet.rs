@@ -18,10 +18,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::{
-    board::{Board, Entry},
-    stored::{self, Stored},
-};
+use super::board::{Board, Entry};
 use crate::core::{
     Applier, Options,
     share::{ShareOptions, Sharer, Tenure},
@@ -160,20 +157,19 @@ impl Fleet {
                     .with_turns(Arc::clone(&self.turns))
                     .with_policy(policy.subscribe());
             let status = applier.status();
-            let work = work(applier, self.vault.clone(), id.clone(), self.board.clone(), tenure);
+            let work = work(applier, tenure);
             let task = self.tasks.spawn(work);
-            inner.servers.insert(id.clone(), Entry { name, status, stored: Stored::default(), policy, task });
+            inner.servers.insert(id.clone(), Entry { name, status, policy, task });
         }
     }
 }
 
-/// Applies and measures a server as long as its lease lasts.
-async fn work(applier: Applier, vault: Vault, server: ServerId, board: Board, tenure: Tenure) {
+/// Applies a server as long as its lease lasts.
+async fn work(applier: Applier, tenure: Tenure) {
     tokio::select! {
         biased;
         () = tenure.over() => {}
         () = applier.run() => {}
-        () = stored::measure(&vault, &server, |stored| board.set_stored(&server, stored)) => {}
     }
 }
 

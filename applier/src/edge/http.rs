@@ -1,6 +1,6 @@
 //! /metrics, /healthz and /readyz, without TLS and without secrets.
 
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicI64, AtomicU64};
 
 use axum::{
     Router,
@@ -17,6 +17,7 @@ use prometheus_client::{
 use tokio::net::TcpListener;
 
 use super::board::{Board, Shown};
+use crate::core::Stored;
 
 /// Serves until the listener breaks.
 ///
@@ -61,7 +62,7 @@ async fn metrics(State(board): State<Board>) -> Response {
 type Figure = (&'static str, &'static str, fn(&Shown) -> u64);
 
 /// Each figure of a server, its help and where it comes from.
-const FIGURES: [Figure; 23] = [
+const FIGURES: [Figure; 27] = [
     ("applied_record", "Last record that stands on the seed disks", |shown| shown.status.applied_number),
     ("log_record", "Last record seen in the log", |shown| shown.status.log_number),
     ("applied_point_seconds", "Instant of the last exact record on the seed disks (Unix time)", |shown| {
@@ -69,11 +70,16 @@ const FIGURES: [Figure; 23] = [
     }),
     ("points", "Recovery points that stand in snapshots", |shown| shown.status.points.len() as u64),
     ("stored_bytes", "Bytes of the server in the vault, without what only snapshots hold", |shown| {
-        shown.stored.total()
+        stored(shown).total()
     }),
-    ("journal_bytes", "Bytes of segments in cache storage", |shown| shown.stored.journal),
-    ("log_bytes", "Bytes of the commit log", |shown| shown.stored.log),
-    ("seed_disk_bytes", "Bytes of seed disks that hold something", |shown| shown.stored.seed_disks),
+    ("journal_bytes", "Bytes of segments in cache storage", |shown| stored(shown).journal_bytes),
+    ("log_bytes", "Bytes of the commit log", |shown| stored(shown).log_bytes),
+    ("seed_disk_bytes", "Bytes of seed disks that hold something", |shown| stored(shown).seed_disk_bytes),
+    ("snapshots_stored", "Snapshots of all seed disks that stand", |shown| stored(shown).snapshots),
+    ("stored_observed_seconds", "When this was counted (Unix time)", |shown| {
+        let at = shown.status.storage.map_or(0, |storage| storage.observed_at_micros);
+        u64::try_from(at / 1_000_000).unwrap_or(0)
+    }),
     ("journal_begins_seconds", "From here on every consistent round can be recovered (Unix time)", |shown| {
         u64::try_from(shown.status.journal_begins_micros / 1_000_000).unwrap_or(0)
     }),
@@ -83,6 +89,12 @@ const FIGURES: [Figure; 23] = [
     }),
     ("deleted_snapshots", "Snapshots deleted since the start", |shown| {
         shown.status.figures.deleted_snapshots
+    }),
+    ("deleted_log_parts", "Parts of the commit log deleted since the start", |shown| {
+        shown.status.figures.deleted_log_parts
+    }),
+    ("deleted_log_bytes", "Bytes of the commit log deleted since the start", |shown| {
+        shown.status.figures.deleted_log_bytes
     }),
     ("pinned_blobs", "Blobs that only a pin keeps from being deleted", |shown| {
         shown.status.figures.pinned_blobs
@@ -109,6 +121,11 @@ const FIGURES: [Figure; 23] = [
     }),
 ];
 
+/// Nothing is known before the first whole look: zeros.
+fn stored(shown: &Shown) -> Stored {
+    shown.status.storage.map(|storage| storage.stored).unwrap_or_default()
+}
+
 fn registry(servers: &[Shown], ready: bool) -> Registry {
     let mut registry = Registry::with_prefix("lifeboat_applier");
     let vault: Gauge<u64, AtomicU64> = Gauge::default();
@@ -122,5 +139,13 @@ fn registry(servers: &[Shown], ready: bool) -> Registry {
         }
         registry.register(name, help, family);
     }
+    let growth: Family<Server, Gauge<i64, AtomicI64>> = Family::default();
+    for shown in servers {
+        if let Some(bytes) = shown.status.storage.and_then(|storage| storage.growth_bytes_per_day) {
+            let server = Server { server_id: shown.id.to_string(), server: shown.name.clone() };
+            growth.get_or_create(&server).set(bytes);
+        }
+    }
+    registry.register("growth_bytes_per_day", "Growth of what is stored, over the last day", growth);
     registry
 }

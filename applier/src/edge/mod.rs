@@ -6,5 +6,4 @@ pub mod control;
 pub mod fleet;
 pub mod http;
 pub mod program;
-mod stored;
 mod tls;

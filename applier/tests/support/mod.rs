@@ -74,7 +74,7 @@ impl<S> Source<S> {
     /// A server of a vault that stands in `store`.
     pub async fn of(store: S, vault: Vault, server: ServerId, sizes: &[u64]) -> Self {
         let env = Env::system();
-        let log = take(&vault, &server, &env, Order::WhenFree).await;
+        let log = take(&vault, &server, &env, Order::WhenFree, u32::MAX).await;
         let images =
             (1..).zip(sizes).map(|(slot, size)| (slot, vec![0; size.next_multiple_of(BLOCK_BYTES) as usize]));
         let images: Images = images.collect();
@@ -119,7 +119,12 @@ impl<S> Source<S> {
 
     /// Another process server takes over: the next record has a higher epoch.
     pub async fn next_epoch(&mut self) {
-        self.log = take(&self.vault, &self.server, &self.env, Order::Forced).await;
+        self.next_epoch_with_parts_of(u32::MAX).await;
+    }
+
+    /// Likewise; each part of its log has so many appends.
+    pub async fn next_epoch_with_parts_of(&mut self, appends: u32) {
+        self.log = take(&self.vault, &self.server, &self.env, Order::Forced, appends).await;
     }
 
     /// Commits one record. Each group of writes becomes a segment; a single small one travels inline.
@@ -190,6 +195,13 @@ fn extent(write: &Write) -> ExtentData {
     ExtentData { run, data }
 }
 
-async fn take(vault: &Vault, server: &ServerId, env: &Env, order: Order) -> LogWriter {
-    LogWriter::take_over(vault, server, "test", env, order, LogOptions::default()).await.unwrap()
+async fn take(
+    vault: &Vault,
+    server: &ServerId,
+    env: &Env,
+    order: Order,
+    rotate_after_appends: u32,
+) -> LogWriter {
+    let options = LogOptions { rotate_after_appends, ..LogOptions::default() };
+    LogWriter::take_over(vault, server, "test", env, order, options).await.unwrap()
 }

@@ -58,7 +58,7 @@ pub struct Seen {
     /// What would not bring it back if somebody deleted it, with the remedy; `None`: nothing is missing, or it cannot
     /// be known.
     pub unguarded: Option<String>,
-    guard_checked: Option<Instant>,
+    guard_checked: Instant,
 }
 
 struct Known {
@@ -163,7 +163,7 @@ async fn open(
         adopt(&store, &cache, &keys).await?
     };
     let vault = Vault { store, cache, keys, id: description.vault_id.clone() };
-    let fresh = |seen: &Seen| seen.guard_checked.is_some_and(|at| at.elapsed() < GUARD_INTERVAL);
+    let fresh = |seen: &Seen| seen.guard_checked.elapsed() < GUARD_INTERVAL;
     let seen = match before.filter(fresh) {
         Some(before) => Seen { description, ..before },
         None => {
@@ -173,7 +173,7 @@ async fn open(
                 unguarded =
                     unguarded_store(&azure_cache, spec.cache_endpoint(), &spec.cache_container()).await;
             }
-            Seen { description, unguarded, guard_checked: Some(Instant::now()) }
+            Seen { description, unguarded, guard_checked: Instant::now() }
         }
     };
     Ok((vault, seen))

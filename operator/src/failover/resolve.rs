@@ -21,6 +21,7 @@ use super::servers::{seconds, step_name};
 pub struct ServerFacts {
     pub id: String,
     pub appliance: String,
+    pub consistency_group: Option<String>,
     pub target: Target,
     pub health_check: Option<HealthCheck>,
     /// Consistent points that can be recovered, in order of time; an error says why the vault did not tell them.
@@ -79,8 +80,15 @@ pub fn resolve(
     };
     let mut problems = check_plan(&groups);
     let mut resolved = Vec::new();
-    for name in groups.iter().flat_map(|group| &group.servers).map(|server| &server.name) {
-        match resolve_server(spec, name, servers.get(name)) {
+    let names: Vec<&String> =
+        groups.iter().flat_map(|group| &group.servers).map(|server| &server.name).collect();
+    let common = CommonPoints::find(spec, &names, servers);
+    problems.extend(common.problems.iter().cloned());
+    for name in names {
+        if common.without.contains(name) {
+            continue;
+        }
+        match resolve_server(spec, name, servers.get(name), common.points.get(name)) {
             Ok(server) => resolved.push(server),
             Err(problem) => problems.push(problem),
         }
@@ -92,6 +100,71 @@ pub fn resolve(
         }
     }
     if problems.is_empty() { Ok(Resolved { groups, servers: resolved }) } else { Err(problems) }
+}
+
+/// Points that the members of consistency groups have in common, as far as they are wanted.
+#[derive(Debug, Default)]
+struct CommonPoints {
+    /// By server.
+    points: BTreeMap<String, ResolvedPoint>,
+    /// Members that have none in common with the others, and what to do.
+    without: BTreeSet<String>,
+    problems: Vec<String>,
+}
+
+impl CommonPoints {
+    fn find(spec: &FailoverRunSpec, names: &[&String], servers: &BTreeMap<String, ServerFacts>) -> Self {
+        // By appliance and group: each appliance takes the points of its own servers.
+        let mut members: BTreeMap<(&str, &str), Vec<(&String, &Vec<ResolvedPoint>)>> = BTreeMap::new();
+        let mut unknown = BTreeSet::new();
+        let wanting = names.iter().filter(|name| choice(spec, name).kind == RecoveryPointKind::LatestGroup);
+        for (name, facts) in wanting.filter_map(|name| Some((*name, servers.get(*name)?))) {
+            let Some(group) = facts.consistency_group.as_deref() else { continue };
+            let key = (facts.appliance.as_str(), group);
+            match &facts.points {
+                Ok(points) => members.entry(key).or_default().push((name, points)),
+                // Told for that server; about the others nothing can be said.
+                Err(_) => _ = unknown.insert(key),
+            }
+        }
+        let mut found = Self::default();
+        for ((appliance, group), members) in members {
+            if unknown.contains(&(appliance, group)) {
+                found.without.extend(members.iter().map(|(name, _)| (*name).clone()));
+                continue;
+            }
+            match newest_common(&members) {
+                Some(points) => found.points.extend(points),
+                None => {
+                    let names: Vec<&str> = members.iter().map(|(name, _)| name.as_str()).collect();
+                    found.without.extend(names.iter().map(|name| (*name).to_owned()));
+                    found.problems.push(format!(
+                        "servers {} of consistency group {group} have no point in common: ask for one with `kubectl \
+                         lifeboat point {}`, or choose Latest, which gives each of them its own newest point",
+                        names.join(", "),
+                        names.first().unwrap_or(&"SERVER")
+                    ));
+                }
+            }
+        }
+        found
+    }
+}
+
+/// The newest point of which every one of these has its part.
+fn newest_common(members: &[(&String, &Vec<ResolvedPoint>)]) -> Option<Vec<(String, ResolvedPoint)>> {
+    let part = |points: &Vec<ResolvedPoint>, id: &str| {
+        points.iter().find(|point| point.group_point.as_deref() == Some(id)).cloned()
+    };
+    let (_, first) = members.first()?;
+    let newest_first = {
+        let mut own: Vec<&ResolvedPoint> = first.iter().filter(|point| point.group_point.is_some()).collect();
+        own.sort_by_key(|point| std::cmp::Reverse(point.time));
+        own
+    };
+    newest_first.into_iter().filter_map(|point| point.group_point.as_deref()).find_map(|id| {
+        members.iter().map(|(name, points)| Some(((*name).clone(), part(points, id)?))).collect()
+    })
 }
 
 fn single(server: &str) -> Group {
@@ -109,13 +182,14 @@ fn resolve_server(
     spec: &FailoverRunSpec,
     name: &str,
     facts: Option<&ServerFacts>,
+    common: Option<&ResolvedPoint>,
 ) -> Result<ResolvedServer, String> {
     let facts = facts.ok_or_else(|| {
         format!("server {name} does not exist: create ProtectedServer {name}, or take it out of the plan")
     })?;
     let points = facts.points.as_ref().map_err(|why| format!("server {name}: {why}"))?;
     let choice = choice(spec, name);
-    let point = choose(choice, points, facts.latest_processed);
+    let point = common.or_else(|| choose(choice, points, facts.latest_processed));
     if let Some(lost) = &facts.lost
         && let Some(refused) = silently_older(name, choice, point, points, lost)
     {
@@ -145,7 +219,10 @@ fn choose<'a>(
     };
     match choice.kind {
         // Every point is at least crash-consistent; which one is newest decides, not how it was reached.
-        RecoveryPointKind::Latest | RecoveryPointKind::LatestCrashConsistent => latest_until(Time::MAX),
+        RecoveryPointKind::Latest
+        | RecoveryPointKind::LatestCrashConsistent
+        // Of a server that is in no group.
+        | RecoveryPointKind::LatestGroup => latest_until(Time::MAX),
         RecoveryPointKind::LatestFilesystemConsistent => {
             latest_of(&[Consistency::FilesystemConsistent, Consistency::AppConsistent])
         }

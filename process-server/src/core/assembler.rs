@@ -44,6 +44,8 @@ pub(super) enum Violation {
     SecondHello,
     #[error("a question for checksums before the last one was answered")]
     SecondQuestion,
+    #[error("a {what} of {bytes} bytes, which is too long")]
+    Long { what: &'static str, bytes: usize },
     #[error("an empty message")]
     Empty,
 }
@@ -255,6 +257,14 @@ mod tests {
         );
         assert!(matches!(assembler().chunk(chunk(5, 1, 1, 1)), Err(Violation::Sequence { .. })));
         assert!(matches!(assembler().end(end(5, 1)), Err(Violation::Chunks { .. })));
+    }
+
+    #[test]
+    fn a_record_that_never_ends_is_refused_before_one_append_cannot_describe_it() {
+        let mut assembler = assembler();
+        assembler.part = MAX_RECORD_SEGMENTS - 1;
+        assert_eq!(assembler.chunk(chunk(5, 0, 1, 600)).unwrap().unwrap().part, MAX_RECORD_SEGMENTS - 1);
+        assert_eq!(assembler.chunk(chunk(5, 1, 1, 600)).unwrap_err(), Violation::TooLarge { number: 5 });
     }
 
     /// Sums that overflow stop a program that checks for it, and with it the sessions of others.

@@ -12,6 +12,10 @@ use lifeboat_replication::{
 
 /// Disks of a server; more would make headers of log parts large, and no machine of today has them.
 const MAX_DISKS: usize = 64;
+/// Disks that a server ever had: each has its slot for ever and stands in every header of the log.
+const MAX_DISKS_EVER: usize = 256;
+/// A disk's path stands in the log likewise.
+const MAX_PATH_BYTES: usize = 1024;
 /// A disk becomes a page blob with a footer behind it, and those end at 8 TiB.
 const MAX_DISK_BYTES: u64 = (8 << 40) - (1 << 20);
 /// A disk's id stands in blob names.
@@ -28,6 +32,10 @@ pub enum HelloRefused {
     OtherServer(String),
     #[error("it reports {0} disks")]
     DiskCount(usize),
+    #[error("it reports disks that it never had before, and had {0} already")]
+    DisksEver(usize),
+    #[error("the path of disk {id} has {bytes} bytes")]
+    DiskPath { id: String, bytes: usize },
     #[error("disk id {0:?} is empty, too long or not safe in a blob name")]
     DiskId(String),
     #[error("disk {0} is reported twice")]
@@ -49,6 +57,12 @@ impl HelloRefused {
             Self::DiskCount(_) => {
                 format!("name the disks to protect, at most {MAX_DISKS}: {INCLUDE}")
             }
+            Self::DisksEver(_) => {
+                format!(
+                    "leave out disks that come and go: {INCLUDE}; or remove the ProtectedServer and protect the machine anew"
+                )
+            }
+            Self::DiskPath { .. } => format!("leave it out: {INCLUDE}"),
             Self::DiskId(_) | Self::DiskTwice(_) => {
                 format!("give the disk a serial number of its own, or leave it out: {INCLUDE}")
             }
@@ -98,6 +112,7 @@ pub fn judge(
     let mut changes = Vec::new();
     let (mut changed, mut resized) = (false, false);
     for reported in &hello.disks {
+        let had = set.len();
         let next_slot = set.iter().map(|disk| disk.slot).max().unwrap_or(0) + 1;
         let mut disk = v1::Disk { left_out: false, ..reported.clone() };
         match set.iter_mut().find(|known| known.id == reported.id) {
@@ -122,6 +137,7 @@ pub fn judge(
                     changed = true;
                 }
             }
+            None if had >= MAX_DISKS_EVER => return Err(HelloRefused::DisksEver(had)),
             None => {
                 disk.slot = next_slot;
                 set.push(disk.clone());
@@ -188,6 +204,9 @@ fn check_disks(disks: &[v1::Disk]) -> Result<(), HelloRefused> {
             || id.starts_with(b".")
         {
             return Err(HelloRefused::DiskId(disk.id.clone()));
+        }
+        if disk.path.len() > MAX_PATH_BYTES {
+            return Err(HelloRefused::DiskPath { id: disk.id.clone(), bytes: disk.path.len() });
         }
         if !ids.insert(&disk.id) {
             return Err(HelloRefused::DiskTwice(disk.id.clone()));
@@ -301,6 +320,33 @@ mod tests {
             &BTreeMap::new(),
         );
         assert!(matches!(refused, Err(HelloRefused::Shrank { .. })), "{refused:?}");
+    }
+
+    #[test]
+    fn an_agent_with_other_disks_each_time_does_not_fill_the_log_with_them() {
+        let mut log = log(0, &[]);
+        let mut times = 0;
+        let refused = loop {
+            let disks: Vec<v1::Disk> =
+                (0..60).map(|disk_no| disk(&format!("{times}-{disk_no}"), 0)).collect();
+            match judge(&hello(&disks, None), &server(), &log, &BTreeMap::new()) {
+                Ok(judged) => log.disks = judged.new_set.unwrap().iter().map(Into::into).collect(),
+                Err(refused) => break refused,
+            }
+            times += 1;
+        };
+        assert!((MAX_DISKS..=MAX_DISKS_EVER).contains(&log.disks.len()), "{}", log.disks.len());
+        assert!(refused.remedy().contains("come and go"), "{refused}");
+        // Its own disks are served as before.
+        let known: Vec<v1::Disk> = log.disks.iter().take(3).map(Into::into).collect();
+        judge(&hello(&known, None), &server(), &log, &BTreeMap::new()).unwrap();
+    }
+
+    #[test]
+    fn a_path_that_would_fill_the_log_is_refused() {
+        let long = v1::Disk { path: "x".repeat(MAX_PATH_BYTES + 1), ..disk("a", 0) };
+        let refused = judge(&hello(&[long], None), &server(), &log(0, &[]), &BTreeMap::new()).unwrap_err();
+        assert!(matches!(refused, HelloRefused::DiskPath { .. }), "{refused}");
     }
 
     #[test]

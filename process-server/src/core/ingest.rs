@@ -29,10 +29,11 @@ use super::{
     assignment::Assigned,
     backoff,
     commit::Commit,
-    intake::BUDGET_UNIT,
+    fair::FairSlots,
     sealing::Sealer,
     session::{self, SOON, Session},
-    spool::{Spool, SpoolSpace},
+    space::Space,
+    spool::Spool,
     status::{Status, StatusSender},
     switchboard::Switchboard,
 };
@@ -55,30 +56,18 @@ pub struct Shared {
     /// Its name in the logs that it opens: the same after a restart, and nobody else's in any cluster.
     pub writer: String,
     pub spool: Arc<dyn Spool>,
-    pub space: Arc<SpoolSpace>,
-    pub memory: MemoryBudget,
+    /// Of the spool.
+    pub space: Arc<Space>,
+    /// Plain text that may be in memory between the connections and the spool.
+    pub memory: Arc<Space>,
     pub sealer: Arc<dyn Sealer>,
     /// Uploads of all servers at a time.
-    pub uploads: Arc<Semaphore>,
+    pub uploads: Arc<FairSlots>,
     /// Segments of all servers that may wait for their upload in memory; others wait in the spool.
     pub unspooled: Arc<Semaphore>,
     pub log_options: LogOptions,
     /// To the coordinator of consistency groups.
     pub groups: Switchboard,
-}
-
-/// Plain text of all servers that may be in memory between the connections and the spool.
-#[derive(Debug, Clone)]
-pub struct MemoryBudget {
-    pub(super) semaphore: Arc<Semaphore>,
-    pub(super) units: usize,
-}
-
-impl MemoryBudget {
-    pub fn new(bytes: usize) -> Self {
-        let units = (bytes / BUDGET_UNIT).max(1);
-        Self { semaphore: Arc::new(Semaphore::new(units)), units }
-    }
 }
 
 /// Why [`Ingest::run`] came back.

@@ -7,9 +7,9 @@
 use std::{sync::Arc, time::Duration};
 
 use lifeboat_replication::{env::Env, wire::v1};
+use prost::Message as _;
 use tokio::{
     sync::{
-        OwnedSemaphorePermit, Semaphore,
         mpsc::{self, error::TrySendError},
         watch,
     },
@@ -19,7 +19,7 @@ use tokio::{
 use super::{
     assembler::{Assembler, Batch, Violation},
     assignment::Assigned,
-    spool::{Room, SpoolSpace},
+    space::{Room, Space},
     status::StatusSender,
     switchboard::Switchboard,
 };
@@ -28,8 +28,12 @@ use super::{
 const SILENCE_LIMIT: Duration = Duration::from_secs(60);
 /// While the intake waits for room it says so this often, lest the agent take the connection for dead.
 const KEEP_ALIVE: Duration = Duration::from_secs(3);
-/// The memory budget counts in units of this, since semaphores count in 32 bits.
-pub(super) const BUDGET_UNIT: usize = 4096;
+
+/// A message beside the data: a heartbeat of a machine with 64 disks and a page of issues has a third of it. A process
+/// server's report to the operator holds the last heartbeat of each of its servers.
+const MAX_NOTE_BYTES: usize = 64 << 10;
+/// A question about every second one of 16384 rows has 64 KiB; one of a session is held at a time.
+const MAX_ASK_BYTES: usize = 256 << 10;
 
 /// A batch with everything it needs to go on.
 #[derive(Debug)]
@@ -37,17 +41,15 @@ pub(super) struct Admitted {
     pub batch: Batch,
     pub room: Room,
     /// Given back when the batch's plain text is gone.
-    pub memory: OwnedSemaphorePermit,
+    pub memory: Room,
 }
 
 /// What the stage works with.
 pub(super) struct Intake {
     pub env: Env,
     pub status: StatusSender,
-    pub space: Arc<SpoolSpace>,
-    pub memory: Arc<Semaphore>,
-    /// Units in `memory`, so that a batch larger than all of it is still admitted, alone.
-    pub memory_units: usize,
+    pub space: Arc<Space>,
+    pub memory: Arc<Space>,
     pub server: String,
     pub assigned: watch::Receiver<Option<Assigned>>,
     pub up: mpsc::Receiver<v1::Up>,
@@ -62,7 +64,9 @@ impl Intake {
     /// Reads until the connection ends; dropping `out` then lets the stages behind it finish what they have.
     pub(super) async fn run(mut self, mut assembler: Assembler) -> Result<(), Violation> {
         while let Some(up) = self.next().await {
-            let batch = match up.message.ok_or(Violation::Empty)? {
+            let message = up.message.ok_or(Violation::Empty)?;
+            check_length(&message)?;
+            let batch = match message {
                 v1::up::Message::Hello(_) => return Err(Violation::SecondHello),
                 v1::up::Message::Heartbeat(heartbeat) => {
                     self.answer(heartbeat).await;
@@ -136,15 +140,13 @@ impl Intake {
 
     /// Waits for room in the spool and in memory; `None` when the server is not assigned any more.
     async fn admit(&mut self, batch: Batch) -> Option<Admitted> {
-        let units = batch.plain_bytes.div_ceil(BUDGET_UNIT).min(self.memory_units);
-        let units = u32::try_from(units).unwrap_or(u32::MAX);
         let (space, memory) = (Arc::clone(&self.space), Arc::clone(&self.memory));
-        let (server, bytes) = (self.server.clone(), sealed_bound(batch.plain_bytes));
+        let (server, plain_bytes) = (self.server.clone(), batch.plain_bytes);
         let admission = async move {
-            let room = space.reserve(&server, bytes).await;
-            Some((room, memory.acquire_many_owned(units).await.ok()?))
+            let room = space.reserve(&server, sealed_bound(plain_bytes)).await;
+            (room, memory.reserve(&server, plain_bytes as u64).await)
         };
-        let (room, memory) = self.alive_until(admission).await??;
+        let (room, memory) = self.alive_until(admission).await?;
         Some(Admitted { batch, room, memory })
     }
 
@@ -174,6 +176,21 @@ impl Intake {
             }
         }
     }
+}
+
+/// What is not data is kept: in reports to the operator, in the coordinator's queue, until a record is committed.
+fn check_length(message: &v1::up::Message) -> Result<(), Violation> {
+    let (what, bytes, most) = match message {
+        // Bounded by the codec, and looked at when the session begins.
+        v1::up::Message::Chunk(_) | v1::up::Message::Hello(_) => return Ok(()),
+        v1::up::Message::Heartbeat(heartbeat) => ("heartbeat", heartbeat.encoded_len(), MAX_NOTE_BYTES),
+        v1::up::Message::SumsAsk(ask) => ("question for checksums", ask.encoded_len(), MAX_ASK_BYTES),
+        v1::up::Message::Group(answer) => {
+            ("answer about a group's point", answer.encoded_len(), MAX_NOTE_BYTES)
+        }
+        v1::up::Message::End(end) => ("record's end", end.encoded_len(), MAX_NOTE_BYTES),
+    };
+    if bytes > most { Err(Violation::Long { what, bytes }) } else { Ok(()) }
 }
 
 /// Most bytes that so much plain text can become: zstd's bound, header and authentication tag.

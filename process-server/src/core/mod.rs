@@ -8,6 +8,8 @@
 //!    Welcome)     checksums,  encrypt,    storage
 //!                 admission   spool
 //! ```
+//! What all servers share is shared out by [`space`] (spool, memory) and [`fair`] (uploads, bandwidth, sealing), so that
+//! one that wants all of it does not keep the others waiting.
 //! The stages are joined by bounded channels and run inside one future, so dropping [`Ingest::run`] is a crash: what
 //! was not committed is still held by the agent. Nothing is remembered outside of the vault but the spool, which
 //! holds encrypted segments on their way and is wiped when it is opened.
@@ -17,6 +19,7 @@ pub mod assignment;
 mod backoff;
 pub mod bandwidth;
 mod commit;
+pub mod fair;
 pub mod group;
 pub mod hello;
 mod ingest;
@@ -24,10 +27,11 @@ mod intake;
 mod offer;
 pub mod sealing;
 mod session;
+pub mod space;
 pub mod spool;
 pub mod status;
 pub mod switchboard;
 mod upload;
 
 pub use assignment::Assigned;
-pub use ingest::{Ended, Ingest, MemoryBudget, Shared};
+pub use ingest::{Ended, Ingest, Shared};

@@ -22,7 +22,8 @@ use super::{
     assembler::RecordEnd,
     assignment::Assigned,
     intake::Admitted,
-    spool::{Room, Spool, SpoolError},
+    space::Room,
+    spool::{Spool, SpoolError},
 };
 
 /// A record whose only segment is at most this large travels inside its commit record: one store operation less.
@@ -33,6 +34,8 @@ const PARALLEL: usize = 2;
 /// What to seal.
 #[derive(Debug)]
 pub struct SealJob {
+    /// Whose.
+    pub server: ServerId,
     pub keys: Arc<DataKeys>,
     pub name: String,
     pub extents: Vec<ExtentData>,
@@ -165,13 +168,14 @@ impl Sealing {
             (Arc::clone(&self.keys), Arc::clone(&self.sealer), Arc::clone(&self.spool));
         let unspooled = Arc::clone(&self.unspooled);
         let spool_name = spool_name(&self.server, &name);
+        let server = self.server.clone();
         async move {
             let (number, end) = (batch.number, batch.end);
             if batch.extents.is_empty() {
                 return Ok(Piece { number, stored: None, end });
             }
             let only = batch.part == 0 && end.is_some();
-            let job = SealJob { keys, name: name.clone(), extents: batch.extents, level };
+            let job = SealJob { server, keys, name: name.clone(), extents: batch.extents, level };
             let sealed = sealer.seal(job).await?;
             drop(memory);
             let segment = sealed.named(name);

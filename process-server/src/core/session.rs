@@ -8,6 +8,7 @@ use lifeboat_replication::{
     planted::Planted,
     wire::{Accepted, PROTOCOL_VERSION, v1},
 };
+use prost::Message as _;
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::timeout,
@@ -27,6 +28,8 @@ use super::{
 
 /// An agent says Hello at once.
 const HELLO_LIMIT: Duration = Duration::from_secs(10);
+/// 64 disks with their ids and paths have less. What is refused stands in the program's log.
+const MAX_HELLO_BYTES: usize = 128 << 10;
 /// The append under way has to be settled before a Welcome; a vault that takes longer is away.
 const BEGIN_LIMIT: Duration = Duration::from_secs(5);
 /// Batches waiting between stages: each stage has its own work in hand, so one is enough to keep it busy.
@@ -48,9 +51,16 @@ enum StageError {
 pub(super) async fn greeting(mut accepted: Accepted) -> Option<(Accepted, v1::Hello)> {
     let up = timeout(HELLO_LIMIT, accepted.up.recv()).await.ok().flatten()?;
     match up.message {
-        Some(v1::up::Message::Hello(hello)) => Some((accepted, hello)),
+        Some(v1::up::Message::Hello(hello)) if hello.encoded_len() <= MAX_HELLO_BYTES => {
+            Some((accepted, hello))
+        }
         _ => {
-            refuse(&accepted.down, "the first message was no Hello", "update the agent", None);
+            refuse(
+                &accepted.down,
+                "the first message was no Hello, or one without measure",
+                "update the agent",
+                None,
+            );
             None
         }
     }
@@ -196,8 +206,7 @@ impl Session {
             env: shared.env.clone(),
             status: status.clone(),
             space: Arc::clone(&shared.space),
-            memory: Arc::clone(&shared.memory.semaphore),
-            memory_units: shared.memory.units,
+            memory: Arc::clone(&shared.memory),
             server: server.to_string(),
             assigned: assigned.clone(),
             up,

@@ -1,7 +1,7 @@
 //! Third stage: segments go from the spool (or from memory, the first time) to cache storage, several at a time.
 //!
 //! In: [`Piece`]s in order. Out: [`Uploaded`] in the same order. Bounds: a few uploads a server, and a number of them
-//! for all servers.
+//! for all servers, given out by [`FairSlots`].
 //!
 //! - **Retries.** A put is repeated under the same name until the store has the segment: the name is this session's
 //!   alone, so what stands under it is what was sent. A store that is away is waited for as long as it takes.
@@ -9,6 +9,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures::{StreamExt as _, stream::FuturesOrdered};
 use lifeboat_replication::{
     env::Env,
@@ -16,11 +17,12 @@ use lifeboat_replication::{
     store::{BlobStore, PutCondition, Refusal, StoreError},
     wire::v1,
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::{
     assembler::RecordEnd,
     backoff,
+    fair::FairSlots,
     sealing::{Piece, Stored, sha256, spool_name},
     spool::{Spool, SpoolError},
     status::StatusSender,
@@ -31,7 +33,7 @@ const PARALLEL: usize = 4;
 
 #[derive(Debug)]
 pub(super) enum Placed {
-    Inline(v1::SegmentRef, bytes::Bytes),
+    Inline(v1::SegmentRef, Bytes),
     Blob(v1::SegmentRef),
 }
 
@@ -58,7 +60,7 @@ pub(super) struct Upload {
     pub cache: Arc<dyn BlobStore>,
     pub spool: Arc<dyn Spool>,
     /// Uploads of all servers.
-    pub slots: Arc<Semaphore>,
+    pub slots: Arc<FairSlots>,
     pub status: StatusSender,
     pub input: mpsc::Receiver<Piece>,
     pub out: mpsc::Sender<Uploaded>,
@@ -88,107 +90,110 @@ impl Upload {
     fn place(&self, piece: Piece) -> impl Future<Output = Result<Uploaded, UploadError>> + Send + use<> {
         let Piece { number, stored, end } = piece;
         let one = One {
+            server: self.server.clone(),
             cache: Arc::clone(&self.cache),
             spool: Arc::clone(&self.spool),
             slots: Arc::clone(&self.slots),
             env: self.env.clone(),
             status: self.status.clone(),
         };
-        let server = self.server.clone();
         async move {
-            let placed = match stored {
-                None => None,
-                Some(Stored::Inline { segment, content }) => Some(Placed::Inline(segment, content)),
-                Some(Stored::Spooled { segment, room, sha256 }) => {
-                    one.upload(&spool_name(&server, &segment.name), &segment, sha256).await?;
-                    drop(room);
-                    Some(Placed::Blob(segment))
+            let (segment, room, content) = match stored {
+                None => return Ok(Uploaded { number, placed: None, end }),
+                Some(Stored::Inline { segment, content }) => {
+                    return Ok(Uploaded { number, placed: Some(Placed::Inline(segment, content)), end });
                 }
+                Some(Stored::Spooled { segment, room, sha256 }) => (segment, room, Content::Spooled(sha256)),
                 Some(Stored::Held { segment, room, content, place }) => {
-                    one.upload_held(&spool_name(&server, &segment.name), &segment, content, place).await?;
-                    drop(room);
-                    Some(Placed::Blob(segment))
+                    (segment, room, Content::Held(content, place))
                 }
             };
+            one.upload(&spool_name(&one.server, &segment.name), &segment, content).await?;
+            drop(room);
+            let placed = Some(Placed::Blob(segment));
             Ok(Uploaded { number, placed, end })
         }
     }
 }
 
+/// Where a segment's content is.
+enum Content {
+    /// In memory, and its place among what waits there.
+    Held(Bytes, OwnedSemaphorePermit),
+    /// In the spool, with its checksum.
+    Spooled([u8; 32]),
+}
+
 /// One segment's upload.
 struct One {
+    server: ServerId,
     cache: Arc<dyn BlobStore>,
     spool: Arc<dyn Spool>,
-    slots: Arc<Semaphore>,
+    slots: Arc<FairSlots>,
     env: Env,
     status: StatusSender,
 }
 
 impl One {
-    /// Tries once from memory; what the store did not take then waits in the spool like the others.
-    async fn upload_held(
-        &self,
-        spooled: &str,
-        segment: &v1::SegmentRef,
-        content: bytes::Bytes,
-        place: OwnedSemaphorePermit,
-    ) -> Result<(), UploadError> {
-        let slot = self.slots.acquire().await;
-        drop(place);
-        match self.put(segment, content.clone()).await {
-            Ok(true) => {
-                self.delivered(segment);
-                Ok(())
-            }
-            Ok(false) => Err(UploadError::Taken { name: segment.name.clone() }),
-            Err(error) => {
-                self.status.upload_trouble(&error.to_string());
-                let sum = sha256(&content);
-                self.spool.write(spooled, content).await?;
-                drop(slot);
-                backoff::pause(&self.env, 0).await;
-                self.upload(spooled, segment, sum).await
-            }
-        }
-    }
-
+    /// What is in memory is tried once; what the store did not take then waits in the spool like the others.
     async fn upload(
         &self,
         spooled: &str,
         segment: &v1::SegmentRef,
-        sum: [u8; 32],
+        mut content: Content,
     ) -> Result<(), UploadError> {
         let mut tried = 0;
-        loop {
-            let slot = self.slots.acquire().await;
-            let content = self.spool.read(spooled).await?;
-            if sha256(&content) != sum {
-                return Err(UploadError::Damaged { name: segment.name.clone() });
+        let in_spool = loop {
+            let slot = self.slots.acquire(self.server.as_str(), segment.length).await;
+            let (bytes, sum) = match content {
+                Content::Held(bytes, place) => {
+                    // The place is for what waits; from here on it is the upload's.
+                    drop(place);
+                    (bytes, None)
+                }
+                Content::Spooled(sum) => (self.spooled(spooled, segment, &sum).await?, Some(sum)),
+            };
+            match self.put(segment, bytes.clone()).await {
+                Ok(true) => break sum.is_some(),
+                Ok(false) => return Err(UploadError::Taken { name: segment.name.clone() }),
+                Err(error) => self.status.upload_trouble(&error.to_string()),
             }
-            let outcome = self.put(segment, content).await;
+            content = Content::Spooled(match sum {
+                Some(sum) => sum,
+                None => {
+                    let sum = sha256(&bytes);
+                    self.spool.write(spooled, bytes).await?;
+                    sum
+                }
+            });
             // A store that is away must not keep others from trying.
             drop(slot);
-            match outcome {
-                Ok(true) => break,
-                Ok(false) => return Err(UploadError::Taken { name: segment.name.clone() }),
-                Err(error) => {
-                    self.status.upload_trouble(&error.to_string());
-                    backoff::pause(&self.env, tried).await;
-                    tried += 1;
-                }
-            }
-        }
-        self.delivered(segment);
-        Ok(self.spool.remove(spooled).await?)
-    }
-
-    fn delivered(&self, segment: &v1::SegmentRef) {
+            backoff::pause(&self.env, tried).await;
+            tried += 1;
+        };
         self.status.upload_trouble("");
         self.status.sent(segment.length);
+        if in_spool {
+            self.spool.remove(spooled).await?;
+        }
+        Ok(())
+    }
+
+    async fn spooled(
+        &self,
+        spooled: &str,
+        segment: &v1::SegmentRef,
+        sum: &[u8; 32],
+    ) -> Result<Bytes, UploadError> {
+        let content = self.spool.read(spooled).await?;
+        match sha256(&content) == *sum {
+            true => Ok(content),
+            false => Err(UploadError::Damaged { name: segment.name.clone() }),
+        }
     }
 
     /// True: the store has the segment. An error is worth another try, for some of them after somebody mended it.
-    async fn put(&self, segment: &v1::SegmentRef, content: bytes::Bytes) -> Result<bool, StoreError> {
+    async fn put(&self, segment: &v1::SegmentRef, content: Bytes) -> Result<bool, StoreError> {
         match self.cache.put(&segment.name, content, &PutCondition::IfAbsent).await {
             Ok(_) => Ok(true),
             // An earlier try whose answer was lost. Only this session knows the name, so the length is enough.

@@ -5,8 +5,8 @@
 //!
 //! - **Order.** Appends go before segments: an append is small, what it acknowledges is already in the vault, and the
 //!   log's lease is renewed by the same task. None waits longer than [`LONGEST_APPEND`], whatever the limit says.
-//! - **Fairness.** Segments go in the order in which they were asked for; a server asks for a few at a time
-//!   (`core::upload`), so one with much to send waits as often as every other.
+//! - **Fairness.** Segments go in the order of [`Queue`], looked at when the line is free: servers with much to send get the same bandwidth, and one
+//!   with little waits for nothing but the segment whose bytes are being paid for.
 //! - **Loss.** None: who waits here holds its place in the spool. A full spool stops reading from agents, and what they
 //!   have not sent stays marked there.
 //! - **Cancellation.** Dropping a call that waits gives its place up. One that is dropped later stays paid for.
@@ -28,7 +28,10 @@ use tokio::{
     time::{Instant, sleep, timeout_at},
 };
 
-use crate::core::bandwidth::Bucket;
+use crate::core::{
+    bandwidth::Bucket,
+    fair::{Queue, Ticket},
+};
 
 /// A lease lasts 30 s and is renewed between appends: waiting and the call itself stay well below.
 const LONGEST_APPEND: Duration = Duration::from_secs(5);
@@ -40,7 +43,6 @@ pub struct Throttle {
     /// The limit or who waits has changed.
     changed: Notify,
     /// First come, first served.
-    puts: tokio::sync::Mutex<()>,
     appends: tokio::sync::Mutex<()>,
 }
 
@@ -48,6 +50,8 @@ pub struct Throttle {
 struct State {
     bucket: Bucket,
     appends_waiting: usize,
+    /// Whose segment goes next.
+    puts: Queue,
 }
 
 /// Counts an append as waiting until it is dropped.
@@ -60,15 +64,24 @@ impl Drop for Waiting<'_> {
     }
 }
 
+/// A place among the puts, given up when it is dropped.
+struct Queued<'a> {
+    throttle: &'a Throttle,
+    ticket: Ticket,
+}
+
+impl Drop for Queued<'_> {
+    fn drop(&mut self) {
+        if self.throttle.state().puts.leave(self.ticket) {
+            self.throttle.changed.notify_waiters();
+        }
+    }
+}
+
 impl Default for Throttle {
     fn default() -> Self {
-        let state = State { bucket: Bucket::new(Instant::now()), appends_waiting: 0 };
-        Self {
-            state: Mutex::new(state),
-            changed: Notify::new(),
-            puts: tokio::sync::Mutex::default(),
-            appends: tokio::sync::Mutex::default(),
-        }
+        let state = State { bucket: Bucket::new(Instant::now()), appends_waiting: 0, puts: Queue::default() };
+        Self { state: Mutex::new(state), changed: Notify::new(), appends: tokio::sync::Mutex::default() }
     }
 }
 
@@ -87,9 +100,9 @@ impl Throttle {
         self.state().bucket.limit()
     }
 
-    /// Returns when so many bytes may be put.
-    async fn put(&self, bytes: usize) {
-        let _turn = self.puts.lock().await;
+    /// Returns when so many bytes of this asker may be put.
+    async fn put(&self, asker: &str, bytes: u64) {
+        let queued = Queued { throttle: self, ticket: self.state().puts.join(asker, bytes) };
         loop {
             let mut changed = pin!(self.changed.notified());
             // Before looking, so that nothing in between is missed.
@@ -97,10 +110,15 @@ impl Throttle {
             let wait = {
                 let mut state = self.state();
                 let now = Instant::now();
-                match (state.appends_waiting, state.bucket.wait(now)) {
-                    (0, Duration::ZERO) => return state.bucket.charge(bytes as u64, now),
-                    (0, wait) => Some(wait),
-                    _ => None,
+                let turn = state.puts.is_first(queued.ticket) && state.appends_waiting == 0;
+                match turn.then(|| state.bucket.wait(now)) {
+                    Some(Duration::ZERO) => {
+                        state.puts.serve(queued.ticket);
+                        state.bucket.charge(bytes, now);
+                        self.changed.notify_waiters();
+                        return;
+                    }
+                    wait => wait,
                 }
             };
             let waited = async {
@@ -142,6 +160,11 @@ impl Throttle {
     }
 }
 
+/// The server in a blob's name: `journal/<server>/…`, `servers/<server>/…`.
+fn owner(name: &str) -> &str {
+    name.split('/').nth(1).unwrap_or(name)
+}
+
 #[derive(Debug)]
 pub struct Throttled {
     store: Arc<dyn BlobStore>,
@@ -178,7 +201,7 @@ impl BlobStore for Throttled {
     }
 
     async fn put(&self, name: &str, content: Bytes, condition: &PutCondition) -> Result<ETag> {
-        self.throttle.put(content.len()).await;
+        self.throttle.put(owner(name), content.len() as u64).await;
         self.store.put(name, content, condition).await
     }
 

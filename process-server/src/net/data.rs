@@ -31,6 +31,8 @@ use crate::{directory::Directory, servers::Members};
 
 /// An agent has one connection, and a second one while it reconnects.
 pub const LIMITS: Limits = Limits { connections: 2048, per_peer: 4 };
+/// Headers of a request: agents send a few hundred bytes.
+const HEADER_BYTES: u32 = 8 << 10;
 /// Streams of one connection.
 const STREAMS: u32 = 2;
 /// Streams of one server over all its connections.
@@ -89,6 +91,7 @@ pub fn server() -> Server {
         .initial_stream_window_size(WINDOW_BYTES)
         .initial_connection_window_size(WINDOW_BYTES)
         .max_frame_size(FRAME_BYTES)
+        .http2_max_header_list_size(HEADER_BYTES)
         .http2_keepalive_interval(Some(PING))
         .http2_keepalive_timeout(Some(PING_LIMIT))
 }

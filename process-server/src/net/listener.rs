@@ -32,8 +32,11 @@ use super::{
 
 /// Long enough for a bad line, short enough that waiting ones are not held up by silent ones.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
-/// Handshakes at a time: what a peer without a certificate can hold.
-const HANDSHAKES: usize = 64;
+/// Handshakes at a time: what peers without a certificate can hold, some 30 KiB each.
+const HANDSHAKES: usize = 256;
+/// Those of one address: one that opens connections and says nothing must not keep others out. Agents behind one address
+/// that come at the same time and find no place come again by themselves.
+const HANDSHAKES_PER_ADDRESS: usize = 32;
 /// After accept failed (no descriptors left): others may free some.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
@@ -83,6 +86,8 @@ async fn run(
 ) {
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
     let tally = Arc::new(Tally { limits, counts: Mutex::default() });
+    let shaking = Limits { connections: HANDSHAKES, per_peer: HANDSHAKES_PER_ADDRESS };
+    let shaking = Arc::new(Tally { limits: shaking, counts: Mutex::default() });
     let mut running = JoinSet::new();
     loop {
         let Ok(slot) = Arc::clone(&handshakes).acquire_owned().await else { return };
@@ -100,6 +105,10 @@ async fn run(
                 continue;
             }
         };
+        let Some(of_address) = shaking.count(address.to_string()) else {
+            tracing::warn!(%address, "too many handshakes of one address: closed");
+            continue;
+        };
         let acceptor = TlsAcceptor::from(Arc::clone(&tls.borrow().server));
         if planted == Some(Planted::HandshakesOneByOne) {
             if let Ok(stream) = acceptor.accept(pipe).await
@@ -112,7 +121,7 @@ async fn run(
         let (ready, tally) = (ready.clone(), Arc::clone(&tally));
         running.spawn(async move {
             let connection = shake(acceptor, pipe, address, &tally).await;
-            drop(slot);
+            drop((slot, of_address));
             if let Some(connection) = connection {
                 let _ = ready.send(Ok(connection)).await;
             }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 #![allow(unreachable_pub, dead_code, reason = "each test program uses a part of it")]
 
+pub mod line;
 pub mod pki;
 
 use std::{
@@ -17,11 +18,8 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use lifeboat_process_server::core::{
-    Assigned, Ended, Ingest, MemoryBudget, Shared,
-    sealing::InlineSealer,
-    spool::{MemSpool, SpoolSpace},
-    status::Status,
-    switchboard::Switchboard,
+    Assigned, Ended, Ingest, Shared, fair::FairSlots, sealing::InlineSealer, space::Space, spool::MemSpool,
+    status::Status, switchboard::Switchboard,
 };
 use lifeboat_replication::{
     blocks::BLOCK_BYTES,
@@ -265,7 +263,7 @@ impl World {
         self.process_server_with_spool(name, 64 << 20)
     }
 
-    pub fn shared(&self, name: &str, spool: Arc<MemSpool>, space: Arc<SpoolSpace>) -> Shared {
+    pub fn shared(&self, name: &str, spool: Arc<MemSpool>, space: Arc<Space>) -> Shared {
         Shared {
             vault: self.vault.clone(),
             env: self.env.clone(),
@@ -273,9 +271,9 @@ impl World {
             writer: name.to_owned(),
             spool,
             space,
-            memory: MemoryBudget::new(32 << 20),
+            memory: Space::memory(32 << 20),
             sealer: Arc::new(InlineSealer),
-            uploads: Arc::new(Semaphore::new(16)),
+            uploads: FairSlots::long(16),
             unspooled: Arc::new(Semaphore::new(1)),
             log_options: LogOptions::default(),
             groups: Switchboard::default(),
@@ -283,7 +281,7 @@ impl World {
     }
 
     pub fn process_server_with_spool(&self, name: &str, spool_bytes: u64) -> ProcessServer {
-        let space = SpoolSpace::new(spool_bytes);
+        let space = Space::spool(spool_bytes);
         let spool = Arc::new(MemSpool::default());
         let shared = self.shared(name, Arc::clone(&spool), Arc::clone(&space));
         let settings = v1::Settings { round_interval_micros: 1_000_000, ..Default::default() };
@@ -342,7 +340,7 @@ pub struct ProcessServer {
     pub assign: watch::Sender<Option<Assigned>>,
     pub status: watch::Receiver<Status>,
     pub running: JoinHandle<Ended>,
-    pub space: Arc<SpoolSpace>,
+    pub space: Arc<Space>,
     pub spool: Arc<MemSpool>,
     server: String,
 }

@@ -6,6 +6,7 @@ use lifeboat_replication::{
     errors::chain,
     ids::ServerId,
     log::{self, LogDisk, LogReader, LogState, Patience, ReadError},
+    recoverable::journal_begins,
     store::{BlobKind, BlobStore, Refusal, StoreError},
     vault::{Vault, layout},
     wire::v1::log_record::Body,
@@ -97,7 +98,9 @@ pub async fn of(
     let points = &listed.points;
     let newest_listed = points.last().map(|point| PointName::new(point.number, point.epoch, point.t0()));
     let mut ends = Ends::default();
-    for start in [points.last().map(|point| point.log.clone()), None] {
+    // From its first record, or where retention lets it begin.
+    let beginning = listed.log_begins.and_then(|_| journal_begins(&listed)).map(|base| base.log.clone());
+    for start in [points.last().map(|point| point.log.clone()), beginning] {
         match ends.read_to_the_end(vault, &held.id, env, start.clone()).await {
             Ok(()) => break,
             Err(ReadError::Store(error)) if error.refusal().is_none() => return Err(error),
@@ -105,13 +108,15 @@ pub async fn of(
         }
     }
     let oldest = points.first().map(|point| PointName::new(point.number, point.epoch, point.t0()));
-    let first = match first_point(vault, &held.id, env).await {
+    let first = match listed.collected {
         // Retention has taken the journal's beginning; the oldest point is a listed one.
-        _ if listed.collected.is_some() => None,
-        Ok(first) => first,
-        Err(ReadError::Store(error)) if error.refusal().is_none() => return Err(error),
-        // Said already when the log was read to its end.
-        Err(_) => None,
+        Some(_) => None,
+        None => match first_point(vault, &held.id, env).await {
+            Ok(first) => first,
+            Err(ReadError::Store(error)) if error.refusal().is_none() => return Err(error),
+            // Said already when the log was read to its end.
+            Err(_) => None,
+        },
     };
     let oldest = match (first, oldest) {
         (Some(first), Some(oldest)) if oldest.number < first.number => Some(oldest),

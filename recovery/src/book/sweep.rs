@@ -113,18 +113,30 @@ impl Sweep {
         self.apart = true;
     }
 
+    /// The log is read from this listed point on.
+    pub fn begin(&mut self, base: (u32, u64)) {
+        self.whole = false;
+        self.go_on(base);
+    }
+
     /// The log cannot be followed here; it goes on after the listed point `resumed`, if it does.
     pub fn gap(&mut self, finding: usize, resumed: Option<(u32, u64)>) {
         self.whole = false;
         self.broken_by = Some(finding);
-        let Some(resumed) = resumed else { return };
-        let rest = self.listed.split_off(&(resumed.0, resumed.1.saturating_add(1)));
+        if let Some(resumed) = resumed {
+            self.go_on(resumed);
+        }
+    }
+
+    fn go_on(&mut self, from: (u32, u64)) {
+        let rest = self.listed.split_off(&(from.0, from.1.saturating_add(1)));
         for (_, standing) in std::mem::replace(&mut self.listed, rest) {
             self.unread(&standing);
-            if (standing.point.epoch, standing.point.number) == resumed && standing.broken_by.is_none() {
-                self.whole = true;
-                self.broken_by = None;
+            if (standing.point.epoch, standing.point.number) != from {
+                continue;
             }
+            self.whole = standing.broken_by.is_none();
+            self.broken_by = standing.broken_by.or(self.broken_by).filter(|_| !self.whole);
         }
     }
 
@@ -181,6 +193,7 @@ mod tests {
             epoch: 1,
             t0_micros: number as i64,
             consistency: PointConsistency::CrashConsistent,
+            group: None,
             disks: Vec::new(),
             log: LogState::empty(KeyId("k".into())),
         };
@@ -221,6 +234,20 @@ mod tests {
         let mut sweep = Sweep::new([listed(5, Some(3))]);
         feed(&mut sweep, 1..=9, &[]);
         assert_eq!(shown(sweep), (vec![(true, 1, 9)], Vec::new()));
+    }
+
+    #[test]
+    fn a_log_that_begins_at_a_base_gives_what_follows_it_and_the_snapshots_before() {
+        let mut sweep = Sweep::new([listed(3, None), listed(5, None), listed(8, None)]);
+        sweep.begin((1, 5));
+        feed(&mut sweep, 6..=9, &[]);
+        assert_eq!(shown(sweep), (vec![(true, 3, 3), (true, 5, 5), (true, 6, 9)], Vec::new()));
+        let mut sweep = Sweep::new([listed(5, Some(2)), listed(8, None)]);
+        sweep.begin((1, 5));
+        feed(&mut sweep, 6..=9, &[]);
+        let (runs, hurts) = shown(sweep);
+        assert_eq!(runs, [(false, 5, 5), (false, 6, 7), (true, 8, 9)]);
+        assert_eq!(hurts, [(2, 5), (2, 6), (2, 7)]);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use lifeboat_replication::{
     ids::{Epoch, RecordId, RecordNumber, ServerId},
     journal,
     keys::DataKeys,
-    log::{LogState, Patience},
+    log::{LogState, Patience, ReadError},
     store::StoreError,
     vault::{self, KeyBundle, Vault, VaultDescription, VaultError, layout},
     wire::v1,
@@ -181,7 +181,9 @@ pub async fn server(
     let mut snapshots = SnapshotFigures::default();
     let mut standing = catalogue.snapshots(vault, server, &patience, &mut snapshots, &mut findings).await?;
     if deep {
-        compare(vault, server, env, &patience, &mut standing, &mut snapshots, &mut findings, &mut progress)
+        let collected = catalogue.collected;
+        let (standing, snapshots) = (&mut standing, &mut snapshots);
+        compare(vault, server, env, &patience, collected, standing, snapshots, &mut findings, &mut progress)
             .await?;
         for (disk, size_bytes) in catalogue.seed_disks() {
             let wrong = super::sums::compare(vault, server, &patience, disk, size_bytes).await?;
@@ -238,6 +240,7 @@ async fn compare(
     server: &ServerId,
     env: &Env,
     patience: &Patience,
+    collected: Option<RecordId>,
     standing: &mut [Standing],
     figures: &mut SnapshotFigures,
     findings: &mut Vec<Finding>,
@@ -248,6 +251,20 @@ async fn compare(
     for (done, listed) in standing.iter_mut().enumerate() {
         progress(Stage::Snapshots { done, total });
         if listed.broken_by.is_some() {
+            continue;
+        }
+        // Between this one and the one before the journal is gone.
+        let journal = collected.is_none_or(|begins| base.as_ref().is_some_and(|base| base.id() >= begins));
+        if !journal {
+            let what = format!(
+                "the snapshots of point {} are older than the journal, which begins after record {}: they are compared by \
+                 their sequence numbers alone",
+                listed.point.number,
+                collected.map_or(0, |begins| begins.number.0)
+            );
+            let blob = layout::catalogue(server, "points.json");
+            findings.push(Finding::new(Severity::Note, blob, what, remedy::NOTHING));
+            base = Some(listed.point.clone());
             continue;
         }
         let compared =
@@ -315,8 +332,19 @@ impl Pass<'_> {
     ) -> Result<Swept, StoreError> {
         let points: Vec<Point> = self.standing.iter().map(|standing| standing.point.clone()).collect();
         let mut marks = self.catalogue.marks();
-        let mut walk = Walk::new(vault, self.server, env, &points);
         let mut sweep = Sweep::new(self.standing.iter().cloned());
+        let base = self.catalogue.base();
+        let begun = Walk::new(vault, self.server, env, &points, base.map(|base| &base.log));
+        let mut walk = match begun {
+            Ok(walk) => walk,
+            Err(error) => return self.not_begun(&error, sweep, marks),
+        };
+        if let Some(base) = base {
+            marks.begin(place(&base.log));
+            sweep.begin((base.epoch, base.number));
+            marks.pass(self.server, &base.log, &mut self.findings);
+        }
+        self.beginning();
         let mut waiting: Vec<(Epoch, v1::Data)> = Vec::new();
         loop {
             let step = walk.next().await?;
@@ -359,6 +387,25 @@ impl Pass<'_> {
         self.judge(&mut waiting, &mut sweep).await?;
         let (runs, hurts) = sweep.end();
         Ok(Swept { runs, hurts, state: walk.state().cloned(), marks })
+    }
+
+    /// A log is taken over by what its newest part continues, so the part before the base's must stand.
+    fn beginning(&mut self) {
+        let Some(begins) = self.catalogue.log_begins.filter(|part| !self.parts.has(*part)) else { return };
+        let what = "the log begins with this part, and it is missing";
+        let finding = Finding::new(Severity::Damage, begins.blob(self.server), what, remedy::RESTORE);
+        self.findings.push(finding);
+    }
+
+    /// Nothing of the log can be read.
+    fn not_begun(&mut self, error: &ReadError, mut sweep: Sweep, marks: Marks) -> Result<Swept, StoreError> {
+        sweep.gap(self.findings.len(), None);
+        let blob = layout::catalogue(self.server, "points.json");
+        let remedy = "restore the entry of that key";
+        self.findings.push(Finding::new(Severity::Damage, blob, chain(error), remedy));
+        self.gaps.push(((0, 0, 0), None));
+        let (runs, hurts) = sweep.end();
+        Ok(Swept { runs, hurts, state: None, marks })
     }
 
     /// Segments of the waiting records, then what that means for their points.

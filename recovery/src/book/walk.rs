@@ -1,4 +1,5 @@
-//! Walks a log from its first record to its end, past what is damaged.
+//! Walks a log from its first record (or, once retention has shortened it, from the oldest base) to its end, past what is
+//! damaged.
 //!
 //! After a damaged frame the chain cannot be followed, but every point that is listed knows the chain's value at its
 //! place: the walk goes on from the next one that the log agrees with. What lies between is a gap.
@@ -59,11 +60,24 @@ pub(super) struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    pub(super) fn new(vault: &'a Vault, server: &'a ServerId, env: &'a Env, points: &'a [Point]) -> Self {
+    /// `base`: where to begin; `None`: with the first record.
+    ///
+    /// # Errors
+    /// When the data key is missing that the base was written with.
+    pub(super) fn new(
+        vault: &'a Vault,
+        server: &'a ServerId,
+        env: &'a Env,
+        points: &'a [Point],
+        base: Option<&LogState>,
+    ) -> Result<Self, ReadError> {
         let mut resumable: Vec<&Point> = points.iter().collect();
         resumable.sort_by_key(|point| std::cmp::Reverse(place(&point.log)));
-        let reader = LogReader::from_start(vault, server, env);
-        Self { vault, server, env, reader, resumable, ended: false }
+        let reader = match base {
+            Some(base) => LogReader::resume(vault, server, env, base.clone())?,
+            None => LogReader::from_start(vault, server, env),
+        };
+        Ok(Self { vault, server, env, reader, resumable, ended: false })
     }
 
     /// Where the walk is; `None`: before the first record.
@@ -114,6 +128,7 @@ impl<'a> Walk<'a> {
                 };
                 (part, offset, what, offset == 0)
             }
+            error @ ReadError::Shortened { part, .. } => (part, 0, chain(&error), false),
             ReadError::Store(error) if error.is(Refusal::NotFound) || error.is(Refusal::Range) => {
                 let place = here.map(|state| (state.part_name(), state.offset));
                 let (part, offset) = place.unwrap_or((PartName { epoch: Epoch(1), part: 0 }, 0));

@@ -5,10 +5,11 @@
 //! chain value of a frame authenticates everything before it, so a log that has this value at this place holds all that
 //! was seen, and one that has not has lost some of it, whatever was written to it since.
 //!
-//! Newest parts are never deleted while their server is protected; a head is looked for in the part where it was seen.
+//! A head is looked for in the part where it was seen. One that was seen long ago may be in a part that retention has
+//! deleted since: then the catalogue says that the log begins later, which that of an older vault could not.
 
 use super::{
-    LogState, PartName, Patience,
+    LogState, PartName, Patience, beginning,
     frame::{CHAIN_BYTES, Chain},
 };
 use crate::{
@@ -35,11 +36,25 @@ impl Head {
     }
 }
 
-/// Does the log hold `head` still? Costs one small read.
+/// Does the log hold `head` still, or has retention deleted it as a part of what it held? Costs one small read.
 ///
 /// # Errors
 /// When the store gives no answer, or has no container: then nothing can be said.
 pub async fn holds(
+    vault: &Vault,
+    server: &ServerId,
+    head: &Head,
+    patience: &Patience,
+) -> Result<bool, StoreError> {
+    if stands(vault, server, head, patience).await? {
+        return Ok(true);
+    }
+    let begins = beginning::begins_at(vault, server, patience).await?;
+    Ok(begins.is_some_and(|begins| head.part < begins))
+}
+
+/// Does it stand in the log as it was seen?
+pub(super) async fn stands(
     vault: &Vault,
     server: &ServerId,
     head: &Head,

@@ -3,6 +3,7 @@
 use std::{fmt, str::FromStr};
 
 use bytes::Bytes;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 use super::retry::Patience;
 use crate::{
@@ -19,6 +20,9 @@ pub struct PartName {
 }
 
 impl PartName {
+    /// Before all others.
+    pub const FIRST: Self = Self { epoch: Epoch(0), part: 0 };
+
     pub fn blob(&self, server: &ServerId) -> String {
         layout::log_part(server, self.epoch, self.part)
     }
@@ -36,6 +40,18 @@ impl FromStr for PartName {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let (epoch, part) = text.split_once('-').unwrap_or((text, ""));
         Ok(Self { epoch: Epoch(epoch.parse()?), part: part.parse()? })
+    }
+}
+
+impl Serialize for PartName {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for PartName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
     }
 }
 

@@ -6,7 +6,7 @@
 use bytes::{Buf as _, Bytes};
 
 use super::{
-    LogState, PartName,
+    LogState, PartName, beginning,
     frame::{ChainKey, FrameError, RawFrame},
     part,
     retry::Patience,
@@ -48,6 +48,12 @@ pub enum ReadError {
          back in time; the seed disks must be rebuilt from the log"
     )]
     WentBack { server: ServerId, part: PartName, offset: u64 },
+    #[error(
+        "retention has deleted the beginning of the log of server {server}: it now begins with part {part}, and what \
+         reading could begin at is not known; restore servers/{server}/catalogue/points.json from the store's versions \
+         or soft-delete, or have the disks copied again"
+    )]
+    Shortened { server: ServerId, part: PartName },
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -64,7 +70,7 @@ pub struct LogReader {
 }
 
 impl LogReader {
-    /// From the first record of the server.
+    /// From the first record of the server. Not for a log that retention has shortened: that one is read from a base.
     pub fn from_start(vault: &Vault, server: &ServerId, env: &Env) -> Self {
         let patience = Patience { env: env.clone(), tries: 3 };
         Self { vault: vault.clone(), server: server.clone(), patience, at: None, buffer: Bytes::new() }
@@ -191,12 +197,25 @@ impl LogReader {
     /// Finds the part that continues nothing.
     async fn begin(&mut self) -> Result<bool, ReadError> {
         let parts = part::list(&self.vault, &self.server, &self.patience).await?;
-        for name in parts.into_iter().filter(|name| name.part == 0) {
-            if self.go_on(name).await? {
-                return Ok(true);
+        let mut found = Ok(false);
+        for name in parts.iter().filter(|name| name.part == 0) {
+            found = self.go_on(*name).await;
+            if !matches!(found, Ok(false)) {
+                break;
             }
         }
-        Ok(false)
+        let beginning = match &found {
+            Ok(true) => return found,
+            // Without its first part a log would look as if there were none.
+            Ok(false) => parts.first().copied(),
+            Err(ReadError::Damaged { part, source: Illegal::Base, .. }) => Some(*part),
+            Err(_) => None,
+        };
+        let Some(part) = beginning else { return found };
+        match beginning::begins_at(&self.vault, &self.server, &self.patience).await? {
+            Some(_) => Err(ReadError::Shortened { server: self.server.clone(), part }),
+            None => found,
+        }
     }
 
     /// Goes to the beginning of a part that continues the log here; `false`: it has no header.

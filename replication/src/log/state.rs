@@ -96,6 +96,11 @@ pub enum Illegal {
         "it ends here, unsealed, although part {later} continues it: it was cut off or put back to an older version"
     )]
     CutOff { later: PartName },
+    #[error(
+        "retention lets the log begin here, and of what stands from here to part {last} nothing can be followed: restore \
+         the parts from the store's soft-delete or versions"
+    )]
+    BeginningLost { last: PartName },
 }
 
 /// Where a part begins: what its header says.

@@ -12,7 +12,7 @@
 use tokio::{sync::watch, time::Instant};
 
 use super::{
-    LogOptions, LogWriter, PartName, WriteError,
+    LogOptions, LogWriter, PartName, WriteError, beginning,
     frame::{self, ChainKey, FrameError, RawFrame},
     part,
     retry::Patience,
@@ -129,6 +129,9 @@ impl Taker<'_> {
         };
         let Fence::Done(fenced) = self.fence(&parts).await? else { return Ok(None) };
         let base = unfenced.or(fenced);
+        if base.is_none() {
+            self.is_really_empty(&parts).await?;
+        }
         if let Some(state) = &base {
             self.allowed(state)?;
         }
@@ -142,6 +145,22 @@ impl Taker<'_> {
             Order::Failover { run } | Order::Release { run } if run == closed => Ok(()),
             _ if self.plants(Planted::TakeoverIgnoresClosed) => Ok(()),
             _ => Err(TakeOverError::Closed { server: self.server.clone(), run: closed.clone() }),
+        }
+    }
+
+    /// Nothing alive was found. That is how a log begins, but not one that retention has shortened: then parts that must
+    /// be there are not, and an epoch that continues nothing would hide all that the others hold.
+    async fn is_really_empty(&self, parts: &[PartName]) -> Result<(), TakeOverError> {
+        let Some(last) = parts.last() else { return Ok(()) };
+        let begins = beginning::begins_at(self.vault, self.server, &self.patience).await?;
+        match begins {
+            None => Ok(()),
+            Some(part) => Err(TakeOverError::Damaged {
+                server: self.server.clone(),
+                part,
+                offset: 0,
+                source: Illegal::BeginningLost { last: *last },
+            }),
         }
     }
 
@@ -361,6 +380,7 @@ impl Taker<'_> {
             chain_key,
             appends: 0,
             renewed_at: Instant::now(),
+            begun_at: Instant::now(),
             trouble: watch::Sender::new(None),
         };
         match writer.commit(&first).await {

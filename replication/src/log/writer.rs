@@ -65,6 +65,8 @@ pub struct LogWriter {
     pub(super) chain_key: ChainKey,
     pub(super) appends: u32,
     pub(super) renewed_at: Instant,
+    /// When this writer began the part.
+    pub(super) begun_at: Instant,
     /// Why the store does not take a record at the moment; `None`: it does.
     pub(super) trouble: watch::Sender<Option<String>>,
 }
@@ -86,7 +88,7 @@ impl LogWriter {
 
     /// Commits a record: `Data`, `Disks` or `Release`.
     pub async fn append(&mut self, body: Body) -> Result<Committed, WriteError> {
-        if self.appends >= self.options.rotate_after_appends {
+        if self.is_full() {
             self.rotate().await?;
         }
         let mut after = self.state.clone();
@@ -97,6 +99,16 @@ impl LogWriter {
         after.offset = self.state.offset + frame.bytes.len() as u64;
         self.state = after;
         Ok(Committed { epoch: self.state.epoch, number: self.state.last_number, chain: self.state.chain })
+    }
+
+    /// Is it time to go on in another part?
+    fn is_full(&self) -> bool {
+        let LogOptions { rotate_after_appends, rotate_after_bytes, rotate_after, worth_bytes, planted: _ } =
+            self.options;
+        let bytes = self.state.offset;
+        self.appends >= rotate_after_appends
+            || bytes >= rotate_after_bytes
+            || (bytes >= worth_bytes && self.begun_at.elapsed() >= rotate_after)
     }
 
     /// To be called every few seconds, also when there is nothing to write. A refusal means fenced; no answer means
@@ -189,6 +201,7 @@ impl LogWriter {
             chain_key: self.chain_key.clone(),
             appends: 0,
             renewed_at: Instant::now(),
+            begun_at: Instant::now(),
             trouble: self.trouble.clone(),
         };
         writer.commit(&header).await?;

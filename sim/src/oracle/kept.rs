@@ -10,6 +10,8 @@ use lifeboat_replication::{
     errors::chain,
     ids::RecordId,
     journal::Source,
+    log::{LogReader, Patience, frame::RawFrame, part, state::Start},
+    recoverable::journal_begins,
     store::{BlobStore as _, SnapshotId},
     vault::layout,
 };
@@ -71,7 +73,7 @@ impl Oracle {
         only_pinned
     }
 
-    fn listed(&self) -> Result<Points, String> {
+    pub(super) fn listed(&self) -> Result<Points, String> {
         let read = catalogue::read::<Points>(&self.past_faults(), &self.server).now_or_never();
         let read = read.ok_or("the catalogue's read waits")?.map_err(|error| chain(&error))?;
         Ok(read.map_or_else(|| Points::none(&self.server), |(points, _)| points))
@@ -87,7 +89,65 @@ impl Oracle {
             self.reached.snapshots_deleted += 1;
             return self.snapshots_stand();
         }
+        if name.starts_with(&layout::log_prefix(&self.server)) {
+            self.reached.log_parts_deleted += 1;
+            return self.log_stands(name);
+        }
         Ok(())
+    }
+
+    /// From the oldest base and from every pinned point on the log can be read to its end, and a takeover still finds
+    /// what the newest part continues.
+    fn log_stands(&self, deleted: &str) -> Result<(), String> {
+        let listed = self.listed()?;
+        let base =
+            journal_begins(&listed).ok_or("a part of the log was deleted, and the journal has no base")?;
+        let pinned = self.kept.live().filter_map(|(_, held)| held.base.as_ref());
+        for point in pinned.chain([base]) {
+            let reader = LogReader::resume(&self.past_faults(), &self.server, &self.env, point.log.clone());
+            let mut reader = reader.map_err(|error| chain(&error))?;
+            let end = loop {
+                let next = reader.next().now_or_never().ok_or("the log's reader waits for something")?;
+                match next.map_err(|error| {
+                    format!("{deleted} was deleted, which point {} needs: {}", point.number, chain(&error))
+                })? {
+                    Some(_) => {}
+                    None => break reader.state(),
+                }
+            };
+            if end.map(|end| end.last_number) < self.reader.state().map(|state| state.last_number) {
+                return Err(format!(
+                    "after {deleted} was deleted, the log ends early for point {}",
+                    point.number
+                ));
+            }
+        }
+        if let Some((run, _)) =
+            self.kept.live().find(|(_, held)| held.base.is_none() && held.records.is_some())
+        {
+            return Err(format!("{deleted} was deleted, and {run} reads the log from its first record"));
+        }
+        self.newest_continues(deleted)
+    }
+
+    fn newest_continues(&self, deleted: &str) -> Result<(), String> {
+        let Some(state) = self.reader.state() else { return Ok(()) };
+        let name = state.part_name();
+        let vault = self.past_faults();
+        let patience = Patience { env: self.env.clone(), tries: 1 };
+        let read = part::read(&vault, &self.server, name, 0, &patience).now_or_never();
+        let bytes = read.ok_or("a part's read waits")?.map_err(|error| chain(&error))?.unwrap_or_default();
+        let Ok(Some(header)) = RawFrame::split(&bytes) else {
+            return Err(format!("{deleted} was deleted, and part {name} has no header"));
+        };
+        let (start, _) =
+            Start::read(&vault.keys, self.server.as_str(), &name, &header).map_err(|error| chain(&error))?;
+        let Some(base) = start.base_part else { return Ok(()) };
+        let base = layout::log_prefix(&self.server) + &base;
+        match self.model.properties(&base, None).now_or_never() {
+            Some(Ok(_)) => Ok(()),
+            _ => Err(format!("{deleted} was deleted, and the newest part {name} continues {base}")),
+        }
     }
 
     fn segment_may_go(&self, name: &str) -> Result<(), String> {
@@ -138,7 +198,7 @@ impl Oracle {
             return Err(format!("the journal begins at record {collected}, which is not listed"));
         }
         let all: Vec<Aging> =
-            self.kept.ever_listed.iter().map(|(id, t0)| Aging { id: *id, t0: *t0 }).collect();
+            self.kept.ever_listed.iter().map(|(id, t0)| Aging { id: *id, t0: *t0, worth: 0 }).collect();
         let journal = i64::try_from(self.kept.journal.as_micros()).unwrap_or(i64::MAX);
         let needed =
             all.iter().zip(ages(&all)).rev().find(|(_, age)| *age >= journal).map(|(point, _)| point.id);

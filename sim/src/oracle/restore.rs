@@ -1,21 +1,33 @@
 //! A store that went back in time: what was acknowledged and is lost must be found out and copied again.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use lifeboat_replication::log::LogReader;
+use lifeboat_replication::{errors::chain, log::LogReader, recoverable::journal_begins};
 
-use super::{Image, Oracle};
+use super::Oracle;
 
 impl Oracle {
     /// The store was restored from an older copy: what it holds now is the truth. Until the agent has been told to copy
     /// everything again, blocks of lost records may count as clean.
     pub fn went_back(&mut self) -> Result<(), String> {
         let before = self.last_number();
-        self.reader = LogReader::from_start(&self.vault, &self.server, &self.env);
-        self.replay = Image::new();
-        self.images = BTreeMap::new();
+        // Of a log that was shortened the beginning is known only from what was read before.
+        let base = self.listed()?;
+        let base = base.log_begins.and_then(|_| journal_begins(&base).cloned());
+        let begun = match &base {
+            Some(base) => LogReader::resume(&self.vault, &self.server, &self.env, base.log.clone()),
+            None => Ok(LogReader::from_start(&self.vault, &self.server, &self.env)),
+        };
+        self.reader = begun.map_err(|error| chain(&error))?;
+        let known = base.as_ref().map(|base| base.number);
+        let image = known.map(|number| self.images.get(&number).cloned().ok_or(number)).transpose();
+        self.replay = image
+            .map_err(|number| format!("the base {number} of the restored log was never seen"))?
+            .unwrap_or_default();
+        self.images.retain(|number, _| known.is_some_and(|known| *number <= known));
         // What was acknowledged before may still be on the wire.
-        self.lost_epochs.append(&mut self.epochs);
+        self.lost_epochs.append(&mut self.epochs.clone());
+        self.epochs.retain(|number, _| known.is_some_and(|known| *number <= known));
         self.last_part = None;
         self.closed_in = None;
         self.compared = BTreeSet::new();

@@ -9,8 +9,7 @@ use lifeboat_agent::{
 };
 use lifeboat_applier::core::{Applier, Options as ApplierOptions, Status as ApplierStatus};
 use lifeboat_process_server::core::{
-    Ingest, MemoryBudget, Shared,
-    spool::{Spool as _, SpoolSpace},
+    Ingest, Shared, fair::FairSlots, space::Space, spool::Spool as _, status::Status,
     switchboard::Switchboard,
 };
 use lifeboat_replication::{
@@ -55,6 +54,7 @@ impl World {
             rotate_after_appends: self.load.rotate_after_appends,
             lease_term: LEASE,
             planted: self.planted,
+            ..Default::default()
         }
     }
 
@@ -74,10 +74,10 @@ impl World {
             name: format!("ps-{node}"),
             writer: format!("ps-{node}"),
             spool,
-            space: SpoolSpace::new(64 << 20),
-            memory: MemoryBudget::new(32 << 20),
+            space: Space::spool(64 << 20),
+            memory: Space::memory(32 << 20),
             sealer: Arc::new(SimSealer { inline_bytes: self.retain.inline_bytes }),
-            uploads: Arc::new(Semaphore::new(4)),
+            uploads: FairSlots::long(4),
             // Every second one knows no other way than through the spool.
             unspooled: Arc::new(Semaphore::new(node % 2)),
             log_options: self.log_options(),

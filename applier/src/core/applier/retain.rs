@@ -1,21 +1,22 @@
 //! Retention between two batches.
 
-use lifeboat_replication::{errors::chain, ids::RecordId};
+use lifeboat_replication::errors::chain;
+use tokio::time::Instant;
 
 use super::{Applier, Loaded};
 use crate::core::{
-    ApplyError,
+    ApplyError, Storage,
     retention::{CollectError, Swept},
 };
 
 impl Applier {
     /// Deletes what retention has given up, when it is time. A failure keeps nothing from being applied.
     pub(super) async fn retain(&mut self, loaded: &mut Loaded) -> Result<(), ApplyError> {
-        let (Some(keep), Some(position)) = (self.collector.due(), &loaded.position) else { return Ok(()) };
-        let applied = RecordId { epoch: position.log.epoch, number: position.log.last_number };
+        let Some(position) = &loaded.position else { return Ok(()) };
+        let Some(keep) = self.collector.due(&position.log) else { return Ok(()) };
         let mut swept = Swept::default();
         let mut points = (loaded.points.clone(), loaded.points_etag.clone());
-        let done = self.collector.run(&self.seeds, keep, applied, &mut points, &mut swept).await;
+        let done = self.collector.run(&self.seeds, keep, &position.log, &mut points, &mut swept).await;
         (loaded.points, loaded.points_etag) = points;
         let (text, fatal) = match done {
             Ok(()) => (String::new(), None),
@@ -25,7 +26,13 @@ impl Applier {
                 (chain(&error), None)
             }
         };
+        let storage = (text.is_empty() && fatal.is_none() && !swept.unfinished).then(|| Storage {
+            stored: swept.left,
+            growth_bytes_per_day: self.growth.per_day(swept.left.total(), Instant::now()),
+            observed_at_micros: self.env.wall.now().0,
+        });
         self.status.send_modify(|status| {
+            status.storage = storage.or(status.storage);
             swept.count(&mut status.figures);
             if fatal.is_none() {
                 status.collect_error = text;

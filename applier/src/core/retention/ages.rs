@@ -4,7 +4,8 @@
 //! A step back counts nothing, and a step of more than [`LONGEST_STEP`] counts as that. So a date that jumps by years,
 //! on whatever machine, makes points at most eight hours older, and a server that is switched off loses nothing.
 //!
-//! Thinning keeps the first point of each span of time, and the spans of a later age consist of whole spans of an
+//! Thinning keeps the first point of each span of time, of those that are worth most (a part of a group's point, then how
+//! consistent it is), and the spans of a later age consist of whole spans of an
 //! earlier one. What a later age keeps was therefore kept at every earlier age: thinning again and again keeps all
 //! that thinning once would.
 
@@ -29,6 +30,8 @@ const BASE_SPAN: i64 = HOUR;
 pub struct Aging {
     pub id: RecordId,
     pub t0: Micros,
+    /// Of the points of a span one that is worth more stays.
+    pub worth: u8,
 }
 
 /// How long points and journal are kept.
@@ -64,11 +67,14 @@ fn span(age: i64) -> Option<i64> {
     SPANS.iter().find(|(until, _)| age <= *until).map(|(_, span)| *span)
 }
 
-/// Is it the first point of its span, in order of the log?
-fn is_first(points: &[Aging], index: usize, span: i64) -> bool {
+/// Is it the point of its span that stays: the first in order of the log, of those that are worth most?
+fn is_chosen(points: &[Aging], index: usize, span: i64) -> bool {
     let Some(point) = points.get(index) else { return false };
-    let same = |other: &Aging| other.t0.0.div_euclid(span) == point.t0.0.div_euclid(span);
-    span == 0 || !points.iter().take(index).any(same)
+    let better = |(other_index, other): (usize, &Aging)| {
+        let same = other.t0.0.div_euclid(span) == point.t0.0.div_euclid(span);
+        same && (other.worth > point.worth || (other.worth == point.worth && other_index < index))
+    };
+    span == 0 || !points.iter().enumerate().any(better)
 }
 
 /// Spans in which a base of the journal is sought: such that bases are not thinned away before they are old enough.
@@ -85,7 +91,7 @@ pub fn base(points: &[Aging], keep: Keep) -> Option<usize> {
     let ages = ages(points);
     (0..points.len())
         .rev()
-        .find(|index| ages.get(*index).is_some_and(|age| *age >= journal) && is_first(points, *index, span))
+        .find(|index| ages.get(*index).is_some_and(|age| *age >= journal) && is_chosen(points, *index, span))
 }
 
 /// Which points stay by their age: in the same order, true for those. The newest always does.
@@ -94,8 +100,8 @@ pub fn staying(points: &[Aging], keep: Keep) -> Vec<bool> {
     let base = base(points, keep);
     let ages = ages(points);
     let stays = |(index, age): (usize, &i64)| {
-        let listed = *age <= retention && span(*age).is_some_and(|span| is_first(points, index, span));
-        let may_be_base = *age < micros(keep.journal) && is_first(points, index, base_span(*age, keep));
+        let listed = *age <= retention && span(*age).is_some_and(|span| is_chosen(points, index, span));
+        let may_be_base = *age < micros(keep.journal) && is_chosen(points, index, base_span(*age, keep));
         index + 1 == points.len() || base == Some(index) || listed || may_be_base
     };
     ages.iter().enumerate().map(stays).collect()

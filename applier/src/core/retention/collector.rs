@@ -5,6 +5,7 @@ use std::time::Duration;
 use lifeboat_replication::{
     catalogue::{self, Point, Points},
     ids::RecordId,
+    log::{LogState, PartName, beginning},
     pins::{self, Pin, PinError},
     planted::Planted,
     store::{ETag, Refusal, StoreError},
@@ -12,7 +13,12 @@ use lifeboat_replication::{
 };
 use tokio::{sync::watch, time::Instant};
 
-use super::{PinWatch, Swept, ages::Keep, plan::plan, sweep};
+use super::{
+    PinWatch, Swept,
+    ages::Keep,
+    plan::{log_floor, plan},
+    sweep,
+};
 use crate::core::{
     ApplyError,
     point::{is_reached, stands},
@@ -36,6 +42,9 @@ pub enum CollectError {
     Store(#[from] StoreError),
 }
 
+/// What another applier has left behind is found although nothing is written.
+const QUIET_INTERVAL: Duration = Duration::from_secs(6 * 3600);
+
 #[derive(Debug)]
 pub(in crate::core) struct Collector {
     interval: Duration,
@@ -43,6 +52,12 @@ pub(in crate::core) struct Collector {
     planted: Option<Planted>,
     watch: PinWatch,
     next: Option<Instant>,
+    /// After what there was nothing more to delete: policy and position. Age is time that passes in the log, so a server
+    /// that writes nothing need not be looked at.
+    settled: Option<(Keep, LogState)>,
+    looked: Instant,
+    /// Where the log was found to be needed from; looked at again when that moves on.
+    floor: Option<(PartName, u64)>,
 }
 
 impl Collector {
@@ -51,7 +66,9 @@ impl Collector {
         policy: watch::Receiver<Option<RetentionPolicy>>,
         planted: Option<Planted>,
     ) -> Self {
-        Self { interval, policy, planted, watch: PinWatch::default(), next: None }
+        let looked = Instant::now();
+        let watch = PinWatch::default();
+        Self { interval, policy, planted, watch, next: None, settled: None, looked, floor: None }
     }
 
     pub(in crate::core) fn policy(&self) -> Option<RetentionPolicy> {
@@ -59,12 +76,16 @@ impl Collector {
     }
 
     /// The policy, when it is time; without one nothing is ever deleted.
-    pub(in crate::core) fn due(&self) -> Option<Keep> {
-        let policy = self.policy().filter(|_| self.next.is_none_or(|next| next <= Instant::now()))?;
-        Some(Keep {
+    pub(in crate::core) fn due(&self, position: &LogState) -> Option<Keep> {
+        let now = Instant::now();
+        let policy = self.policy().filter(|_| self.next.is_none_or(|next| next <= now))?;
+        let keep = Keep {
             retention: Duration::from_secs(policy.retention_seconds),
             journal: Duration::from_secs(policy.journal_seconds),
-        })
+        };
+        let same = |(of, after): &(Keep, LogState)| *of == keep && after == position;
+        let quiet = self.settled.as_ref().is_some_and(same);
+        (!quiet || now.saturating_duration_since(self.looked) >= QUIET_INTERVAL).then_some(keep)
     }
 
     /// `points` is replaced when it was written.
@@ -72,11 +93,14 @@ impl Collector {
         &mut self,
         seeds: &Seeds,
         keep: Keep,
-        applied: RecordId,
+        position: &LogState,
         points: &mut (Points, Option<ETag>),
         swept: &mut Swept,
     ) -> Result<(), CollectError> {
-        self.next = Some(Instant::now() + self.interval);
+        self.looked = Instant::now();
+        self.next = Some(self.looked + self.interval);
+        self.settled = None;
+        let applied = RecordId { epoch: position.epoch, number: position.last_number };
         self.is_current(seeds, points.1.as_ref()).await?;
         let pins = self.pins(seeds).await?;
         let mut planned = plan(&points.0, applied, &pins, keep);
@@ -86,8 +110,9 @@ impl Collector {
         if planned.collected != points.0.collected {
             self.stands(seeds, &planned).await?;
         }
+        planned.log_begins = self.log_begins(seeds, &planned, position, &pins).await?;
         if self.planted == Some(Planted::DeleteBeforeDelisting) {
-            sweep(seeds, &planned, &pins, swept).await?;
+            sweep(seeds, &planned, position, &pins, swept).await?;
         }
         let pins = if planned == points.0 {
             pins
@@ -98,11 +123,38 @@ impl Collector {
             *points = (planned, Some(etag));
             self.pins(seeds).await?
         };
-        let done = sweep(seeds, &points.0, &pins, swept).await;
+        let done = sweep(seeds, &points.0, position, &pins, swept).await;
         if swept.unfinished {
             self.next = None;
         }
-        Ok(done?)
+        done?;
+        if pins.is_empty() && !swept.unfinished && !swept.later {
+            self.settled = Some((keep, position.clone()));
+        }
+        Ok(())
+    }
+
+    /// The part that the log can begin with. It never moves back.
+    async fn log_begins(
+        &mut self,
+        seeds: &Seeds,
+        planned: &Points,
+        position: &LogState,
+        pins: &[Pin],
+    ) -> Result<Option<PartName>, CollectError> {
+        let floor = match self.planted {
+            Some(Planted::LogBeginsAtPosition) => planned.collected.map(|_| position),
+            _ => log_floor(planned, position, pins),
+        };
+        let Some(floor) = floor else { return Ok(planned.log_begins) };
+        let place = Some((floor.part_name(), floor.offset));
+        if place == self.floor {
+            return Ok(planned.log_begins);
+        }
+        let Seeds { vault, server, patience, .. } = seeds;
+        let first = beginning::first_part(vault, server, floor, patience).await?;
+        self.floor = place;
+        Ok(planned.log_begins.max(first))
     }
 
     /// An applier that had nothing to apply for long may have an old list.

@@ -1,15 +1,27 @@
 //! What the catalogue should list: the points that stay, and where the journal begins. Pure.
 
 use lifeboat_replication::{
-    catalogue::{Point, Points},
+    catalogue::{Point, PointConsistency, Points},
     ids::RecordId,
+    log::LogState,
     pins::Pin,
+    recoverable::journal_begins,
 };
 
 use super::ages::{Aging, Keep, base, staying};
 
 fn aging(points: &[Point]) -> Vec<Aging> {
-    points.iter().map(|point| Aging { id: point.id(), t0: point.t0() }).collect()
+    points.iter().map(|point| Aging { id: point.id(), t0: point.t0(), worth: worth(point) }).collect()
+}
+
+/// A group's points are of use only where all members keep theirs; what was frozen or prepared was asked for.
+fn worth(point: &Point) -> u8 {
+    match (&point.group, point.consistency) {
+        (Some(_), _) => 3,
+        (None, PointConsistency::AppConsistent) => 2,
+        (None, PointConsistency::FilesystemConsistent) => 1,
+        (None, PointConsistency::CrashConsistent) => 0,
+    }
 }
 
 /// The list without the points that are too old, and with the journal's beginning moved up to the base that its oldest
@@ -42,15 +54,38 @@ pub fn plan(listed: &Points, applied: RecordId, pins: &[Pin], keep: Keep) -> Poi
     Points { points, collected, ..listed.clone() }
 }
 
+/// Where reading of the log must be able to begin: the oldest base, and what pins need. `None`: at its first record.
+/// `position` is the applier's own place.
+pub fn log_floor<'a>(listed: &'a Points, position: &'a LogState, pins: &[Pin]) -> Option<&'a LogState> {
+    let base = journal_begins(listed)?;
+    let mut floor = earlier(&base.log, position);
+    for pin in pins {
+        match (pin.base, pin.records) {
+            (None, None) => {}
+            // Read from the first record.
+            (None, Some(_)) => return None,
+            (Some(id), _) => {
+                let point = listed.points.iter().find(|point| point.id() == id)?;
+                floor = earlier(floor, &point.log);
+            }
+        }
+    }
+    Some(floor)
+}
+
+fn earlier<'a>(one: &'a LogState, other: &'a LogState) -> &'a LogState {
+    if (other.part_name(), other.offset) < (one.part_name(), one.offset) { other } else { one }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
     use lifeboat_replication::{
-        catalogue::PointConsistency,
         ids::{Epoch, RecordNumber, ServerId},
         keys::KeyId,
         log::LogState,
+        pins::Records,
     };
     use proptest::prelude::*;
 
@@ -69,6 +104,7 @@ mod tests {
                 epoch: 1,
                 t0_micros: *t0 * 60_000_000,
                 consistency: PointConsistency::CrashConsistent,
+                group: None,
                 disks: Vec::new(),
                 log: LogState::empty(KeyId("k".into())),
             })
@@ -126,6 +162,33 @@ mod tests {
         assert_eq!(numbers(&without), [40]);
         let with = plan(&list(&[0, 10, 20, 30]), id(45), &[pin(20)], keep(0, 0));
         assert_eq!(numbers(&with), [20, 40]);
+    }
+
+    /// Each point in a part of its own.
+    fn shortened(collected: u64) -> Points {
+        let mut listed = Points { collected: Some(id(collected)), ..list(&[0, 10, 20, 30]) };
+        for point in &mut listed.points {
+            point.log = LogState { epoch: Epoch(1), part: point.number as u32, ..point.log.clone() };
+        }
+        listed
+    }
+
+    fn floor(listed: &Points, position_part: u32, pins: &[Pin]) -> Option<u32> {
+        let position =
+            LogState { epoch: Epoch(1), part: position_part, ..LogState::empty(KeyId("k".into())) };
+        log_floor(listed, &position, pins).map(|state| state.part)
+    }
+
+    #[test]
+    fn the_log_is_needed_from_the_oldest_base_on_and_from_where_pins_and_position_are() {
+        assert_eq!(floor(&list(&[0, 10]), 99, &[]), None, "nothing was collected");
+        assert_eq!(floor(&shortened(30), 99, &[]), Some(30));
+        assert_eq!(floor(&shortened(30), 25, &[]), Some(25));
+        assert_eq!(floor(&shortened(30), 99, &[pin(20)]), Some(20));
+        assert_eq!(floor(&shortened(30), 99, &[pin(40)]), Some(30));
+        let from_the_start = Pin { base: None, records: Some(Records { from: 1, to: 9 }), ..pin(20) };
+        assert_eq!(floor(&shortened(30), 99, &[from_the_start]), None);
+        assert_eq!(floor(&shortened(30), 99, &[pin(25)]), None, "a pinned point that is not listed");
     }
 
     #[test]

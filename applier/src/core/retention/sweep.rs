@@ -1,4 +1,4 @@
-//! Deletes what neither the catalogue nor a pin names: snapshots of seed disks, and segments of the journal.
+//! Deletes what neither the catalogue nor a pin names: snapshots of seed disks, segments of the journal, parts of the log.
 //!
 //! **Snapshots.** One that is not listed, and whose sequence number is at most that of the newest listed point, can
 //! never be listed any more: a point enters the list only behind the newest, with If-Match. A higher one may be that of
@@ -7,18 +7,24 @@
 //! that no record names (its writer died, or was fenced) has the number of a record that others have committed, so it
 //! goes in the same way. Both the epoch and the number must lie behind the beginning: after a store has lost the end
 //! of a log, numbers are given again in a later epoch.
+//! **Parts of the log.** Those before the part that the catalogue lets the log begin with, unless a pin that has come
+//! meanwhile needs an earlier place. In order, one after the other, so that what is left is a suffix after a crash too.
+//! What is listed is counted as well: that is how it is known what a server takes up.
 //! **Bounds**: [`DELETES`] a sweep, [`PARALLEL`] at a time; the next sweep goes on.
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use lifeboat_replication::{
     catalogue::Points,
     ids::RecordId,
+    log::{LogState, PartName, part},
     pins::Pin,
+    planted::Planted,
     store::{BlobKind, BlobStore, Listed, Refusal, SnapshotId, StoreError},
     vault::layout,
 };
 
-use crate::core::{Figures, seeds::Seeds};
+use super::plan::log_floor;
+use crate::core::{Figures, Stored, seeds::Seeds};
 
 /// Blobs deleted before records are applied again.
 const DELETES: usize = 1000;
@@ -30,10 +36,16 @@ pub(in crate::core) struct Swept {
     pub segments: u64,
     pub segment_bytes: u64,
     pub snapshots: u64,
+    pub log_parts: u64,
+    pub log_bytes: u64,
     /// Blobs that only a pin keeps.
     pub pinned: u64,
     /// There may be more to delete.
     pub unfinished: bool,
+    /// Something can only be deleted when a lease has run out.
+    pub later: bool,
+    /// What is left; whole only if the sweep was.
+    pub left: Stored,
 }
 
 impl Swept {
@@ -41,6 +53,8 @@ impl Swept {
         figures.deleted_segments += self.segments;
         figures.deleted_segment_bytes += self.segment_bytes;
         figures.deleted_snapshots += self.snapshots;
+        figures.deleted_log_parts += self.log_parts;
+        figures.deleted_log_bytes += self.log_bytes;
         figures.pinned_blobs = self.pinned;
     }
 }
@@ -52,14 +66,14 @@ impl Swept {
 pub(in crate::core) async fn sweep(
     seeds: &Seeds,
     listed: &Points,
+    position: &LogState,
     pins: &[Pin],
     swept: &mut Swept,
 ) -> Result<(), StoreError> {
+    swept.left = Stored::default();
     snapshots(seeds, listed, pins, swept).await?;
-    match listed.collected {
-        Some(collected) => segments(seeds, collected, pins, swept).await,
-        None => Ok(()),
-    }
+    log_parts(seeds, listed, position, pins, swept).await?;
+    segments(seeds, listed.collected, pins, swept).await
 }
 
 async fn snapshots(
@@ -68,14 +82,22 @@ async fn snapshots(
     pins: &[Pin],
     swept: &mut Swept,
 ) -> Result<(), StoreError> {
-    let Some(newest) = listed.points.last().map(|point| point.sequence()) else { return Ok(()) };
+    // Without a listed point every snapshot may be one that is about to be listed.
+    let newest = listed.points.last().map(|point| point.sequence());
     let store = &*seeds.vault.store;
     let prefix = layout::disks_prefix(&seeds.server);
     let mut after = None;
     loop {
         let page = seeds.patience.sure(|| store.list(&prefix, true, after.as_deref())).await?;
         for blob in &page.blobs {
-            let (Some(snapshot), BlobKind::Page) = (&blob.snapshot, blob.kind) else { continue };
+            let Some(snapshot) = &blob.snapshot else {
+                swept.left.seed_disk_bytes += bytes(seeds, blob).await?;
+                continue;
+            };
+            if blob.kind != BlobKind::Page {
+                continue;
+            }
+            swept.left.snapshots += 1;
             if is_listed(listed, &seeds.server, blob, snapshot) {
                 continue;
             }
@@ -86,15 +108,28 @@ async fn snapshots(
             };
             if pins.iter().any(|pin| pin.holds_snapshot(sequence)) {
                 swept.pinned += 1;
-            } else if sequence <= newest {
+            } else if newest.is_some_and(|newest| sequence <= newest) {
                 delete(seeds, store, &blob.name, Some(snapshot)).await?;
                 swept.snapshots += 1;
+                swept.left.snapshots -= 1;
             }
         }
         after = page.next;
         if after.is_none() {
             return Ok(());
         }
+    }
+}
+
+/// What a blob takes up: of a page blob the pages that hold something.
+async fn bytes(seeds: &Seeds, blob: &Listed) -> Result<u64, StoreError> {
+    if blob.kind != BlobKind::Page {
+        return Ok(blob.length);
+    }
+    match seeds.patience.sure(|| seeds.vault.store.page_ranges(&blob.name, None)).await {
+        Ok(ranges) => Ok(ranges.iter().map(|range| range.end - range.start).sum()),
+        Err(error) if error.is(Refusal::NotFound) => Ok(0),
+        Err(error) => Err(error),
     }
 }
 
@@ -108,9 +143,47 @@ fn is_listed(
     disks.any(|disk| disk.snapshot == snapshot.0 && layout::seed_disk(server, &disk.disk_id) == blob.name)
 }
 
+async fn log_parts(
+    seeds: &Seeds,
+    listed: &Points,
+    position: &LogState,
+    pins: &[Pin],
+    swept: &mut Swept,
+) -> Result<(), StoreError> {
+    let Seeds { vault, server, patience, planted } = seeds;
+    let begins = listed.log_begins.unwrap_or(PartName::FIRST);
+    let floor = log_floor(listed, position, pins).map(LogState::part_name);
+    let needed = match planted {
+        Some(Planted::LogBeginsAtPosition) => begins,
+        _ => floor.map_or(PartName::FIRST, |floor| floor.min(begins)),
+    };
+    // From there on nothing goes: what is left is a suffix.
+    let mut refused = false;
+    for (name, length) in part::lengths(vault, server, patience).await? {
+        if name >= begins || name >= needed || refused {
+            swept.pinned += u64::from(name < begins && !refused);
+            swept.left.log_bytes += length;
+            continue;
+        }
+        match delete(seeds, &*vault.store, &name.blob(server), None).await {
+            // Its writer has gone on in another part less than a lease's term ago: the next sweep.
+            Err(error) if error.is(Refusal::Lease) => {
+                swept.later = true;
+                refused = true;
+                swept.left.log_bytes += length;
+                continue;
+            }
+            done => done?,
+        }
+        swept.log_parts += 1;
+        swept.log_bytes += length;
+    }
+    Ok(())
+}
+
 async fn segments(
     seeds: &Seeds,
-    collected: RecordId,
+    collected: Option<RecordId>,
     pins: &[Pin],
     swept: &mut Swept,
 ) -> Result<(), StoreError> {
@@ -119,12 +192,12 @@ async fn segments(
     let mut after = None;
     loop {
         let page = seeds.patience.sure(|| cache.list(&prefix, false, after.as_deref())).await?;
-        let (mut doomed, mut over) = (Vec::new(), false);
+        let mut doomed = Vec::new();
         for blob in page.blobs {
-            // Names are in order of epoch, then record.
             let Some((epoch, record)) = layout::parse_segment(&seeds.server, &blob.name) else { continue };
-            over |= (RecordId { epoch, number: record }) > collected;
-            if epoch > collected.epoch || record > collected.number {
+            swept.left.journal_bytes += blob.length;
+            let goes = collected.is_some_and(|begins| epoch <= begins.epoch && record <= begins.number);
+            if !goes {
                 continue;
             }
             if pins.iter().any(|pin| pin.holds_record(record)) {
@@ -144,11 +217,12 @@ async fn segments(
             .try_for_each(|bytes| {
                 swept.segments += 1;
                 swept.segment_bytes += bytes;
+                swept.left.journal_bytes = swept.left.journal_bytes.saturating_sub(bytes);
                 std::future::ready(Ok(()))
             });
         deleted.await?;
         after = page.next;
-        if after.is_none() || over || swept.unfinished {
+        if after.is_none() || swept.unfinished {
             return Ok(());
         }
     }

@@ -160,6 +160,7 @@ async fn facts(
         let facts = ServerFacts {
             id: server.status.as_ref().and_then(|status| status.id.clone()).unwrap_or_default(),
             appliance: server.spec.appliance_ref.name.clone(),
+            consistency_group: server.spec.consistency_group.clone(),
             target: server.spec.target.clone(),
             health_check: server.spec.health_check.clone(),
             points,

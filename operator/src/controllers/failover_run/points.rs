@@ -94,5 +94,6 @@ fn resolved(point: Recoverable) -> Option<ResolvedPoint> {
         epoch: u64::from(point.id.epoch.0),
         record: point.id.number.0,
         consistency,
+        group_point: point.group,
     })
 }

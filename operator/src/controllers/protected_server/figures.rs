@@ -2,7 +2,7 @@
 
 use lifeboat_crds::{
     ProtectedServerStatus, Time,
-    server::{AgentStatus, DiskState, DiskStatus, RecoveryPointsStatus, ServerPhase},
+    server::{AgentStatus, DiskState, DiskStatus, RecoveryPointsStatus, ServerPhase, StorageStatus},
 };
 use lifeboat_replication::{env::Micros, wire::v1};
 
@@ -111,6 +111,27 @@ pub(super) fn recovery_points(
     }
 }
 
+/// `None`: not counted yet.
+pub(super) fn storage(applied: &v1::AppliedServer) -> Option<StorageStatus> {
+    let v1::Storage {
+        journal_bytes,
+        log_bytes,
+        seed_disk_bytes,
+        snapshots,
+        growth_bytes_per_day,
+        observed_at_micros,
+    } = applied.storage?;
+    let observed_at = whole(time(observed_at_micros)?);
+    Some(StorageStatus {
+        journal_bytes,
+        log_bytes,
+        seed_disk_bytes,
+        snapshots,
+        growth_bytes_per_day,
+        observed_at,
+    })
+}
+
 /// A snapshot of the applier's, what the process server has committed since it has the log, or what was known before as
 /// long as the oldest point is not younger.
 fn latest_app_consistent(
@@ -154,6 +175,7 @@ pub fn is_significant(before: Option<&ProtectedServerStatus>, after: &ProtectedS
             journal_begins: None,
             latest_app_consistent: None,
         });
+        status.storage = None;
         if let Some(agent) = status.agent.as_mut() {
             (agent.last_seen, agent.freezes, agent.worst_freeze_millis) = (None, None, None);
         }

@@ -12,7 +12,7 @@ use lifeboat_crds::{
 use lifeboat_replication::{env::Micros, resync::Cause, wire::v1};
 
 use super::{
-    figures::{agent, disks, progress, recovery_points, rpo_seconds, time, whole},
+    figures::{agent, disks, progress, recovery_points, rpo_seconds, storage, time, whole},
     group,
     places::Placed,
     request,
@@ -142,6 +142,11 @@ pub fn status(server: &ProtectedServer, findings: &Findings, now: Time) -> Prote
         progress: progress(phase, &disks),
         agent: report.and_then(agent).or(before.agent.clone()),
         recovery_points: points,
+        storage: findings
+            .applied
+            .as_ref()
+            .and_then(|applied| storage(&applied.report))
+            .or(before.storage.clone()),
         requested_point: request::state(server, findings.answer.as_ref(), now),
         group_point: group::point(server, findings.group.as_ref(), before.group_point.as_ref()),
         last_seen_head: seen.head,

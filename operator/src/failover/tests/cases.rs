@@ -6,7 +6,10 @@ use lifeboat_crds::{
     approval::{Decision, VerdictReason},
     conditions::{self, ConditionType},
     plan::{Approvers, FailoverType, OnFailure, OnTimeout, When},
-    run::{Consistency, RecoveryPointChoice, RecoveryPointKind, RunPhase, ServerState, StepState},
+    run::{
+        Consistency, RecoveryPointChoice, RecoveryPointKind, ResolvedPoint, ResolvedServer, RunPhase,
+        ServerState, StepState,
+    },
     server::Target,
 };
 
@@ -314,6 +317,7 @@ fn facts(points: &[i64]) -> ServerFacts {
         lost: None,
         id: "id".into(),
         appliance: "berlin".into(),
+        consistency_group: None,
         target: Target { virtual_machine_pod: serde_json::from_value(serde_json::json!({})).unwrap() },
         health_check: None,
         points: Ok(points.iter().map(|second| point(*second)).collect()),
@@ -336,6 +340,68 @@ fn the_point_is_chosen_as_asked(
     let servers = BTreeMap::from([("db-1".to_owned(), facts(&[10, 20, 30]))]);
     let resolved = resolve(&spec, Some(&[group("database", &["db-1"])]), &servers).unwrap();
     assert_eq!(resolved.servers[0].recovery_point, point(expected));
+}
+
+/// Points of these seconds; those with an id are a part of a group's point.
+fn member(points: &[(i64, Option<&str>)]) -> ServerFacts {
+    let of = |(second, id): &(i64, Option<&str>)| ResolvedPoint {
+        group_point: id.map(str::to_owned),
+        ..point(*second)
+    };
+    ServerFacts {
+        consistency_group: Some("erp".into()),
+        points: Ok(points.iter().map(of).collect()),
+        ..facts(&[])
+    }
+}
+
+fn resolve_group(servers: &BTreeMap<String, ServerFacts>) -> Result<Vec<i64>, String> {
+    let mut spec = Rig::new(vec![]).spec;
+    spec.recovery_point = RecoveryPointChoice { kind: RecoveryPointKind::LatestGroup, time: None };
+    let names: Vec<&str> = servers.keys().map(String::as_str).collect();
+    let resolved = resolve(&spec, Some(&[group("all", &names)]), servers);
+    let resolved = resolved.map_err(|problems| problems.join("\n"))?;
+    let second = |server: &ResolvedServer| {
+        (0..100).find(|second| point(*second).time == server.recovery_point.time).unwrap()
+    };
+    Ok(resolved.servers.iter().map(second).collect())
+}
+
+#[test]
+fn the_newest_point_that_all_members_have_is_taken_and_others_take_their_latest() {
+    let servers = BTreeMap::from([
+        // "c" was not finished: db-2's log has no record of it. The agent of db-2 is a second behind, too.
+        ("db-1".to_owned(), member(&[(10, Some("a")), (20, Some("b")), (30, Some("c")), (40, None)])),
+        ("db-2".to_owned(), member(&[(11, Some("a")), (21, Some("b")), (41, None)])),
+        ("web".to_owned(), facts(&[5, 50])),
+    ]);
+    assert_eq!(resolve_group(&servers), Ok(vec![20, 21, 50]));
+    // A group of its own, on another appliance.
+    let mut apart = servers;
+    apart.get_mut("db-2").unwrap().appliance = "paris".into();
+    assert_eq!(resolve_group(&apart), Ok(vec![30, 21, 50]));
+}
+
+#[test]
+fn members_without_a_common_point_are_refused_with_what_to_do() {
+    let servers = BTreeMap::from([
+        ("db-1".to_owned(), member(&[(10, Some("a")), (40, None)])),
+        ("db-2".to_owned(), member(&[(11, Some("b")), (41, None)])),
+    ]);
+    let refused = resolve_group(&servers).unwrap_err();
+    for text in ["db-1, db-2", "group erp", "kubectl lifeboat point db-1", "choose Latest"] {
+        assert!(refused.contains(text), "{text} is missing in {refused}");
+    }
+    // One problem, not one for each of them.
+    assert_eq!(refused.lines().count(), 1, "{refused}");
+}
+
+#[test]
+fn why_a_members_points_are_not_known_is_told_and_not_that_there_is_no_common_one() {
+    let unknown = ServerFacts { points: Err("the vault is away".into()), ..member(&[]) };
+    let servers =
+        BTreeMap::from([("db-1".to_owned(), member(&[(10, Some("a"))])), ("db-2".to_owned(), unknown)]);
+    assert_eq!(resolve_group(&servers).unwrap_err(), "server db-2: the vault is away");
 }
 
 #[rstest::rstest]

@@ -338,6 +338,7 @@ pub(super) fn point(second: i64) -> ResolvedPoint {
         epoch: 1,
         record: u64::try_from(second).unwrap(),
         consistency: Consistency::CrashConsistent,
+        group_point: None,
     }
 }
 

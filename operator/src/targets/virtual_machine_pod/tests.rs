@@ -30,6 +30,7 @@ fn resolved(ports: serde_json::Value) -> ResolvedServer {
             epoch: 1,
             record: 42,
             consistency: Consistency::CrashConsistent,
+            group_point: None,
         },
         target: TargetSpec {
             virtual_machine_pod: serde_json::from_value(

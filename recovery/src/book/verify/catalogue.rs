@@ -8,7 +8,7 @@ use lifeboat_replication::{
     catalogue::{self, CatalogueError, Document, Point, Points, Position},
     errors::chain,
     ids::{RecordId, ServerId, sequence_number},
-    log::{LogState, Patience},
+    log::{LogState, PartName, Patience},
     store::{BlobKind, Refusal, SnapshotId, StoreError},
     vault::{Vault, layout},
     vhd,
@@ -33,6 +33,8 @@ pub(super) struct Catalogue {
     points: Vec<Point>,
     /// Retention may have deleted segments up to this record.
     pub(super) collected: Option<RecordId>,
+    /// Retention may have deleted parts of the log before this one.
+    pub(super) log_begins: Option<PartName>,
     /// Sequence numbers of the seed disks by their names.
     sequences: BTreeMap<String, u64>,
 }
@@ -45,10 +47,10 @@ impl Catalogue {
         findings: &mut Vec<Finding>,
     ) -> Result<Self, StoreError> {
         let points = document::<Points>(vault, server, findings, POINTS_REMEDY).await?;
-        let (points, collected) = points.map(|points| (points.points, points.collected)).unwrap_or_default();
+        let Points { points, collected, log_begins, .. } = points.unwrap_or_else(|| Points::none(server));
         let again = "delete it: the applier starts again from the log's first record; nothing is lost";
         let position = document::<Position>(vault, server, findings, again).await?;
-        let mut catalogue = Self { position, points, collected, sequences: BTreeMap::new() };
+        let mut catalogue = Self { position, points, collected, log_begins, sequences: BTreeMap::new() };
         catalogue.seeds(vault, server, patience, findings).await?;
         Ok(catalogue)
     }
@@ -215,6 +217,12 @@ impl Catalogue {
         Ok(())
     }
 
+    /// The point from which a log is read that retention has shortened.
+    pub(super) fn base(&self) -> Option<&Point> {
+        let (_, collected) = self.log_begins.zip(self.collected)?;
+        self.points.iter().find(|point| point.id() >= collected)
+    }
+
     /// Seed disks of the position: id and size.
     pub(super) fn seed_disks(&self) -> impl Iterator<Item = (&str, u64)> {
         let seeds = self.position.iter().flat_map(|position| position.seeds.values());
@@ -353,6 +361,11 @@ pub(super) struct Marks {
 impl Marks {
     fn add(&mut self, mark: Mark) {
         self.marks.entry(place(&mark.state)).or_default().push(mark);
+    }
+
+    /// What stands before this place is not read.
+    pub(super) fn begin(&mut self, first: Place) {
+        self.marks = self.marks.split_off(&first);
     }
 
     /// The log is in `state` here. Gives the points whose state is another, with the finding's number.

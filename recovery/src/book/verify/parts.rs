@@ -70,6 +70,10 @@ impl Parts {
         self.parts.values().filter(|part| part.length > 0).count() as u64
     }
 
+    pub(super) fn has(&self, name: PartName) -> bool {
+        self.parts.contains_key(&name)
+    }
+
     pub(super) fn bytes(&self) -> u64 {
         self.parts.values().map(|part| part.length).sum()
     }

@@ -14,6 +14,7 @@ fn points(t0s: impl IntoIterator<Item = i64>) -> Vec<Aging> {
         .map(|(number, t0)| Aging {
             id: RecordId { epoch: Epoch(1), number: RecordNumber(number) },
             t0: Micros(t0),
+            worth: 0,
         })
         .collect()
 }
@@ -109,10 +110,30 @@ fn t0s() -> impl Strategy<Value = Vec<i64>> {
     })
 }
 
+/// Some of them worth more than others.
+fn worthy(t0s: impl IntoIterator<Item = i64>) -> Vec<Aging> {
+    let worth = |(index, point): (u64, Aging)| Aging { worth: (index * 7919 % 11 % 4) as u8, ..point };
+    (0..).zip(points(t0s)).map(worth).collect()
+}
+
+#[test]
+fn of_each_hour_the_point_of_the_group_stays() {
+    let mut all = every_five_minutes(1);
+    // The fifth of each hour.
+    let is_group = |point: &Aging| point.t0.0.rem_euclid(HOUR) == 20 * MINUTE;
+    for point in all.iter_mut().filter(|point| is_group(point)) {
+        point.worth = 3;
+    }
+    let newest = all.last().unwrap().t0.0;
+    let kept = survivors(&all, Keep { journal: Duration::ZERO, ..DEFAULT });
+    let old: Vec<&Aging> = kept.iter().filter(|point| newest - point.t0.0 > 3 * HOUR).collect();
+    assert!(old.len() >= 20 && old.iter().all(|point| is_group(point)), "{old:?}");
+}
+
 proptest! {
     #[test]
     fn the_newest_point_always_stays(t0s in t0s(), keep in keep()) {
-        let all = points(t0s);
+        let all = worthy(t0s);
         let kept = survivors(&all, keep);
         prop_assert_eq!(kept.last(), all.last());
     }
@@ -120,7 +141,7 @@ proptest! {
     /// Retention runs whenever there is a new point, on what earlier runs have left.
     #[test]
     fn running_often_keeps_all_that_running_once_would(t0s in t0s(), keep in keep(), runs in prop::collection::vec(any::<bool>(), 120)) {
-        let all = points(t0s);
+        let all = worthy(t0s);
         let mut often: Vec<Aging> = Vec::new();
         for (point, run) in all.iter().zip(runs) {
             often.push(*point);
@@ -136,7 +157,7 @@ proptest! {
 
     #[test]
     fn ages_never_shrink_towards_older_points(t0s in t0s()) {
-        let all = points(t0s);
+        let all = worthy(t0s);
         let ages = ages(&all);
         prop_assert!(ages.windows(2).all(|pair| pair[0] >= pair[1]));
         prop_assert_eq!(ages.last(), Some(&0));
@@ -144,7 +165,7 @@ proptest! {
 
     #[test]
     fn nothing_younger_than_two_hours_goes_within_the_retention(t0s in t0s(), keep in keep()) {
-        let all = points(t0s);
+        let all = worthy(t0s);
         let ages = ages(&all);
         let limit = micros(keep.retention).min(2 * HOUR);
         for (age, stays) in ages.iter().zip(staying(&all, keep)) {
