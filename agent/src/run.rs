@@ -25,7 +25,8 @@ use crate::{
     core::{Options, Parts, Replicator},
     edge::TrackError,
     kernel::{
-        Discovery, Disk, DiskReader, Found, KernelFreezer, KernelHooks, RebootPlaces, Tracker, TrackerOptions,
+        Discovery, Disk, DiskReader, Found, KernelFreezer, KernelHooks, PINS, RebootPlaces, Tracker,
+        TrackerOptions,
     },
     machine,
     net::{dialler::Dialler, renewal},
@@ -128,7 +129,8 @@ async fn protect(
             state: state.path().to_owned(),
             sysfs: PathBuf::from(SYSFS),
             wall: env.wall.clone(),
-            reboot: Some(RebootPlaces::default()),
+            // What `install` has written for restarts knows of no other directory.
+            reboot: (arguments.pins.pin_dir == Path::new(PINS)).then(RebootPlaces::default),
         },
         &found.disks,
     )?;
