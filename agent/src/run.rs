@@ -25,7 +25,7 @@ use crate::{
     core::{Options, Parts, Replicator},
     edge::TrackError,
     kernel::{
-        self, Discovery, Disk, Found, KernelFreezer, KernelHooks, RebootPlaces, Tracked, TrackerOptions,
+        self, Discovery, Disk, Found, KernelFreezer, KernelHooks, PINS, RebootPlaces, Tracked, TrackerOptions,
     },
     machine,
     net::{dialler::Dialler, renewal},
@@ -127,7 +127,8 @@ async fn protect(
             state: state.path().to_owned(),
             sysfs: PathBuf::from(SYSFS),
             wall: env.wall.clone(),
-            reboot: Some(RebootPlaces::default()),
+            // What `install` has written for restarts knows of no other directory.
+            reboot: (arguments.pins.pin_dir == Path::new(PINS)).then(RebootPlaces::default),
         },
         &found.disks,
     )?;

@@ -173,8 +173,6 @@ impl Tracker {
         }
         if let Some(places) = &options.reboot {
             tracker.restarts_compare = tracker.prepare_restart(options, places);
-            reboot::note_tracked(places, options.server.as_str(), disks)
-                .map_err(kernel("leave word in /run of what it tracks"))?;
         }
         tracker.to_copy_left = tracker.count_to_copy();
         Ok(tracker)

@@ -103,7 +103,14 @@ impl LogWriter {
 
     /// Is it time to go on in another part?
     fn is_full(&self) -> bool {
-        let LogOptions { rotate_after_appends, rotate_after_bytes, rotate_after, worth_bytes, planted: _ } =
+        let LogOptions {
+            rotate_after_appends,
+            rotate_after_bytes,
+            rotate_after,
+            worth_bytes,
+            lease_term: _,
+            planted: _,
+        } =
             self.options;
         let bytes = self.state.offset;
         self.appends >= rotate_after_appends

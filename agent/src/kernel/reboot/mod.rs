@@ -71,7 +71,7 @@ pub(super) fn note_tracked(places: &RebootPlaces, server: &str, disks: &[Disk]) 
 fn write_note(run: &Path, name: &str, note: &impl Serialize) -> io::Result<()> {
     use std::os::unix::fs::DirBuilderExt as _;
     fs::DirBuilder::new().recursive(true).mode(0o700).create(run)?;
-    let partial: PathBuf = run.join(format!("{name}.partial"));
+    let partial: PathBuf = run.join(format!("{name}.{}", std::process::id()));
     fs::write(&partial, serde_json::to_vec(note)?)?;
     fs::rename(partial, run.join(name))
 }

@@ -98,9 +98,12 @@ impl Tracker {
         }
     }
 
-    /// Makes the image for the next shutdown. Returns why the next restart will be followed by a comparison.
+    /// Makes the image for the next shutdown, and leaves word of what is tracked. Returns why the next restart will be
+    /// followed by a comparison.
     pub(super) fn prepare_restart(&self, options: &TrackerOptions, places: &RebootPlaces) -> Option<String> {
-        let made = reboot::prepare(&options.state).map_err(|error| error.to_string());
+        let made = reboot::prepare(&options.state)
+            .and_then(|()| reboot::note_tracked(places, options.server.as_str(), &self.disks))
+            .map_err(|error| error.to_string());
         let ready = || reboot::ready(&options.state, &options.sysfs, places);
         let why = made.and_then(|()| reboot::carried(&self.disks)).and_then(|()| ready()).err();
         if let Some(why) = &why {
