@@ -134,8 +134,14 @@ impl AsRef<Path> for Zram {
 
 impl Drop for Zram {
     fn drop(&mut self) {
-        _ = std::fs::write(self.sysfs().join("reset"), "1");
-        _ = std::fs::write("/sys/class/zram-control/hot_remove", &self.number);
+        // Readers that have just been dropped may still have it open.
+        for _ in 0..50 {
+            _ = std::fs::write(self.sysfs().join("reset"), "1");
+            if std::fs::write("/sys/class/zram-control/hot_remove", &self.number).is_ok() {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
     }
 }
 
