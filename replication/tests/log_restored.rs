@@ -9,7 +9,7 @@ use lifeboat_replication::{
     ids::ServerId,
     keys::DataKeys,
     log::{Head, LogOptions, LogWriter, Order, Patience, WriteError, head},
-    store::model::ModelStore,
+    store::{Refusal, model::ModelStore},
     vault::Vault,
     wire::v1::{self, log_record::Body},
 };
@@ -93,6 +93,25 @@ async fn every_end_that_was_ever_seen_is_held_exactly_as_long_as_it_is_a_part_of
         }
     }
     assert!(lost > 1000 && held > 1000 && restored > 100, "{lost} lost, {held} held, {restored} restored");
+}
+
+/// A store that refuses for another reason says nothing about the log: else a lost container, or a lost right, would be
+/// told as a vault that was put back.
+#[tokio::test(start_paused = true)]
+async fn a_store_that_cannot_be_asked_is_not_taken_for_one_that_lost_the_log() {
+    let env = Env::system();
+    let vault = |store: ModelStore| Vault {
+        store: Arc::new(store),
+        cache: Arc::new(ModelStore::new()),
+        keys: Arc::new(DataKeys::generate(&*env.entropy)),
+        id: "vault".to_owned(),
+    };
+    let server = ServerId::from_random([7; 16]);
+    let end = Head::of(take_over(&vault(ModelStore::new()), &server).await.state());
+    let patience = Patience::new(env.clone());
+    let asked = head::holds(&vault(ModelStore::without_container()), &server, &end, &patience).await;
+    assert!(asked.is_err_and(|error| error.is(Refusal::NoContainer)));
+    assert!(!head::holds(&vault(ModelStore::new()), &server, &end, &patience).await.unwrap());
 }
 
 /// splitmix64: a seed gives the same history in each run.
