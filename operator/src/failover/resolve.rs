@@ -102,6 +102,9 @@ pub fn resolve(
     if problems.is_empty() { Ok(Resolved { groups, servers: resolved }) } else { Err(problems) }
 }
 
+/// A server and its points.
+type Member<'a> = (&'a String, &'a Vec<ResolvedPoint>);
+
 /// Points that the members of consistency groups have in common, as far as they are wanted.
 #[derive(Debug, Default)]
 struct CommonPoints {
@@ -115,7 +118,7 @@ struct CommonPoints {
 impl CommonPoints {
     fn find(spec: &FailoverRunSpec, names: &[&String], servers: &BTreeMap<String, ServerFacts>) -> Self {
         // By appliance and group: each appliance takes the points of its own servers.
-        let mut members: BTreeMap<(&str, &str), Vec<(&String, &Vec<ResolvedPoint>)>> = BTreeMap::new();
+        let mut members: BTreeMap<(&str, &str), Vec<Member<'_>>> = BTreeMap::new();
         let mut unknown = BTreeSet::new();
         let wanting = names.iter().filter(|name| choice(spec, name).kind == RecoveryPointKind::LatestGroup);
         for (name, facts) in wanting.filter_map(|name| Some((*name, servers.get(*name)?))) {
@@ -152,7 +155,7 @@ impl CommonPoints {
 }
 
 /// The newest point of which every one of these has its part.
-fn newest_common(members: &[(&String, &Vec<ResolvedPoint>)]) -> Option<Vec<(String, ResolvedPoint)>> {
+fn newest_common(members: &[Member<'_>]) -> Option<Vec<(String, ResolvedPoint)>> {
     let part = |points: &Vec<ResolvedPoint>, id: &str| {
         points.iter().find(|point| point.group_point.as_deref() == Some(id)).cloned()
     };
