@@ -17,7 +17,7 @@ const COPY: Duration = Duration::from_secs(1500);
 const ROUND: Duration = Duration::from_secs(300);
 
 fn agent() -> PathBuf {
-    PathBuf::from(lifeboat_tests::programs::program("lifeboat-agent"))
+    lifeboat_tests::programs::program("lifeboat-agent")
 }
 
 /// Records up to a point that is younger than this call.
