@@ -141,7 +141,7 @@ impl Pins {
     ) -> Result<Self, String> {
         let lock = File::open(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
         lock.try_lock().map_err(|_| format!("another agent uses {}", folder.display()))?;
-        Self::resume(folder, layout, digest(identity, disks), &lock).map_err(|start| match start {
+        Self::resume(folder, disks, layout, digest(identity, disks), &lock).map_err(|start| match start {
             Start::Unusable(reason) => reason,
             Start::Absent | Start::Resumed => "nothing is pinned".to_owned(),
         })
