@@ -182,6 +182,7 @@ async fn a_part_ends_by_its_appends_its_bytes_or_its_age_if_it_is_worth_it() {
         rotate_after_bytes: u64::MAX,
         rotate_after: Duration::MAX,
         worth_bytes: 0,
+        lease_term: Duration::from_secs(30),
         planted: None,
     };
     let (hour, second) = (Duration::from_secs(3600), Duration::from_secs(1));

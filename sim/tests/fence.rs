@@ -173,7 +173,7 @@ fn every_way(orders: &[Order], bounds: Bounds, options: &LogOptions) -> Result<u
 }
 
 fn options(planted: Option<Planted>, rotate_after_appends: u32) -> LogOptions {
-    LogOptions { planted, rotate_after_appends }
+    LogOptions { planted, rotate_after_appends, ..LogOptions::default() }
 }
 
 /// Nothing rotates.

@@ -318,6 +318,7 @@ async fn write_books(world: &World, id: &ServerId, keys: &DataKeys) {
         epoch: 1,
         t0_micros: 7_000_000,
         consistency: PointConsistency::CrashConsistent,
+        group: None,
         disks: Vec::new(),
         log: log.clone(),
     };

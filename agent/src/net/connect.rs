@@ -25,7 +25,9 @@ const PING_TIMEOUT: Duration = Duration::from_secs(10);
 pub enum ConnectError {
     #[error("{address} is not host:port; see spec.exposure.addresses of the ReplicationAppliance")]
     Address { address: String },
-    #[error("{address} has no address in DNS; check /etc/hosts and /etc/resolv.conf of this machine, and spec.exposure.addresses")]
+    #[error(
+        "{address} has no address in DNS; check /etc/hosts and /etc/resolv.conf of this machine, and spec.exposure.addresses"
+    )]
     Resolve { address: String, source: io::Error },
     #[error("{address} did not answer within {limit:?} while {step}; check routes and firewalls")]
     TimeOut { address: String, step: &'static str, limit: Duration },

@@ -75,6 +75,10 @@ impl BlobStore for Behind {
         self.store.delete(name, snapshot).await
     }
 
+    async fn delete_if_match(&self, name: &str, etag: &ETag) -> Result<()> {
+        self.store.delete_if_match(name, etag).await
+    }
+
     async fn create_append(&self, name: &str) -> Result<ETag> {
         self.store.create_append(name).await
     }

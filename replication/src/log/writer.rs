@@ -110,8 +110,7 @@ impl LogWriter {
             worth_bytes,
             lease_term: _,
             planted: _,
-        } =
-            self.options;
+        } = self.options;
         let bytes = self.state.offset;
         self.appends >= rotate_after_appends
             || bytes >= rotate_after_bytes

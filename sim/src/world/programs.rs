@@ -9,8 +9,7 @@ use lifeboat_agent::{
 };
 use lifeboat_applier::core::{Applier, Options as ApplierOptions, Status as ApplierStatus};
 use lifeboat_process_server::core::{
-    Ingest, Shared, fair::FairSlots, space::Space, spool::Spool as _, status::Status,
-    switchboard::Switchboard,
+    Ingest, Shared, fair::FairSlots, space::Space, spool::Spool as _, switchboard::Switchboard,
 };
 use lifeboat_replication::{
     log::{LogOptions, LogWriter, Order},

@@ -264,6 +264,7 @@ mod tests {
                 epoch: 1,
                 t0_micros: 7,
                 consistency: PointConsistency::CrashConsistent,
+                group: None,
                 disks: Vec::new(),
                 log: log.clone(),
             };
