@@ -219,7 +219,10 @@ async fn blob_call(store: &ModelStore, call: &Call) -> Result<Answer, StoreError
             Ok(Answer { body, ..done(status) })
         }
         ("DELETE", _) => {
-            store.delete(name, call.snapshot().as_ref()).await?;
+            match call.header("if-match") {
+                Some(etag) => store.delete_if_match(name, &ETag(etag.to_owned())).await?,
+                None => store.delete(name, call.snapshot().as_ref()).await?,
+            }
             Ok(done(StatusCode::ACCEPTED))
         }
         ("PUT", None) => put(store, call).await,

@@ -160,9 +160,10 @@ async fn azurite_keeps_every_promise_with_account_key_and_with_sas() {
 /// What everybody but an applier gets.
 const WITHOUT_DELETE: &str = "rwlac";
 /// Cases that delete.
-const DELETES: [&str; 4] = [
+const DELETES: [&str; 5] = [
     "block::what_is_missing_is_not_found",
     "block::a_deleted_name_is_free_again",
+    "block::what_has_changed_is_not_deleted",
     "block::a_leased_blob_is_neither_replaced_nor_deleted",
     "page::snapshots_are_deleted_one_by_one_or_with_their_blob",
 ];

@@ -7,18 +7,21 @@
     reason = "helpers of tests fail as tests do"
 )]
 
-use std::{ops::Range, sync::Arc, time::Duration};
+use std::{ops::Range, sync::Arc, task::Poll, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use lifeboat_replication::{
     env::Env,
+    ids::ServerId,
     keys::DataKeys,
+    log::{LogOptions, LogReader, LogWriter, Order},
     store::{
         BlobStore, ETag, LeaseId, ListPage, Properties, PutCondition, Result, SnapshotId, StoreError,
         model::ModelStore,
     },
     vault::{self, KeyBundle, VaultDescription, VaultError, layout},
+    wire::v1::{self, log_record::Body},
 };
 use zeroize::Zeroizing;
 
@@ -277,6 +280,59 @@ async fn an_unreachable_vault_says_what_to_check_and_that_it_is_tried_again() {
             "{shown}"
         );
     }
+}
+
+/// The store is put back to an older moment after each call in turn of a takeover: whatever is acknowledged after that is
+/// found by readers.
+#[tokio::test(start_paused = true)]
+async fn a_takeover_that_a_restored_store_overtakes_hides_no_record() {
+    let (env, server) = (Env::system(), ServerId::from_random([7; 16]));
+    let data = |number| Body::Data(v1::Data { first_number: number, number, ..Default::default() });
+    let mut overtaken = 0;
+    for calls in 0..40 {
+        let store = ModelStore::new();
+        let around: Arc<dyn BlobStore> = Arc::new(Around { inner: store.clone(), down: false });
+        let keys = Arc::new(DataKeys::generate(&*env.entropy));
+        let vault = vault::Vault { store: around.clone(), cache: around, keys, id: "vault".to_owned() };
+        let take = || LogWriter::take_over(&vault, &server, "ps", &env, Order::Forced, LogOptions::default());
+        take().await.unwrap().append(data(1)).await.unwrap();
+        let backup = store.fork();
+        let mut taking = Box::pin(take());
+        let mut taken = None;
+        for _ in 0..calls {
+            if let Poll::Ready(done) = futures::poll!(&mut taking) {
+                taken = Some(done);
+                break;
+            }
+        }
+        store.restore(&backup);
+        overtaken += u32::from(taken.is_none());
+        let mut writer = match taken {
+            Some(done) => done,
+            None => taking.await,
+        };
+        for attempt in 0.. {
+            let written = match &mut writer {
+                Ok(writer) => writer.append(data(2)).await.is_ok(),
+                Err(_) => false,
+            };
+            if written {
+                break;
+            }
+            assert!(attempt < 3, "after {calls} calls the log cannot be taken over any more");
+            writer = take().await;
+        }
+        let mut reader = LogReader::from_start(&vault, &server, &env);
+        let mut numbers = Vec::new();
+        while let Some(entry) = reader.next().await.unwrap() {
+            numbers.extend(match entry.body {
+                Body::Data(record) => Some(record.number),
+                _ => None,
+            });
+        }
+        assert_eq!(numbers, [1, 2], "the store was put back after {calls} calls");
+    }
+    assert!(overtaken > 10, "{overtaken}");
 }
 
 /// A store behind a network: every call lets others go first, or fails.

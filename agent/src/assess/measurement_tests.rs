@@ -128,7 +128,8 @@ async fn the_whole_of_a_small_disk_is_looked_at_within_a_few_rounds() {
     assert!(figures.content_complete);
     assert_eq!(figures.content.used(), Some(0.25));
     let ratio = figures.churn.ratio().unwrap();
-    assert!(ratio < 0.01, "one word over and over: {ratio}");
+    // (Level 1 of zstd makes 64 KiB of 2 MiB of it.)
+    assert!(ratio < 0.05, "one word over and over: {ratio}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -104,9 +104,10 @@ impl Spread {
     }
 }
 
-/// Up to [`SAMPLE_BLOCKS`] of these blocks, neighbours in the set.
+/// [`SAMPLE_BLOCKS`] of these blocks, neighbours in the set, or all if there are no more: a sample of a few would show what
+/// a segment itself takes, instead of how its content compresses.
 pub fn some_of(blocks: &BlockSet, spread: &mut Spread) -> BlockSet {
-    let first = spread.next(blocks.len());
+    let first = spread.next(blocks.len().saturating_sub(u64::from(SAMPLE_BLOCKS)) + 1);
     let mut chosen = BlockSet::default();
     let (mut before, mut left) = (0, SAMPLE_BLOCKS as usize);
     for (disk, bitmap) in blocks.disks() {

@@ -35,7 +35,7 @@ fn sender(
     let (store, done, server) = (Arc::clone(store), Arc::clone(done), server.to_owned());
     senders.spawn(async move {
         for number in 0.. {
-            put(&store, &format!("{server}/{slot}/{number}"), bytes).await;
+            put(&store, &format!("journal/{server}/{slot}/{number}"), bytes).await;
             done.lock().unwrap().push((Instant::now(), server.clone(), bytes));
         }
     });
@@ -72,7 +72,7 @@ async fn a_greedy_server_does_not_keep_others_from_their_turn() {
     sleep(Duration::from_secs(200)).await;
     let done = done.lock().unwrap();
     let modest = done.iter().filter(|(_, server, _)| server == "modest").count();
-    assert!(modest * 5 >= done.len() - 5, "{modest} of {} puts: one of five slots", done.len());
+    assert!(modest * 5 >= done.len() * 2, "{modest} of {} puts, with one slot beside four", done.len());
 }
 
 #[tokio::test(start_paused = true)]

@@ -346,6 +346,7 @@ impl Taker<'_> {
         let (key_id, key) = self.vault.keys.current();
         let chain_key = ChainKey::new(key, self.server.as_str());
         let base_part = base.as_ref().map(LogState::part_name);
+        let fenced = base.clone();
         let mut state = base.unwrap_or_else(|| LogState::empty(key_id.clone()));
         let place =
             HeaderBase { epoch, part: 0, base_part, base_offset: state.offset, key_id: key_id.clone() };
@@ -390,7 +391,34 @@ impl Taker<'_> {
         }
         writer.state.offset = first.bytes.len() as u64;
         writer.state.chain = first.chain;
+        if let Some(fenced) = fenced {
+            self.stays_fenced(&fenced).await?;
+        }
         Ok(Some(writer))
+    }
+
+    /// What was fenced is fenced still, asked before anything is acknowledged on it. It is not if the store was put back
+    /// to an older moment while this takeover was under way: readers would stop at a part that is not sealed, and its
+    /// writer could go on in it.
+    async fn stays_fenced(&self, fenced: &LogState) -> Result<(), TakeOverError> {
+        let part = fenced.part_name();
+        if part::properties(self.vault, self.server, part, &self.patience).await?.sealed {
+            return Ok(());
+        }
+        let (blob, store) = (part.blob(self.server), &self.vault.store);
+        self.patience.sure(|| store.break_lease(&blob)).await?;
+        self.patience.sure(|| store.acquire_lease(&blob, &self.lease, self.options.lease_term)).await?;
+        self.patience.sure(|| store.seal(&blob, &self.lease)).await?;
+        let same = |state: &LogState| (state.offset, state.chain) == (fenced.offset, fenced.chain);
+        match self.read(part).await?.as_ref().is_some_and(same) {
+            true => Ok(()),
+            false => Err(TakeOverError::Damaged {
+                server: self.server.clone(),
+                part,
+                offset: fenced.offset,
+                source: Illegal::Base,
+            }),
+        }
     }
 }
 

@@ -102,8 +102,10 @@ impl Oracle {
         let listed = self.listed()?;
         let base =
             journal_begins(&listed).ok_or("a part of the log was deleted, and the journal has no base")?;
-        let pinned = self.kept.live().filter_map(|(_, held)| held.base.as_ref());
-        for point in pinned.chain([base]) {
+        // Who reads a snapshot alone needs no log: it may have pinned it when the log began after it already.
+        let reads_on = |(_, held): (_, &'_ Held)| held.records.and(held.base.clone());
+        let pinned: Vec<Point> = self.kept.live().filter_map(reads_on).collect();
+        for point in pinned.iter().chain([base]) {
             let reader = LogReader::resume(&self.past_faults(), &self.server, &self.env, point.log.clone());
             let mut reader = reader.map_err(|error| chain(&error))?;
             let end = loop {
