@@ -14,13 +14,19 @@ use std::{
 use lifeboat_agent::{
     core::Machine,
     enrol::{self, EnrolError, Invitation},
-    net::{connect::Connector, dialler::Dialler, management::Management, tls},
+    net::{
+        connect::{ConnectError, Connector},
+        dialler::Dialler,
+        management::Management,
+        pipes::Pipes,
+        tls,
+    },
     state::{Secret, StateDir},
 };
 use lifeboat_replication::{
     errors::chain,
     wire::{
-        Dial as _, MAX_MESSAGE_BYTES,
+        Dial as _, MAX_MESSAGE_BYTES, Pipe,
         v1::{
             self, Down, EnrolRequest, EnrolResponse, LocateRequest, LocateResponse, RenewRequest, Up,
             management_server::{self, ManagementServer},
@@ -273,4 +279,35 @@ async fn an_appliance_that_does_not_answer_is_named_with_what_to_check() {
         enrol::enrol(&invitation, &Machine::default(), &StateDir::new(folder.path())).await.unwrap_err();
     let text = chain(&error);
     assert!(text.contains("127.0.0.1:1") && text.contains("firewalls"), "{text}");
+}
+
+/// Nobody answers; which addresses were tried.
+#[derive(Debug, Default)]
+struct Silence(Mutex<Vec<String>>);
+
+#[async_trait::async_trait]
+impl Pipes for Silence {
+    async fn open(&self, address: &str) -> Result<Box<dyn Pipe>, ConnectError> {
+        self.0.lock().unwrap().push(address.to_owned());
+        std::future::pending().await
+    }
+}
+
+/// A node that is gone without a word takes all the time that a dial has.
+#[tokio::test]
+async fn a_management_address_that_hangs_does_not_keep_the_agent_from_the_next_one() {
+    let appliance = Appliance::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let state = StateDir::new(folder.path().join("state"));
+    let mut identity = enrol::enrol(&appliance.invitation(TOKEN), &Machine::default(), &state).await.unwrap();
+    identity.management = ["a:443", "b:443", "c:443"].map(str::to_owned).to_vec();
+    let (_renewed, identity) = watch::channel(identity);
+    let pipes = Arc::new(Silence::default());
+    let connector = Connector { pipes: pipes.clone(), planted: None };
+    let dialler = Dialler::over(identity, connector);
+    for _ in 0..4 {
+        let given_up = tokio::time::timeout(std::time::Duration::from_millis(20), dialler.dial()).await;
+        assert!(given_up.is_err());
+    }
+    assert_eq!(*pipes.0.lock().unwrap(), ["a:443", "b:443", "c:443", "a:443"]);
 }

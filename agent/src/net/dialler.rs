@@ -3,6 +3,11 @@
 //! One pump task for each connection moves what comes down into the session's channel. It ends with the connection:
 //! when the session drops its ends, or when the stream breaks.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering::Relaxed},
+};
+
 use async_trait::async_trait;
 use lifeboat_replication::{
     errors::chain,
@@ -21,22 +26,33 @@ use crate::state::Identity;
 #[derive(Debug, Clone)]
 pub struct Dialler {
     /// The identity of the day: renewed certificates are used from the next dial on.
-    pub identity: watch::Receiver<Identity>,
-    pub connector: Connector,
+    identity: watch::Receiver<Identity>,
+    connector: Connector,
+    /// Dials begun since the last one that succeeded. Each begins with another management address: whoever waits gives a
+    /// dial up after a while, and one that hangs must not keep the agent from the others for ever.
+    turn: Arc<AtomicUsize>,
 }
 
 impl Dialler {
     /// Over the machine's network.
     pub fn new(identity: watch::Receiver<Identity>) -> Self {
-        Self { identity, connector: Connector::default() }
+        Self::over(identity, Connector::default())
+    }
+
+    pub fn over(identity: watch::Receiver<Identity>, connector: Connector) -> Self {
+        Self { identity, connector, turn: Arc::default() }
     }
 }
 
 #[async_trait]
 impl Dial for Dialler {
     async fn dial(&self) -> Result<Connection, DialError> {
-        let identity = self.identity.borrow().clone();
+        let mut identity = self.identity.borrow().clone();
         let known = identity.management.join(", ");
+        let turn = self.turn.fetch_add(1, Relaxed);
+        if let Some(first) = turn.checked_rem(identity.management.len()) {
+            identity.management.rotate_left(first);
+        }
         let fail = |address: &str, error: &(dyn std::error::Error + 'static)| DialError::Unreachable {
             address: address.to_owned(),
             message: chain(error),
@@ -62,7 +78,10 @@ impl Dial for Dialler {
         };
         for address in &located.data_addresses {
             match self.connector.connect(address, &located.tls_name, tls.clone(), None).await {
-                Ok(channel) => return Ok(open(channel, address.clone())),
+                Ok(channel) => {
+                    self.turn.store(turn, Relaxed);
+                    return Ok(open(channel, address.clone()));
+                }
                 Err(error) => last = fail(address, &error),
             }
         }

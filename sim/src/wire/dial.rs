@@ -30,7 +30,7 @@ pub(crate) fn agents_dial(
     match wire {
         Wire::Tls => {
             let (_, identity) = watch::channel(certificates.agent.clone());
-            Arc::new(Dialler { identity, connector })
+            Arc::new(Dialler::over(identity, connector))
         }
         Wire::Messages | Wire::Http2 => Arc::new(PlainDial { net, connector }),
     }
