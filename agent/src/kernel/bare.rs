@@ -228,17 +228,6 @@ mod tests {
         sysfs
     }
 
-    fn disk(name: &str) -> Disk {
-        Disk {
-            name: name.into(),
-            id: name.into(),
-            size_bytes: 1 << 20,
-            device: 0,
-            sequence: 0,
-            bio_based: false,
-        }
-    }
-
     fn names(bare: &[Bare]) -> Vec<String> {
         bare.iter().map(Bare::name).collect()
     }
@@ -247,9 +236,9 @@ mod tests {
     fn leaves_that_are_not_mounted_are_bare_at_any_depth() {
         let sysfs = sysfs();
         let used = BTreeSet::from([(8, 1), (253, 0)]);
-        let bare = find(sysfs.path(), &[disk("sda")], &used);
+        let bare = find(sysfs.path(), &[Disk::test("sda")], &used);
         assert_eq!(names(&bare), ["/dev/sda2", "/dev/mapper/vg-raw"]);
-        assert_eq!(names(&find(sysfs.path(), &[disk("sdb")], &used)), ["/dev/sdb"]);
+        assert_eq!(names(&find(sysfs.path(), &[Disk::test("sdb")], &used)), ["/dev/sdb"]);
     }
 
     #[test]
@@ -258,13 +247,13 @@ mod tests {
         let members = sysfs.path().join("fs/btrfs/1234/devices");
         fs::create_dir_all(&members).unwrap();
         std::os::unix::fs::symlink(sysfs.path().join("devices/sdb"), members.join("sdb")).unwrap();
-        assert_eq!(find(sysfs.path(), &[disk("sdb")], &BTreeSet::new()), []);
+        assert_eq!(find(sysfs.path(), &[Disk::test("sdb")], &BTreeSet::new()), []);
     }
 
     #[test]
     fn what_is_written_between_two_looks_is_in_use() {
         let sysfs = sysfs();
-        let bare = find(sysfs.path(), &[disk("sda")], &BTreeSet::from([(8, 1), (253, 0)]));
+        let bare = find(sysfs.path(), &[Disk::test("sda")], &BTreeSet::from([(8, 1), (253, 0)]));
         let mut watch = Watch::default();
         assert!(watch.look(&bare).is_empty(), "seen for the first time");
         assert!(watch.look(&bare).is_empty(), "nothing was written");

@@ -43,6 +43,15 @@ impl Disk {
     }
 }
 
+#[cfg(test)]
+impl Disk {
+    /// Of a mebibyte.
+    pub(super) fn test(name: &str) -> Self {
+        let (name, id) = (name.to_owned(), name.to_owned());
+        Self { name, id, size_bytes: 1 << 20, device: 0, sequence: 0, bio_based: false }
+    }
+}
+
 /// Where to look, and what for.
 #[derive(Debug, Clone)]
 pub struct Discovery {

@@ -209,17 +209,6 @@ fn unescape(text: &str) -> PathBuf {
 mod tests {
     use super::*;
 
-    fn disk(name: &str) -> Disk {
-        Disk {
-            name: name.into(),
-            id: name.into(),
-            size_bytes: 1 << 20,
-            device: 0,
-            sequence: 0,
-            bio_based: false,
-        }
-    }
-
     /// A disk sda with two partitions, sdb, and a volume on sda2.
     fn sysfs() -> tempfile::TempDir {
         let sysfs = tempfile::tempdir().unwrap();
@@ -253,7 +242,7 @@ mod tests {
     #[test]
     fn nested_ones_come_first_root_last_and_each_once() {
         let sysfs = sysfs();
-        let mounts = on_disks(MOUNTINFO, sysfs.path(), &[disk("sda")]);
+        let mounts = on_disks(MOUNTINFO, sysfs.path(), &[Disk::test("sda")]);
         let points: Vec<_> = mounts.iter().map(|mount| mount.point.to_str().unwrap()).collect();
         assert_eq!(points, ["/var/lib/with space", "/var", "/"]);
     }
@@ -263,7 +252,10 @@ mod tests {
     fn file_systems_of_a_disk_that_is_itself_on_others_are_found() {
         let sysfs = sysfs();
         let points = |name: &str| -> Vec<PathBuf> {
-            on_disks(MOUNTINFO, sysfs.path(), &[disk(name)]).into_iter().map(|mount| mount.point).collect()
+            on_disks(MOUNTINFO, sysfs.path(), &[Disk::test(name)])
+                .into_iter()
+                .map(|mount| mount.point)
+                .collect()
         };
         assert_eq!(points("dm-0"), [PathBuf::from("/var")]);
         assert!(points("sda").contains(&PathBuf::from("/var")));
@@ -272,7 +264,7 @@ mod tests {
     #[test]
     fn file_systems_of_other_disks_are_left_alone() {
         let sysfs = sysfs();
-        let mounts = on_disks(MOUNTINFO, sysfs.path(), &[disk("sdb")]);
+        let mounts = on_disks(MOUNTINFO, sysfs.path(), &[Disk::test("sdb")]);
         assert_eq!(mounts.len(), 1);
         assert_eq!(mounts[0].point, Path::new("/var/lib/other"));
     }

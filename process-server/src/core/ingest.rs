@@ -41,7 +41,7 @@ use super::{
 /// What is under way is finished within this time when the server is no longer assigned; then the lease is left to
 /// run out.
 const FINISH_LIMIT: Duration = Duration::from_secs(10);
-/// Leases last 30 s, so a log is taken over within this time after it is free.
+/// How often a log that somebody holds is looked at: it is taken over so soon after it is free.
 const BUSY_PAUSE: Duration = Duration::from_secs(2);
 /// A closed or damaged log waits for a person.
 const HOPELESS_PAUSE: Duration = Duration::from_secs(20);

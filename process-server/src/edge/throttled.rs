@@ -33,7 +33,7 @@ use crate::core::{
     fair::{Queue, Ticket},
 };
 
-/// A lease lasts 30 s and is renewed between appends: waiting and the call itself stay well below.
+/// A lease is renewed between appends, when half of its term is left: waiting and the call itself stay well below.
 const LONGEST_APPEND: Duration = Duration::from_secs(5);
 
 /// The limit of a process server, shared by its stores.

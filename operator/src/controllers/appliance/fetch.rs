@@ -47,13 +47,17 @@ pub(super) async fn fetch(
     let services = context.api::<Service>(&namespace).list(&ours).await?;
     let policies = context.api::<ReplicationPolicy>(&namespace).list(&ListParams::default()).await?;
     let all = context.api::<ProtectedServer>(&namespace).list(&ListParams::default()).await?.items;
+    let credential = named(&secrets, &validated.credential).await?;
     Ok(Fetched {
         ca: secrets.get_opt(&secrets::ca_name(&name)).await?,
         tls: secrets.get_opt(&secrets::tls_name_of(&name)).await?,
         management: secrets.get_opt(&secrets::management_name(&name)).await?,
         data_keys: secrets.get_opt(&secrets::data_keys_name(appliance)).await?,
-        credential: named(&secrets, &validated.credential).await?,
-        applier_credential: named(&secrets, &validated.applier_credential).await?,
+        applier_credential: match validated.applier_credential == validated.credential {
+            true => credential.clone(),
+            false => named(&secrets, &validated.applier_credential).await?,
+        },
+        credential,
         services: services.items.into_iter().map(|service| (service.name_any(), service)).collect(),
         process_servers: sets.get_opt(&names::process_servers(&name)).await?,
         applier: sets.get_opt(&names::applier(&name)).await?,
