@@ -5,6 +5,7 @@ mod apply;
 mod copy;
 mod cost;
 mod fleet;
+mod greedy;
 mod open;
 mod peers;
 mod resync;
@@ -17,10 +18,11 @@ use crate::report::Figure;
 type Measure = fn(usize) -> Vec<Figure>;
 
 /// In the order in which they run: the quick ones first.
-pub fn all() -> [(&'static str, Measure); 10] {
+pub fn all() -> [(&'static str, Measure); 11] {
     [
         ("agent", agent::measure),
         ("fleet", fleet::measure),
+        ("greedy", greedy::measure),
         ("cost", cost::measure),
         ("open", open::measure),
         ("peers", peers::measure),

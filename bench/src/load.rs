@@ -55,7 +55,7 @@ pub struct Fio<'a> {
     pub block_kib: u32,
     pub depth: u32,
     /// `None`: as fast as it goes.
-    pub mib_per_second: Option<u32>,
+    pub kib_per_second: Option<u32>,
     pub time: Duration,
 }
 
@@ -84,8 +84,8 @@ impl Fio<'_> {
         .arg(format!("--bs={}k", self.block_kib))
         .arg(format!("--iodepth={}", self.depth))
         .arg(format!("--runtime={}", self.time.as_secs()));
-        if let Some(rate) = self.mib_per_second {
-            fio.arg(format!("--rate={rate}m"));
+        if let Some(rate) = self.kib_per_second {
+            fio.arg(format!("--rate={rate}k"));
         }
         fio.stdin(Stdio::null());
         fio

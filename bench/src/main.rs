@@ -14,6 +14,7 @@
 mod figures;
 mod free_store;
 mod load;
+mod machines;
 mod processes;
 mod report;
 mod statistics;

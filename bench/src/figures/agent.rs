@@ -13,10 +13,17 @@ use crate::{
 };
 
 const DISK_MIB: u64 = 1024;
-const CHURN_MIB: u32 = 50;
+/// Of all servers together: 50 MiB a second.
+const CHURN_KIB: u32 = 50 << 10;
+/// An agent has one server. What it takes among many is what it takes at its part of the churn.
+const FLEETS: [u32; 3] = [1, 10, 100];
 const TIME: Duration = Duration::from_secs(15);
 
 pub fn measure(repeat: usize) -> Vec<Figure> {
+    FLEETS.into_iter().flat_map(|servers| at(CHURN_KIB / servers, servers, repeat)).collect()
+}
+
+fn at(churn_kib: u32, servers: u32, repeat: usize) -> Vec<Figure> {
     let (mut agents, mut process_servers, mut memory, mut churn) =
         (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for _ in 0..repeat {
@@ -31,7 +38,7 @@ pub fn measure(repeat: usize) -> Vec<Figure> {
         let site = Site::new(&options, vec![zero_disk(DISK_MIB)]);
         site.wait_for("the first copy ends", |records| point(records).is_some());
         let disk = &site.servers[0].disk;
-        let writing = Fio { disk, block_kib: 16, depth: 8, mib_per_second: Some(CHURN_MIB), time: TIME * 2 };
+        let writing = Fio { disk, block_kib: 16, depth: 8, kib_per_second: Some(churn_kib), time: TIME * 2 };
         let running = writing.start();
         sleep(Duration::from_secs(4));
         let records = site.records().len();
@@ -48,10 +55,19 @@ pub fn measure(repeat: usize) -> Vec<Figure> {
     }
     let median = |samples: &[f64]| quantile(samples, 0.5).unwrap();
     let shipped = format!(
-        "blocks of {:.0} MiB/s went into records; the agent's memory at its highest {:.0} MiB",
+        "blocks of {:.1} MiB/s went into records; the agent's memory at its highest {:.0} MiB",
         median(&churn),
         median(&memory)
     );
+    if servers > 1 {
+        let figure = Figure::new(
+            format!("agent_core_fraction_{servers:03}_servers"),
+            "processor time of the agent / time, for one of so many servers that change 50 MiB/s together",
+            "",
+            &agents,
+        );
+        return vec![figure.beside(shipped)];
+    }
     vec![
         Figure::new(
             "agent_core_fraction_50mbps",

@@ -27,7 +27,7 @@ pub fn measure(repeat: usize) -> Vec<Figure> {
         disk: &site.servers[0].disk,
         block_kib: 16,
         depth: 4,
-        mib_per_second: Some(4),
+        kib_per_second: Some(4 << 10),
         time: Duration::from_secs(300),
     };
     let churn = fio.start();
