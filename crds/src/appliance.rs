@@ -210,7 +210,7 @@ fn one() -> i32 {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Spool {
-    /// Its size. A full spool slows agents down and loses nothing.
+    /// Its size: up to 64 MiB for each of its servers, and a third more. A full spool slows agents down and loses nothing.
     #[serde(default = "spool_size")]
     #[x_kube(validation = Rule::new("quantity(string(self)).compareTo(quantity('64Mi')) >= 0").message("spool.size is at least 64Mi"))]
     pub size: Quantity,
@@ -227,7 +227,7 @@ impl Default for Spool {
 }
 
 fn spool_size() -> Quantity {
-    Quantity("50Gi".to_owned())
+    Quantity("10Gi".to_owned())
 }
 
 /// Services in front of the process servers.

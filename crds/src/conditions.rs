@@ -172,8 +172,16 @@ words! {
         UnknownTimeZone = "UnknownTimeZone",
         /// The spool is full: the uplink or the vault is too slow.
         SpoolFull = "SpoolFull",
+        /// More is written than the uplink or the vault takes.
+        UploadBacklog = "UploadBacklog",
+        /// The volume of the process server's spool fails.
+        SpoolFailed = "SpoolFailed",
         /// The vault says a failover has closed this server's log.
         LogClosed = "LogClosed",
+        /// Another process server holds this server's log.
+        LogHeld = "LogHeld",
+        /// This server's log cannot be read or written as it is.
+        LogDamaged = "LogDamaged",
         /// The vault does not hold any more what it had acknowledged: it was put back to an older moment.
         VaultRolledBack = "VaultRolledBack",
         /// What is too old cannot be deleted.

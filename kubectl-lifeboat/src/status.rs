@@ -82,6 +82,11 @@ fn troubles(appliances: &[ReplicationAppliance], servers: &[ProtectedServer]) ->
         let unmet =
             conditions.iter().filter(|condition| condition.status != "True" && condition.type_ != "Ready");
         let mut unmet: Vec<_> = unmet.filter(|condition| !abnormal(&condition.type_)).collect();
+        // What is wrong goes before what cannot be said for that reason, and the vault before those that wait for it.
+        if unmet.iter().any(|condition| condition.status == "False") {
+            unmet.retain(|condition| condition.status == "False");
+        }
+        unmet.sort_by_key(|condition| condition.type_ != "VaultReachable");
         if unmet.is_empty() {
             unmet = conditions.iter().filter(|one| one.type_ == "Ready" && one.status != "True").collect();
         }

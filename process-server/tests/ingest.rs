@@ -10,7 +10,7 @@ use lifeboat_process_server::core::Ended;
 use lifeboat_replication::{
     ids::{Epoch, RecordNumber},
     log::{Head, LogOptions, LogWriter, Order, PartName, Patience, head},
-    wire::v1,
+    wire::{MAX_ON_THE_WAY_BYTES, v1},
 };
 use support::{Agent, Weather, World};
 use tokio::time::{Instant, sleep, timeout};
@@ -194,6 +194,32 @@ async fn a_full_spool_holds_the_agent_back_until_the_vault_takes_data_again() {
     assert_eq!(world.numbers().await, [1, 2]);
     let (_, welcome) = process_server.welcome(Some(&believes)).await;
     assert_eq!(welcome.full_copy_reason, "", "no resynchronization");
+}
+
+/// `lifeboat-agent assess` sizes spools by it.
+#[tokio::test(start_paused = true)]
+async fn what_one_server_has_on_its_way_stays_below_its_part_of_the_spool() {
+    let world = World::new();
+    let mut process_server = world.process_server_with_spool("ps-0", 1 << 30);
+    let (mut agent, _) = process_server.welcome(None).await;
+    agent.record(1, 1).await;
+    agent.durable(1).await;
+    world.set(Weather::Away);
+    let up = agent.up.clone();
+    let sending = tokio::spawn(async move {
+        for sequence in 0..100 {
+            // The largest batches: one of nearly 2 MiB is closed by a chunk of 4 MiB.
+            let blocks = if sequence % 2 == 0 { 511 } else { 1024 };
+            let message = Some(v1::up::Message::Chunk(Agent::chunk(2, sequence, 0, blocks)));
+            up.send(v1::Up { message }).await.unwrap();
+        }
+    });
+    process_server.until("waiting for room", |status| status.waiting_for_room).await;
+    sleep(Duration::from_secs(300)).await;
+    assert!(!sending.is_finished());
+    let taken = process_server.space.used_bytes();
+    assert!((16 << 20..=MAX_ON_THE_WAY_BYTES).contains(&taken), "{taken}");
+    sending.abort();
 }
 
 #[tokio::test(start_paused = true)]

@@ -23,6 +23,9 @@ pub const PROTOCOL_VERSION: u32 = 1;
 
 /// Data bytes in a [`v1::Chunk`], at most: one uploaded segment is made of one or a few chunks.
 pub const MAX_CHUNK_BYTES: usize = 4 << 20;
+/// What a process server has of one server on its way into the vault, at most: some nine segments of up to 6 MiB. Its
+/// spool is sized by that (docs/adr/0010).
+pub const MAX_ON_THE_WAY_BYTES: u64 = 64 << 20;
 
 /// Extents of a chunk, at most: one for each block of its data, and zero runs between and around them; 384 KiB in memory.
 pub const MAX_CHUNK_EXTENTS: usize = 16 * MAX_CHUNK_BYTES / BLOCK_BYTES as usize;

@@ -19,7 +19,7 @@ use serde_json::json;
 fn an_appliance_gets_every_default() {
     let made = admitted(&create(&object("ReplicationAppliance", &namespace(), "berlin", appliance())));
     let spec = &made["spec"];
-    assert_eq!(spec["processServers"], json!({ "replicas": 1, "spool": { "size": "50Gi" } }));
+    assert_eq!(spec["processServers"], json!({ "replicas": 1, "spool": { "size": "10Gi" } }));
     assert_eq!(spec["exposure"], json!({ "type": "ClusterIP", "dataPort": 9443, "managementPort": 443 }));
 }
 

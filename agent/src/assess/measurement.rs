@@ -29,7 +29,7 @@ const SAMPLE_PAUSE: Duration = Duration::from_millis(50);
 /// Read speed until samples have shown one.
 const READ_BYTES_PER_SECOND: f64 = 200e6;
 /// Longer intervals that are counted beside the round's own.
-const WIDER: [u64; 3] = [60, 300, 3600];
+const WIDER: [u64; 4] = [60, 300, 3600, 8 * 3600];
 /// A record whose only segment is at most this large travels in its commit record.
 const INLINE_BYTES: f64 = 65536.0;
 
@@ -54,14 +54,21 @@ pub struct Wider {
     pub interval: Duration,
     /// Of whole intervals.
     pub total: Span,
+    /// Of the interval with the most, in bytes.
+    pub most: u64,
     set: BlockSet,
     since: Instant,
 }
 
 impl Wider {
-    /// With this total so far.
+    /// With this total so far, of equal intervals.
     pub fn of(interval: Duration, total: Span) -> Self {
-        Self { interval, total, set: BlockSet::default(), since: Instant::now() }
+        let most = if total.seconds > 0.0 {
+            (total.bytes as f64 * interval.as_secs_f64() / total.seconds).ceil() as u64
+        } else {
+            0
+        };
+        Self { interval, total, most, set: BlockSet::default(), since: Instant::now() }
     }
 }
 
@@ -215,7 +222,9 @@ impl Measurement {
             wider.set.union(taken);
             if now - wider.since >= wider.interval {
                 wider.total.seconds += (now - wider.since).as_secs_f64();
-                wider.total.bytes += std::mem::take(&mut wider.set).bytes();
+                let bytes = std::mem::take(&mut wider.set).bytes();
+                wider.total.bytes += bytes;
+                wider.most = wider.most.max(bytes);
                 wider.since = now;
             }
         }

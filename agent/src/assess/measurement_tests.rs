@@ -112,6 +112,7 @@ async fn longer_rounds_carry_less_of_a_hot_block() {
     let wider = &rig.measurement.figures().wider;
     let minute = wider.iter().find(|wider| wider.interval.as_secs() == 60).unwrap();
     assert_span(minute.total, 120.0, 2 * 61 * 4096);
+    assert_eq!(minute.most, 61 * 4096);
     let hour = wider.iter().find(|wider| wider.interval.as_secs() == 3600).unwrap();
     assert_eq!(hour.total, Span::default(), "no hour is over");
 }

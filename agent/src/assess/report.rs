@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::{measurement::Figures, sizing};
 use crate::core::Machine;
 
-pub const SCHEMA: &str = "lifeboat.dev/assess/v1";
+pub const SCHEMA: &str = "lifeboat.dev/assess/v2";
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -132,12 +132,12 @@ pub struct FirstCopy {
     pub used_error_bytes: Option<u64>,
     pub sent_bytes: u64,
     pub compression: Compression,
-    pub times: Vec<FirstCopyTime>,
+    pub times: Vec<LineTime>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct FirstCopyTime {
+pub struct LineTime {
     pub megabits_per_second: u64,
     /// `None`: the changes alone fill the line.
     pub seconds: Option<u64>,
@@ -147,9 +147,9 @@ pub struct FirstCopyTime {
 #[serde(rename_all = "camelCase")]
 pub struct Needs {
     pub uplink: Vec<Uplink>,
-    pub spool: Vec<SpoolNeed>,
-    /// How long a spool of the default size lasts for this server alone; `None`: nothing was written.
-    pub default_spool_seconds: Option<u64>,
+    /// This server's part of `spec.processServers.spool.size`.
+    pub spool_bytes: u64,
+    pub outages: Vec<Outage>,
     pub vault: Vec<VaultNeed>,
     pub store_operations: StoreOperations,
 }
@@ -171,11 +171,12 @@ pub struct Bandwidth {
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct SpoolNeed {
+pub struct Outage {
     pub outage_seconds: u64,
+    /// What is to be sent after it.
     pub bytes: u64,
-    /// For `spec.processServers.spool.size`, so that the appliance does not warn.
-    pub size_bytes: u64,
+    /// Until the vault is up to date again.
+    pub times: Vec<LineTime>,
     pub extrapolated: bool,
 }
 

@@ -1,30 +1,30 @@
 //! From figures to what a server needs. Pure.
 //!
 //! Where less was measured than asked for, the average stands in and the figure says `extrapolated`. Nothing here adds
-//! a reserve but the spool's size, which stays below the mark at which the appliance warns.
+//! a reserve but the spool's part, which stays below the mark at which the appliance warns.
 
 use std::time::Duration;
+
+use lifeboat_replication::wire::MAX_ON_THE_WAY_BYTES;
 
 use super::{
     measurement::Figures,
     report::{
-        Bandwidth, Churn, Compression, DiskReport, FirstCopy, FirstCopyTime, Needs, Rates, SpoolNeed,
+        Bandwidth, Churn, Compression, DiskReport, FirstCopy, LineTime, Needs, Outage, Rates,
         StoreOperations, Uplink, VaultNeed, Wider,
     },
     sample::Sample,
     series::Span,
 };
 
-/// Lines for which the time of the first copy is given, in Mbit/s.
+/// Lines for which times are given, in Mbit/s.
 const LINES: [u64; 4] = [10, 50, 100, 1000];
-/// Outages that the spool is to bridge.
+/// Outages of the store or the line to it.
 const OUTAGES: [u64; 2] = [3600, 8 * 3600];
 /// `ReplicationPolicy.spec.journalRetention` to choose from.
 const JOURNALS: [u64; 3] = [2 * 3600, 24 * 3600, 72 * 3600];
 /// Goals for the RPO beside the one asked for.
 const GOALS: [u64; 3] = [60, 300, 900];
-/// The default of `ReplicationAppliance.spec.processServers.spool.size`.
-const DEFAULT_SPOOL: u64 = 50 << 30;
 /// Nine tenths of the volume are the spool's, and at seven tenths of that the appliance warns.
 const SPOOL_USABLE: f64 = 0.9 * 0.7;
 const MEBI: f64 = 1048576.0;
@@ -100,11 +100,6 @@ pub fn first_copy(figures: &Figures) -> FirstCopy {
     let size: u64 = figures.disks.iter().map(|disk| disk.disk.size_bytes).sum();
     let used = figures.content.used().unwrap_or(1.0);
     let sent = size as f64 * ratio(&figures.content);
-    let beside = figures.changed.average() * ratio(&figures.churn);
-    let times = LINES.map(|megabits| {
-        let left = megabits as f64 * 1e6 / 8.0 - beside;
-        FirstCopyTime { megabits_per_second: megabits, seconds: (left > 0.0).then(|| whole(sent / left)) }
-    });
     FirstCopy {
         disk_bytes: size,
         used_bytes: whole(size as f64 * used),
@@ -114,8 +109,18 @@ pub fn first_copy(figures: &Figures) -> FirstCopy {
         },
         sent_bytes: whole(sent),
         compression: compression(&figures.content),
-        times: times.into(),
+        times: times(figures, sent),
     }
+}
+
+/// How long so many bytes take beside the rounds.
+fn times(figures: &Figures, bytes: f64) -> Vec<LineTime> {
+    let beside = figures.changed.average() * ratio(&figures.churn);
+    let time = |megabits: u64| {
+        let left = megabits as f64 * 1e6 / 8.0 - beside;
+        LineTime { megabits_per_second: megabits, seconds: (left > 0.0).then(|| whole(bytes / left)) }
+    };
+    LINES.map(time).into()
 }
 
 /// Bytes of this many seconds, compressed: the most measured, or the average where less was measured.
@@ -137,19 +142,28 @@ pub fn needs(figures: &Figures, goal: Duration) -> Needs {
         let rate = figures.changed.rate_for(goal as f64, ratio(&figures.churn));
         Uplink { rpo_seconds: goal, needed: rate.map(bandwidth) }
     });
-    let spool = OUTAGES.map(|outage| {
-        let (bytes, extrapolated) = in_worst(figures, outage as f64);
-        let size_bytes = whole((bytes as f64 / SPOOL_USABLE / MEBI).ceil() * MEBI);
-        SpoolNeed { outage_seconds: outage, bytes, size_bytes, extrapolated }
-    });
-    let sent = figures.changed.average() * ratio(&figures.churn);
     Needs {
         uplink: uplink.collect(),
-        spool: spool.into(),
-        default_spool_seconds: (sent > 0.0).then(|| (DEFAULT_SPOOL as f64 * SPOOL_USABLE / sent) as u64),
+        spool_bytes: whole((MAX_ON_THE_WAY_BYTES as f64 / SPOOL_USABLE / MEBI).ceil() * MEBI),
+        outages: OUTAGES.map(|length| outage(figures, length)).into(),
         vault: JOURNALS.map(|journal| vault(figures, journal)).into(),
         store_operations: operations(figures),
     }
+}
+
+/// What has changed waits on the server, each block once, however often it was written.
+fn outage(figures: &Figures, seconds: u64) -> Outage {
+    let ratio = ratio(&figures.churn);
+    let measured = figures.wider.iter().find(|wider| wider.interval.as_secs() == seconds && wider.most > 0);
+    let (bytes, extrapolated) = match measured {
+        Some(wider) => (whole(wider.most as f64 * ratio), false),
+        None => {
+            let all: u64 = figures.disks.iter().map(|disk| disk.disk.size_bytes).sum();
+            let changed = distinct_rate(figures, seconds) * seconds as f64;
+            (whole(changed.min(all as f64) * ratio), true)
+        }
+    };
+    Outage { outage_seconds: seconds, bytes, times: times(figures, bytes as f64), extrapolated }
 }
 
 fn bandwidth(rate: f64) -> Bandwidth {

@@ -46,21 +46,26 @@ fn the_first_copy_goes_beside_the_rounds_and_never_ends_on_a_line_they_fill() {
     // 10 Mbit/s are 1.25 MB/s.
     let copy = first_copy(&figures(&[1_250_000; 10]));
     assert_eq!(copy.sent_bytes, 1 << 30);
-    assert_eq!(copy.times[0], FirstCopyTime { megabits_per_second: 10, seconds: None });
+    assert_eq!(copy.times[0], LineTime { megabits_per_second: 10, seconds: None });
     // 50 Mbit/s leave 5 MB/s.
     assert_eq!(copy.times[1].seconds, Some((1_u64 << 30).div_ceil(5_000_000)));
     assert_eq!((copy.used_bytes, copy.used_error_bytes, copy.compression.assumed), (1 << 30, None, true));
 }
 
 #[test]
-fn the_spool_is_sized_for_the_worst_hour_measured() {
-    let mut rounds = vec![MIB; 7200];
-    rounds[100..200].fill(10 * MIB);
-    let hour = &needs(&figures(&rounds), Duration::from_secs(300)).spool[0];
-    assert_eq!((hour.outage_seconds, hour.bytes, hour.extrapolated), (3600, 4500 * MIB, false));
-    assert!(hour.size_bytes as f64 >= hour.bytes as f64 / 0.63, "room below the warning: {hour:?}");
-    let shift = &needs(&figures(&rounds), Duration::from_secs(300)).spool[1];
-    assert!(shift.extrapolated, "eight hours were not measured");
+fn after_an_outage_each_block_is_sent_once_beside_what_is_written() {
+    // 1 MiB/s, of which 0.5 MiB/s are other blocks than in the hour before.
+    let mut measured = figures(&vec![MIB; 7200]);
+    let total = Span { seconds: 7200.0, bytes: 3600 * MIB };
+    measured.wider = vec![Wider::of(Duration::from_secs(3600), total)];
+    let needs = needs(&measured, Duration::from_secs(300));
+    let [hour, shift] = &needs.outages[..] else { panic!("{:?}", needs.outages) };
+    assert_eq!((hour.outage_seconds, hour.bytes, hour.extrapolated), (3600, 1800 * MIB, false));
+    // 10 Mbit/s are 1.25 MB/s.
+    let left = 1_250_000 - MIB;
+    assert_eq!(hour.times[0].seconds, Some((1800 * MIB).div_ceil(left)));
+    assert!(shift.extrapolated && shift.bytes == 1 << 30, "no more than the disk: {shift:?}");
+    assert!(needs.spool_bytes as f64 >= 64.0 * MIB as f64 / 0.63, "room below the warning");
 }
 
 #[test]
@@ -158,7 +163,7 @@ proptest! {
             // Equal but for the last halving step.
             prop_assert!(rate(before) <= rate(after).map(|rate| rate + 1));
         }
-        for (before, after) in before.spool.iter().zip(&after.spool) {
+        for (before, after) in before.outages.iter().zip(&after.outages) {
             prop_assert!(before.bytes <= after.bytes);
         }
         for (before, after) in before.vault.iter().zip(&after.vault) {

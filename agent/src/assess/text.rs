@@ -4,7 +4,7 @@ use std::fmt::{self, Display, Formatter};
 
 use super::{
     length,
-    report::{Compression, Rates, Report},
+    report::{Compression, LineTime, Rates, Report},
 };
 
 const UNITS: [(&str, f64); 4] =
@@ -41,6 +41,14 @@ fn rates(f: &mut Formatter<'_>, name: &str, rates: &Rates) -> fmt::Result {
     let [average, median, p95, p99, peak] =
         [average, median, p95, p99, peak].map(|rate| format!("{}/s", bytes(*rate)));
     writeln!(f, "  {name:<22}{average:>14}{median:>14}{p95:>14}{p99:>14}{peak:>14}")
+}
+
+fn times(f: &mut Formatter<'_>, times: &[LineTime]) -> fmt::Result {
+    for time in times {
+        let said = time.seconds.map_or("never: the changes alone fill the line".to_owned(), span);
+        writeln!(f, "  at {:>4} Mbit/s: {said}", time.megabits_per_second)?;
+    }
+    Ok(())
 }
 
 fn mark(extrapolated: bool) -> &'static str {
@@ -102,10 +110,7 @@ impl Display for Report {
         writeln!(f, "  {} of {} used{error}", bytes(first_copy.used_bytes), bytes(first_copy.disk_bytes))?;
         let sent = bytes(first_copy.sent_bytes);
         writeln!(f, "  {sent} to send; blocks compress {}", compressed(&first_copy.compression))?;
-        for time in &first_copy.times {
-            let said = time.seconds.map_or("never: the changes alone fill the line".to_owned(), span);
-            writeln!(f, "  at {:>4} Mbit/s: {said}", time.megabits_per_second)?;
-        }
+        times(f, &first_copy.times)?;
         writeln!(f, "\nUplink of this server")?;
         for uplink in &needs.uplink {
             let said = uplink.needed.as_ref().map_or(
@@ -116,14 +121,12 @@ impl Display for Report {
             );
             writeln!(f, "  for an RPO of {}: {said}", span(uplink.rpo_seconds))?;
         }
-        writeln!(f, "\nSpool, this server's part")?;
-        for spool in &needs.spool {
-            let (outage, size) = (span(spool.outage_seconds), bytes(spool.size_bytes));
-            let data = bytes(spool.bytes);
-            writeln!(f, "  outage of {outage}: {size} of volume for {data}{}", mark(spool.extrapolated))?;
-        }
-        if let Some(seconds) = needs.default_spool_seconds {
-            writeln!(f, "  the default of 50Gi lasts {} for this server alone", span(seconds))?;
+        writeln!(f, "  its part of the process server's spool: {}", bytes(needs.spool_bytes))?;
+        writeln!(f, "\nAfter an outage of the store")?;
+        for outage in &needs.outages {
+            let (length, data) = (span(outage.outage_seconds), bytes(outage.bytes));
+            writeln!(f, "  of {length}: {data} to send{}", mark(outage.extrapolated))?;
+            times(f, &outage.times)?;
         }
         writeln!(f, "\nVault")?;
         for vault in &needs.vault {

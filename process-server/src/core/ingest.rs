@@ -34,7 +34,7 @@ use super::{
     session::{self, SOON, Session},
     space::Space,
     spool::Spool,
-    status::{Status, StatusSender},
+    status::{Status, StatusSender, Trouble},
     switchboard::Switchboard,
 };
 
@@ -176,7 +176,7 @@ impl Ingest {
             Err(error) => error,
         };
         tracing::warn!(server = %self.server, error = %chain(&error), "log not taken over");
-        self.status.log_lost(chain(&error));
+        self.status.log_lost(Some(Trouble::take_over(&error)));
         match error {
             TakeOverError::Busy { .. } => backoff::jittered(env, BUSY_PAUSE).await,
             TakeOverError::Closed { .. } | TakeOverError::Damaged { .. } => {
@@ -211,17 +211,17 @@ impl Ingest {
                 ended = &mut commit => match ended {
                     Ok(log) => {
                         log.release().await;
-                        self.status.log_lost(String::new());
+                        self.status.log_lost(None);
                         return Some(Ended::Released);
                     }
                     Err(error) => {
                         tracing::error!(server = %self.server, error = %chain(&error), "log lost");
-                        self.status.log_lost(chain(&error));
+                        self.status.log_lost(Some(Trouble::write(&error)));
                         return None;
                     }
                 },
                 () = sleep_until(deadline), if begins.is_none() => {
-                    self.status.log_lost(String::new());
+                    self.status.log_lost(None);
                     return Some(Ended::GivenUp);
                 }
                 changed = self.assigned.changed(), if begins.is_some() => {
@@ -253,8 +253,8 @@ impl Ingest {
                 }
                 () = some(&mut current) => current = None,
                 Ok(()) = trouble.changed() => {
-                    let trouble = trouble.borrow_and_update().clone().unwrap_or_default();
-                    self.status.log_trouble(&trouble);
+                    let trouble = trouble.borrow_and_update().clone();
+                    self.status.log_trouble(trouble.map(|why| Trouble::new(v1::Hindrance::Store, why)));
                 }
             }
         }

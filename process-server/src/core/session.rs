@@ -22,7 +22,7 @@ use super::{
     intake::Intake,
     offer::{Offer, Unusable},
     sealing::{Sealing, SealingError},
-    status::StatusSender,
+    status::{StatusSender, Trouble},
     upload::{Upload, UploadError},
 };
 
@@ -268,7 +268,7 @@ impl Session {
         if let Err(error) = staged {
             tracing::error!(%server, error = %chain(&error), "session ended: its records are sent again");
             status.connected(false, shared.env.wall.now());
-            status.upload_trouble(&chain(&error));
+            status.upload_trouble(Some(Trouble::new(v1::Hindrance::Spool, chain(&error))));
             refuse(&down, &chain(&error), "look at the process server's log", Some(SOON));
         }
     }

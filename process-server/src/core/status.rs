@@ -2,11 +2,50 @@
 
 use std::sync::Arc;
 
-use lifeboat_replication::{env::Micros, log::LogState, wire::v1};
+use lifeboat_replication::{
+    env::Micros,
+    errors::chain,
+    log::{LogState, TakeOverError, WriteError},
+    wire::v1,
+};
 use tokio::sync::watch;
 
-const SPOOL_FULL: &str = "the spool is full and the agent waits: more changes than the uplink or the vault takes; \
-    nothing is lost, but the RPO grows until it has caught up (or raise spec.spool.size or the bandwidth)";
+const WAITING: &str = "the agent waits: more is written than the uplink or the vault takes; nothing is lost, and the RPO \
+    grows until it has caught up";
+
+/// What hinders a server at the moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Trouble {
+    pub kind: v1::Hindrance,
+    /// Reason and remedy.
+    pub words: String,
+}
+
+impl Trouble {
+    pub(super) fn new(kind: v1::Hindrance, words: impl Into<String>) -> Self {
+        Self { kind, words: words.into() }
+    }
+
+    pub(super) fn take_over(error: &TakeOverError) -> Self {
+        let kind = match error {
+            TakeOverError::Busy { .. } | TakeOverError::Contended { .. } => v1::Hindrance::Held,
+            TakeOverError::Closed { .. } => v1::Hindrance::Closed,
+            TakeOverError::Damaged { .. } => v1::Hindrance::Damaged,
+            TakeOverError::Store(_) => v1::Hindrance::Store,
+            TakeOverError::Write(error) => return Self::write(error),
+        };
+        Self::new(kind, chain(error))
+    }
+
+    pub(super) fn write(error: &WriteError) -> Self {
+        let kind = match error {
+            WriteError::Fenced { .. } => v1::Hindrance::Held,
+            WriteError::WentBack { .. } => v1::Hindrance::Store,
+            WriteError::Illegal(_) | WriteError::TooLarge(_) | WriteError::NoKey => v1::Hindrance::Damaged,
+        };
+        Self::new(kind, chain(error))
+    }
+}
 
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Status {
@@ -22,8 +61,8 @@ pub struct Status {
     pub copied_bytes: u64,
     /// Connections refused or ended for what the agent did.
     pub violations: u64,
-    log_trouble: String,
-    upload_trouble: String,
+    log_trouble: Option<Trouble>,
+    upload_trouble: Option<Trouble>,
     /// Times that the log was taken over.
     pub takeovers: u64,
 }
@@ -57,9 +96,9 @@ impl StatusSender {
         self.0.send_modify(|status| {
             status.holds_log = true;
             status.takeovers += 1;
-            status.report.error.clear();
-            status.log_trouble.clear();
-            status.upload_trouble.clear();
+            status.log_trouble = None;
+            status.upload_trouble = None;
+            status.say(None);
             status.report.epoch = log.epoch.0;
             status.report.last_number = log.last_number.0;
             status.report.complete = log.complete;
@@ -80,33 +119,32 @@ impl StatusSender {
         });
     }
 
-    /// The log is not (or no longer) this process server's: why, and what to do.
-    pub(super) fn log_lost(&self, error: String) {
+    /// The log is not (or no longer) this process server's: why, and what to do; `None`: it was given back.
+    pub(super) fn log_lost(&self, why: Option<Trouble>) {
         self.0.send_modify(|status| {
             status.holds_log = false;
             status.report.connected = false;
             status.report.head = None;
             status.waiting_for_room = false;
-            status.report.error = error;
+            status.say(why);
         });
     }
 
-    /// What keeps the log from being written at the moment; empty: nothing.
-    pub(super) fn log_trouble(&self, trouble: &str) {
+    /// What keeps the log from being written at the moment; `None`: nothing.
+    pub(super) fn log_trouble(&self, trouble: Option<Trouble>) {
         self.troubled(|status| &mut status.log_trouble, trouble);
     }
 
-    /// What keeps segments from being uploaded at the moment; empty: nothing.
-    pub(super) fn upload_trouble(&self, trouble: &str) {
+    /// What keeps segments from being uploaded at the moment; `None`: nothing.
+    pub(super) fn upload_trouble(&self, trouble: Option<Trouble>) {
         self.troubled(|status| &mut status.upload_trouble, trouble);
     }
 
-    fn troubled(&self, which: fn(&mut Status) -> &mut String, trouble: &str) {
+    fn troubled(&self, which: fn(&mut Status) -> &mut Option<Trouble>, trouble: Option<Trouble>) {
         self.0.send_if_modified(|status| {
-            let field = which(status);
-            let changed = field != trouble;
+            let changed = *which(status) != trouble;
             if changed {
-                trouble.clone_into(field);
+                *which(status) = trouble;
                 status.show_trouble();
             }
             changed
@@ -166,7 +204,7 @@ impl StatusSender {
             status.report.records += 1;
             status.report.stored_bytes += stored_bytes;
             status.report.complete = data.complete;
-            status.upload_trouble.clear();
+            status.upload_trouble = None;
             status.show_trouble();
             match data.kind() {
                 v1::RecordKind::Copy => status.copied_bytes += data.changed_bytes,
@@ -189,13 +227,15 @@ impl Status {
         if !self.holds_log {
             return;
         }
-        let troubles = [
-            self.log_trouble.as_str(),
-            &self.upload_trouble,
-            if self.waiting_for_room { SPOOL_FULL } else { "" },
-        ];
-        let first = troubles.into_iter().find(|trouble| !trouble.is_empty()).unwrap_or_default();
-        self.report.error = first.to_owned();
+        let waiting = || self.waiting_for_room.then(|| Trouble::new(v1::Hindrance::Uplink, WAITING));
+        let first = self.log_trouble.clone().or_else(|| self.upload_trouble.clone()).or_else(waiting);
+        self.say(first);
+    }
+
+    fn say(&mut self, trouble: Option<Trouble>) {
+        let trouble = trouble.unwrap_or_else(|| Trouble::new(v1::Hindrance::Unspecified, ""));
+        self.report.error = trouble.words;
+        self.report.set_hindrance(trouble.kind);
     }
 
     fn head_at(&mut self, log: &LogState) {

@@ -25,7 +25,7 @@ use super::{
     fair::FairSlots,
     sealing::{Piece, Stored, sha256, spool_name},
     spool::{Spool, SpoolError},
-    status::StatusSender,
+    status::{StatusSender, Trouble},
 };
 
 /// Segments of one server on their way at a time.
@@ -156,7 +156,10 @@ impl One {
             match self.put(segment, bytes.clone()).await {
                 Ok(true) => break sum.is_some(),
                 Ok(false) => return Err(UploadError::Taken { name: segment.name.clone() }),
-                Err(error) => self.status.upload_trouble(&error.to_string()),
+                Err(error) => {
+                    let trouble = Trouble::new(v1::Hindrance::Store, error.to_string());
+                    self.status.upload_trouble(Some(trouble));
+                }
             }
             content = Content::Spooled(match sum {
                 Some(sum) => sum,
@@ -171,7 +174,7 @@ impl One {
             backoff::pause(&self.env, tried).await;
             tried += 1;
         };
-        self.status.upload_trouble("");
+        self.status.upload_trouble(None);
         self.status.sent(segment.length);
         if in_spool {
             self.spool.remove(spooled).await?;

@@ -126,13 +126,7 @@ fn observations(findings: &Findings, validated: Option<&Validated>) -> Vec<Obser
     };
     let applying = match validated {
         Some(Validated { apply: false, .. }) => elsewhere(Type::AppliersReady, "Apply"),
-        _ => pods_ready(
-            Type::AppliersReady,
-            "applier",
-            findings.applier_set.as_ref(),
-            appliers,
-            &findings.pods,
-        ),
+        _ => pods_ready(Type::AppliersReady, "applier", findings.applier_set.as_ref(), appliers, findings),
     };
     let mut all = vec![
         match &findings.certificates {
@@ -201,7 +195,7 @@ fn recovery_key_ready(findings: &Findings) -> Observation {
         Some(Err((reason, _, _))) => unknown(
             ConditionType::RecoveryKeyReady,
             *reason,
-            "cannot be said while the vault does not answer",
+            "who can open the key bundle cannot be said while the vault does not answer",
         ),
     }
 }
@@ -209,7 +203,7 @@ fn recovery_key_ready(findings: &Findings) -> Observation {
 fn process_servers_ready(findings: &Findings, replicas: i32) -> Observation {
     let kind = ConditionType::ProcessServersReady;
     let set = findings.process_server_set.as_ref();
-    let ready = pods_ready(kind, "process server", set, replicas, &findings.pods);
+    let ready = pods_ready(kind, "process server", set, replicas, findings);
     if findings.leaving.is_empty() || !ready.is_met() {
         return ready;
     }
@@ -228,23 +222,38 @@ fn pods_ready(
     component: &str,
     set: Option<&StatefulSet>,
     wanted: i32,
-    pods: &[Pod],
+    findings: &Findings,
 ) -> Observation {
     let ready = ready_replicas(set);
     if set.is_some() && ready >= wanted {
-        return met(kind, Reason::AsExpected, format!("{ready} of {wanted} ready"));
+        return met(kind, Reason::AsExpected, format!("{ready} of {wanted} {component}s ready"));
     }
     let label = component.replace(' ', "-");
-    let ours = pods.iter().filter(|pod| pod.labels().get("app.kubernetes.io/component") == Some(&label));
+    let ours =
+        findings.pods.iter().filter(|pod| pod.labels().get("app.kubernetes.io/component") == Some(&label));
     let troubles: Vec<String> = ours.filter_map(pod_trouble).collect();
     if troubles.is_empty() {
-        return unmet(
-            kind,
-            Reason::PodsNotReady,
-            format!("{ready} of {wanted} ready: wait, or see the pods' events"),
-        );
+        let remedy = match waits_for_vault(findings) {
+            true => "they wait for the vault",
+            false => "wait, or see the pods' events",
+        };
+        let message = format!("{ready} of {wanted} {component}s ready: {remedy}");
+        return unmet(kind, Reason::PodsNotReady, message);
     }
-    unmet(kind, Reason::PodsFailing, format!("{ready} of {wanted} ready; {}", troubles.join("; ")))
+    unmet(
+        kind,
+        Reason::PodsFailing,
+        format!("{ready} of {wanted} {component}s ready; {}", troubles.join("; ")),
+    )
+}
+
+/// Pods are not ready before they have the vault, and while they are without it.
+fn waits_for_vault(findings: &Findings) -> bool {
+    let process_servers = findings.process_servers.iter().filter_map(|one| one.report.as_ref());
+    let appliers = findings.appliers.iter().filter_map(|one| one.report.as_ref());
+    matches!(findings.vault, Some(Err(_)))
+        || process_servers.map(|report| &report.vault_error).any(|error| !error.is_empty())
+        || appliers.map(|report| &report.vault_error).any(|error| !error.is_empty())
 }
 
 /// In the kubelet's or the scheduler's words why a pod does not start.

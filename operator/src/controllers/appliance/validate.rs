@@ -84,7 +84,7 @@ pub fn validate(appliance: &ReplicationAppliance) -> Result<Validated, Failure> 
     let bytes = quantity_bytes(size).ok_or_else(|| {
         Failure::stalled(
             Reason::InvalidSpec,
-            format!("spec.processServers.spool.size is {}: write it like 50Gi", size.0),
+            format!("spec.processServers.spool.size is {}: write it like 10Gi", size.0),
         )
     })?;
     let replicas = spec.process_server_replicas();

@@ -2,7 +2,7 @@
 
 use lifeboat_crds::{
     ProtectedServerStatus, Time,
-    server::{AgentStatus, DiskState, DiskStatus, RecoveryPointsStatus, ServerPhase, StorageStatus},
+    server::{AgentStatus, DiskState, DiskStatus, RecoveryPointsStatus, Rpo, ServerPhase, StorageStatus},
 };
 use lifeboat_replication::{env::Micros, wire::v1};
 
@@ -16,6 +16,13 @@ pub fn rpo_seconds(figures: &Figures) -> Option<u64> {
     }
     let at_report = figures.time.seconds_since(until).max(0.0);
     Some((at_report + figures.age.as_secs_f64()) as u64)
+}
+
+/// What was known grows with time as long as nothing newer is heard: of a process server that has not taken the log yet,
+/// or by an operator that was restarted.
+pub(super) fn rpo_since(known: &Rpo, now: Time) -> u64 {
+    let since = now.duration_since(known.observed_at).as_secs();
+    known.seconds.saturating_add(u64::try_from(since).unwrap_or(0))
 }
 
 pub(super) fn disks(report: &v1::ServerReport, before: &ProtectedServerStatus, now: Time) -> Vec<DiskStatus> {

@@ -98,7 +98,7 @@ pub async fn reconcile(server: Arc<ProtectedServer>, context: Context) -> Result
         findings.fail(failure);
     }
     let new = status::status(&server, &findings, context.now());
-    measure(&namespace, &name, &findings, &new, &context);
+    measure(&namespace, &name, &new, &context);
     let significant = figures::is_significant(server.status.as_ref(), &new);
     if significant || context.budget.allows(&namespace, &name) {
         tell(&server, &new, &context).await;
@@ -329,16 +329,10 @@ async fn runs_with(server: &ProtectedServer, context: &Context) -> Result<Vec<Fa
     Ok(runs)
 }
 
-fn measure(
-    namespace: &str,
-    name: &str,
-    findings: &Findings,
-    new: &lifeboat_crds::ProtectedServerStatus,
-    context: &Context,
-) {
+fn measure(namespace: &str, name: &str, new: &lifeboat_crds::ProtectedServerStatus, context: &Context) {
     let label = ServerLabel { namespace: namespace.to_owned(), server: name.to_owned() };
-    if let Some(rpo) = findings.figures.as_ref().and_then(figures::rpo_seconds) {
-        context.metrics.rpo_seconds.get_or_create(&label).set(i64::try_from(rpo).unwrap_or(i64::MAX));
+    if let Some(rpo) = &new.rpo {
+        context.metrics.rpo_seconds.get_or_create(&label).set(i64::try_from(rpo.seconds).unwrap_or(i64::MAX));
     }
     let connected = conditions::is_true(&new.conditions, ConditionType::AgentConnected);
     context.metrics.agent_connected.get_or_create(&label).set(i64::from(connected));

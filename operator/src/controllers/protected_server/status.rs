@@ -1,5 +1,6 @@
 //! A server's status from what is known of it. Pure.
 
+mod hindrance;
 mod issues;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -12,7 +13,7 @@ use lifeboat_crds::{
 use lifeboat_replication::{env::Micros, resync::Cause, wire::v1};
 
 use super::{
-    figures::{agent, disks, progress, recovery_points, rpo_seconds, storage, time, whole},
+    figures::{agent, disks, progress, recovery_points, rpo_seconds, rpo_since, storage, time, whole},
     group,
     places::Placed,
     request,
@@ -22,6 +23,7 @@ use crate::{
     control::{Applied, Figures, enrol::Enrolment},
     runtime::{Category, Failure},
 };
+use hindrance::Hindrance;
 
 /// An agent sends a heartbeat every second.
 const SILENT_SECONDS: u64 = 15;
@@ -93,7 +95,8 @@ pub fn status(server: &ProtectedServer, findings: &Findings, now: Time) -> Prote
     let report = findings.figures.as_ref().map(|figures| &figures.report);
     let enrolled =
         findings.enrolment.as_ref().is_some_and(|enrolment| !enrolment.public_key_sha256.is_empty());
-    let rpo_seconds = findings.figures.as_ref().and_then(rpo_seconds);
+    let known = || before.rpo.as_ref().map(|known| rpo_since(known, now));
+    let rpo_seconds = findings.figures.as_ref().and_then(rpo_seconds).or_else(known);
     let disks = report.map(|report| disks(report, &before, now)).unwrap_or_else(|| before.disks.clone());
     let points = findings
         .applied
@@ -137,7 +140,7 @@ pub fn status(server: &ProtectedServer, findings: &Findings, now: Time) -> Prote
             None => before.applier.clone(),
         },
         last_move: findings.placed.last_move.clone().or(before.last_move.clone()),
-        rpo: rpo_seconds.map(|seconds| Rpo { seconds, observed_at: whole(now) }).or(before.rpo.clone()),
+        rpo: rpo_seconds.map(|seconds| Rpo { seconds, observed_at: whole(now) }),
         last_point_time: report.and_then(|report| time(report.last_point_micros)).or(before.last_point_time),
         progress: progress(phase, &disks),
         agent: report.and_then(agent).or(before.agent.clone()),
@@ -176,8 +179,10 @@ fn phase(
     if !enrolled {
         return ServerPhase::Enrolling;
     }
-    let Some(figures) = &findings.figures else {
-        // Nothing is heard at the moment; it goes on where it was.
+    let held = |figures: &&Figures| figures.report.epoch > 0 || figures.report.error.is_empty();
+    let Some(figures) = findings.figures.as_ref().filter(|figures| held(figures) || is_failure(figures))
+    else {
+        // Nothing is heard at the moment, or only why the log is not taken yet; it goes on where it was.
         return if matches!(known, ServerPhase::Pending | ServerPhase::Enrolling | ServerPhase::Paused) {
             ServerPhase::InitialReplication
         } else {
@@ -185,7 +190,7 @@ fn phase(
         };
     };
     let report = &figures.report;
-    if !report.error.is_empty() {
+    if is_failure(figures) {
         return ServerPhase::Failed;
     }
     let had_points = report.last_point_micros > 0
@@ -199,6 +204,10 @@ fn phase(
         (_, _, true) => ServerPhase::Resynchronizing,
         (_, _, false) => ServerPhase::InitialReplication,
     }
+}
+
+fn is_failure(figures: &Figures) -> bool {
+    Hindrance::of(&figures.report).is_some_and(Hindrance::is_failure)
 }
 
 struct Facts<'a> {
@@ -215,6 +224,20 @@ struct Facts<'a> {
 impl Facts<'_> {
     fn report(&self) -> Option<&v1::ServerReport> {
         self.findings.figures.as_ref().map(|figures| &figures.report)
+    }
+
+    fn hindrance(&self) -> Option<Hindrance<'_>> {
+        self.report().and_then(Hindrance::of)
+    }
+
+    /// What hinders the server keeps its agent from being served.
+    fn refused(&self) -> Option<Hindrance<'_>> {
+        self.hindrance().filter(|hindrance| hindrance.refuses_agents() && !self.connected())
+    }
+
+    /// The vault is older than the policy allows.
+    fn late(&self) -> bool {
+        self.rpo_seconds.is_some_and(|seconds| seconds > self.threshold())
     }
 
     fn threshold(&self) -> u64 {
@@ -301,13 +324,13 @@ impl Facts<'_> {
                 None,
             );
         }
-        if let Some(error) =
-            self.report().map(|report| report.error.clone()).filter(|error| !error.is_empty())
-        {
-            return (
-                unready(Reason::LogClosed, &error),
-                Some(met(ConditionType::Stalled, Reason::LogClosed, error)),
-            );
+        if let Some(hindrance) = self.hindrance().filter(|hindrance| hindrance.is_worth_a_word(self.late())) {
+            let kind = match hindrance.is_failure() {
+                true => ConditionType::Stalled,
+                false => ConditionType::Reconciling,
+            };
+            let (reason, message) = (hindrance.reason(), hindrance.message());
+            return (unready(reason, &message), Some(met(kind, reason, message)));
         }
         if let Some((rollback, false)) = self.rolled_back {
             let (message, _) = rollback::words(self.server, rollback, false);
@@ -372,6 +395,10 @@ impl Facts<'_> {
                 last.from, last.to, last.message
             );
             return unknown(kind, Reason::Progressing, message);
+        }
+        if let Some(hindrance) = self.refused() {
+            let message = format!("agents are not served meanwhile: {}", hindrance.message());
+            return unknown(kind, hindrance.reason(), message);
         }
         let remedy = "look at `systemctl status lifeboat-agent` on the machine, and whether it reaches the appliance's ports";
         match (self.findings.figures.as_ref(), self.silence()) {

@@ -91,6 +91,13 @@ fn rpo_grows_while_nothing_is_heard() {
 }
 
 #[test]
+fn rpo_grows_while_a_process_server_waits_for_the_log() {
+    let (server, findings) = moved(61);
+    let told = status(&server, &findings, now() + jiff::SignedDuration::from_secs(100));
+    assert_eq!(told.rpo.unwrap().seconds, 103);
+}
+
+#[test]
 fn an_idle_server_that_proves_it_is_clean_has_no_growing_rpo() {
     let mut findings = healthy();
     report(&mut findings).last_point_micros = NOW - 3_600_000_000;
@@ -162,12 +169,53 @@ fn an_exceeded_threshold_is_an_issue_that_keeps_its_time() {
 fn a_log_that_cannot_be_written_is_a_failure_with_the_process_servers_words() {
     let mut findings = healthy();
     report(&mut findings).error = "the log was closed by run erp-1: release it".into();
+    report(&mut findings).set_hindrance(v1::Hindrance::Closed);
     let status = status(&server("db-1"), &findings, now());
     assert_eq!(
         (status.phase, status.replication_health),
         (Some(ServerPhase::Failed), Some(Health::Critical))
     );
     assert!(message(&status, ConditionType::Ready).contains("release it"));
+}
+
+#[test]
+fn a_vault_that_is_away_is_waited_for_and_no_failure_of_the_server() {
+    let mut findings = healthy();
+    report(&mut findings).error = "no certain answer to append of log".into();
+    report(&mut findings).set_hindrance(v1::Hindrance::Store);
+    let waiting = status(&server("db-1"), &findings, now());
+    assert_eq!(
+        (waiting.phase, waiting.replication_health),
+        (Some(ServerPhase::Protected), Some(Health::Warning))
+    );
+    assert!(message(&waiting, ConditionType::Ready).contains("waits for the vault"));
+    assert!(waiting.issues[0].remedy.contains("nothing is lost"), "{:?}", waiting.issues);
+
+    // Its lease has run out, so agents are refused: nobody is sent to the machine for that.
+    report(&mut findings).connected = false;
+    report(&mut findings).last_seen_micros = NOW - 60_000_000;
+    let refused = status(&server("db-1"), &findings, now());
+    assert_eq!(
+        refused.issues.iter().map(|issue| issue.code.as_str()).collect::<Vec<_>>(),
+        ["VaultUnreachable"]
+    );
+    assert!(message(&refused, ConditionType::AgentConnected).contains("waits for the vault"));
+
+    findings.policy.as_mut().unwrap().rpo_threshold = lifeboat_crds::Duration::from_secs(2);
+    let late = status(&server("db-1"), &findings, now());
+    assert_eq!((late.phase, late.replication_health), (Some(ServerPhase::Protected), Some(Health::Critical)));
+}
+
+#[test]
+fn an_agent_that_waits_for_a_slow_line_is_worth_a_word_when_the_vault_gets_old() {
+    let mut findings = healthy();
+    report(&mut findings).error = "the agent waits".into();
+    report(&mut findings).set_hindrance(v1::Hindrance::Uplink);
+    let burst = status(&server("db-1"), &findings, now());
+    assert_eq!((burst.issues.len(), burst.replication_health), (0, Some(Health::Healthy)));
+    findings.policy.as_mut().unwrap().rpo_threshold = lifeboat_crds::Duration::from_secs(2);
+    let late = status(&server("db-1"), &findings, now());
+    assert!(late.issues.iter().any(|issue| issue.code == "UploadBacklog"), "{:?}", late.issues);
 }
 
 #[test]
@@ -250,8 +298,11 @@ fn moved(seconds: i64) -> (lifeboat_crds::ProtectedServer, Findings) {
             lost_epoch: Some(1),
         }),
     };
-    *report(&mut findings) =
-        v1::ServerReport { error: "another process server holds the log".into(), ..Default::default() };
+    *report(&mut findings) = v1::ServerReport {
+        error: "another process server holds the log".into(),
+        hindrance: v1::Hindrance::Held.into(),
+        ..Default::default()
+    };
     (server, findings)
 }
 
@@ -273,7 +324,7 @@ fn a_server_that_was_just_moved_is_told_of_with_the_reason_and_wakes_nobody() {
 fn a_move_that_does_not_come_to_an_end_is_told_as_what_hinders_it() {
     let (server, findings) = moved(61);
     let told = status(&server, &findings, now());
-    assert_eq!(told.phase, Some(ServerPhase::Failed));
+    assert_eq!((told.phase, told.replication_health), (Some(ServerPhase::Protected), Some(Health::Warning)));
     assert!(told.issues.iter().any(|issue| issue.message.contains("another process server holds")));
 }
 

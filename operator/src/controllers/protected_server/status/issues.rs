@@ -21,14 +21,15 @@ pub(super) fn issues(facts: &Facts<'_>, now: Time) -> Vec<Issue> {
             let severity = if issue.severity == "Warning" { Severity::Warning } else { Severity::Critical };
             all.push((issue.code.clone(), severity, issue.message.clone(), issue.remedy.clone()));
         }
-        if !report.error.is_empty() {
-            all.push((
-                Reason::LogClosed.as_str().into(),
-                Severity::Critical,
-                report.error.clone(),
-                "do as the message says".into(),
-            ));
-        }
+    }
+    let late = facts.late();
+    if let Some(hindrance) = facts.hindrance().filter(|hindrance| hindrance.is_worth_a_word(late)) {
+        all.push((
+            hindrance.reason().as_str().into(),
+            hindrance.severity(late),
+            hindrance.message(),
+            hindrance.remedy().into(),
+        ));
     }
     if let Some((rollback, mended)) = facts.rolled_back {
         let severity = if mended { Severity::Warning } else { Severity::Critical };
@@ -55,6 +56,7 @@ pub(super) fn issues(facts: &Facts<'_>, now: Time) -> Vec<Issue> {
         && facts.server.spec.replication == Replication::Enabled
         && facts.findings.figures.is_some()
         && !facts.connected()
+        && facts.refused().is_none()
         && facts.overdue(now)
     {
         let lost = facts.silence().is_some_and(|silence| silence >= LOST_SECONDS);
