@@ -56,6 +56,8 @@ pub struct Fio<'a> {
     pub depth: u32,
     /// `None`: as fast as it goes.
     pub kib_per_second: Option<u32>,
+    /// Some places are written far more often than others (Zipf, 1.1), as databases do.
+    pub skewed: bool,
     pub time: Duration,
 }
 
@@ -86,6 +88,9 @@ impl Fio<'_> {
         .arg(format!("--runtime={}", self.time.as_secs()));
         if let Some(rate) = self.kib_per_second {
             fio.arg(format!("--rate={rate}k"));
+        }
+        if self.skewed {
+            fio.arg("--random_distribution=zipf:1.1");
         }
         fio.stdin(Stdio::null());
         fio

@@ -17,6 +17,7 @@ mod load;
 mod machines;
 mod processes;
 mod report;
+mod slow;
 mod statistics;
 mod store;
 

@@ -38,7 +38,14 @@ fn at(churn_kib: u32, servers: u32, repeat: usize) -> Vec<Figure> {
         let site = Site::new(&options, vec![zero_disk(DISK_MIB)]);
         site.wait_for("the first copy ends", |records| point(records).is_some());
         let disk = &site.servers[0].disk;
-        let writing = Fio { disk, block_kib: 16, depth: 8, kib_per_second: Some(churn_kib), time: TIME * 2 };
+        let writing = Fio {
+            disk,
+            block_kib: 16,
+            depth: 8,
+            kib_per_second: Some(churn_kib),
+            skewed: false,
+            time: TIME * 2,
+        };
         let running = writing.start();
         sleep(Duration::from_secs(4));
         let records = site.records().len();

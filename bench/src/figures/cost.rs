@@ -37,7 +37,8 @@ pub fn measure(_repeat: usize) -> Vec<Figure> {
     let idle = a_day(&store, &IDLE);
     let disk = &site.servers[0].disk;
     let time = BUSY.settle + BUSY.measure * 2;
-    let churn = Fio { disk, block_kib: 16, depth: 4, kib_per_second: Some(1 << 10), time }.start();
+    let churn =
+        Fio { disk, block_kib: 16, depth: 4, kib_per_second: Some(1 << 10), skewed: false, time }.start();
     let busy = a_day(&store, &BUSY);
     drop(churn);
     let what = "requests to the store a server-day (process server and applier with one server, rounds of 15 s, points of 5 min), from three minutes idle or a minute and a half busy";

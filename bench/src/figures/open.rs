@@ -28,6 +28,7 @@ pub fn measure(repeat: usize) -> Vec<Figure> {
         block_kib: 16,
         depth: 4,
         kib_per_second: Some(4 << 10),
+        skewed: false,
         time: Duration::from_secs(300),
     };
     let churn = fio.start();

@@ -65,8 +65,14 @@ fn ages(mib_per_second: u32) -> Vec<f64> {
     let site = Site::new(&options, vec![zero_disk(DISK_MIB)]);
     let first = site.wait_for("the first copy ends", |records| point(records).is_some()).len();
     let disk = &site.servers[0].disk;
-    let churn =
-        Fio { disk, block_kib: 16, depth: 8, kib_per_second: Some(mib_per_second << 10), time: TIME * 4 };
+    let churn = Fio {
+        disk,
+        block_kib: 16,
+        depth: 8,
+        kib_per_second: Some(mib_per_second << 10),
+        skewed: false,
+        time: TIME * 4,
+    };
     let churn = churn.start();
     // Until rates and batches have settled.
     thread::sleep(Duration::from_secs(4));

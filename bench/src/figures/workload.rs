@@ -79,7 +79,8 @@ pub fn measure(repeat: usize) -> Vec<Figure> {
 /// Returns what fio measured, and the records committed meanwhile.
 fn run(protection: Protection) -> (Written, usize) {
     let disk = zero_disk(DISK_MIB);
-    let fio = |disk| Fio { disk, block_kib: 4, depth: 32, kib_per_second: None, time: TIME }.run();
+    let fio =
+        |disk| Fio { disk, block_kib: 4, depth: 32, kib_per_second: None, skewed: false, time: TIME }.run();
     if protection == Protection::Off {
         return (fio(&disk), 0);
     }
