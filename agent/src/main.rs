@@ -20,11 +20,12 @@ use lifeboat_agent::{
     run,
     state::{Secret, StateDir},
 };
-use lifeboat_replication::{env::Env, errors::chain};
+use lifeboat_replication::{env::Env, errors::chain, heap};
 
 const TOKEN: &str = "LIFEBOAT_ENROLMENT_TOKEN";
 
 fn main() -> ExitCode {
+    heap::keep_small();
     let Cli { state_dir, command } = Cli::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_env("LIFEBOAT_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));

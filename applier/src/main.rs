@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::Parser;
 use lifeboat_applier::edge::{config::Config, program};
-use lifeboat_replication::{env::Env, errors::chain};
+use lifeboat_replication::{env::Env, errors::chain, heap};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -27,6 +27,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
+    heap::keep_small();
     let arguments = Arguments::parse();
     tracing_subscriber::fmt().json().with_env_filter(EnvFilter::new(&arguments.log)).init();
     match start(&arguments) {

@@ -47,6 +47,8 @@ use crate::{
 const MEMORY_BYTES: u64 = 32 << 20;
 /// Enough to fill a line of 1 Gbit/s at 100 ms with segments of 1 MiB.
 const UPLOADS: usize = 16;
+/// Their segments are in memory meanwhile: data that cannot be compressed makes some of 6 MiB.
+const UPLOAD_BYTES: u64 = 24 << 20;
 /// Segments that go to their upload without the spool: enough while uploads begin at once, and little memory when they
 /// do not.
 const UNSPOOLED: usize = 2;
@@ -175,7 +177,7 @@ pub async fn run(config: Config, env: Env, stop: impl Future<Output = ()>) -> Re
             space,
             memory: Space::memory(MEMORY_BYTES),
             sealer: Arc::new(SealPool::default()),
-            uploads: FairSlots::long(UPLOADS),
+            uploads: FairSlots::long(UPLOADS, UPLOAD_BYTES),
             unspooled: Arc::new(Semaphore::new(UNSPOOLED)),
             log_options: LogOptions::default(),
             groups: board,

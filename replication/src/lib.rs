@@ -15,6 +15,7 @@ pub mod blocks;
 pub mod catalogue;
 pub mod env;
 pub mod errors;
+pub mod heap;
 pub mod ids;
 pub mod journal;
 pub mod keys;

@@ -102,7 +102,7 @@ impl Site {
             space: Space::spool(64 << 20),
             memory: Space::memory(32 << 20),
             sealer: Arc::new(InlineSealer),
-            uploads: FairSlots::long(4),
+            uploads: FairSlots::long(4, 24 << 20),
             unspooled: Arc::new(Semaphore::new(1)),
             log_options: LogOptions::default(),
             groups: Switchboard::default(),

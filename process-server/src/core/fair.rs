@@ -1,14 +1,15 @@
 //! Shares what all servers want among them: uploads, the bandwidth, the cores that seal.
 //!
 //! In: who asks, and for how many bytes. Out: whose turn it is ([`Queue`]), or a [`Slot`], given back when dropped.
-//! Bounds: so many slots at a time.
+//! Bounds: so many slots and bytes at a time.
 //!
 //! **Order** is weighted fair queueing with equal weights: each asker's piece of work begins, in virtual time, where its
 //! piece before ends (or now, if it had none), ends so many bytes later, and the one that ends first goes first. So among
 //! those that always ask for more everybody gets the same number of bytes, whatever the number and size of its pieces;
 //! and one that asks for little goes before all that has piled up, behind nothing but what is under way.
 //! **Slots** are held for long (an upload over a slow line), so order alone is not enough: an asker that has some may
-//! have no more than are left free, and a few stay free for one that comes with little.
+//! have no more than are left free, and a few stay free for one that comes with little. The same goes for the bytes that
+//! are in memory meanwhile; whose turn it is waits for them, and nobody goes before it, or large pieces would starve.
 //! **Cancellation.** Dropping a call that waits gives its place up; its work stays counted.
 
 use std::{
@@ -25,6 +26,7 @@ pub type Ticket = (u64, u64);
 #[derive(Debug)]
 struct Piece {
     asker: String,
+    bytes: u64,
     begins: u64,
 }
 
@@ -47,7 +49,7 @@ impl Queue {
         self.ends.insert(asker.to_owned(), ends);
         self.asked += 1;
         let ticket = (ends, self.asked);
-        self.waiting.insert(ticket, Piece { asker: asker.to_owned(), begins });
+        self.waiting.insert(ticket, Piece { asker: asker.to_owned(), bytes, begins });
         ticket
     }
 
@@ -57,40 +59,46 @@ impl Queue {
     }
 
     /// Whose turn it is, of those that may.
-    fn first(&self, may: impl Fn(&str) -> bool) -> Option<Ticket> {
-        self.waiting.iter().find(|(_, piece)| may(&piece.asker)).map(|(ticket, _)| *ticket)
+    fn first(&self, may: impl Fn(&Piece) -> bool) -> Option<Ticket> {
+        self.waiting.iter().find(|(_, piece)| may(piece)).map(|(ticket, _)| *ticket)
     }
 
     pub fn is_first(&self, ticket: Ticket) -> bool {
         self.first(|_| true) == Some(ticket)
     }
 
-    /// It goes; who it was.
-    pub fn serve(&mut self, ticket: Ticket) -> Option<String> {
-        let Piece { asker, begins } = self.waiting.remove(&ticket)?;
+    /// It goes; who it was, and with how many bytes.
+    pub fn serve(&mut self, ticket: Ticket) -> Option<(String, u64)> {
+        let Piece { asker, bytes, begins } = self.waiting.remove(&ticket)?;
         self.virtual_time = self.virtual_time.max(begins);
         let now = self.virtual_time;
         self.ends.retain(|_, end| *end > now);
-        Some(asker)
+        Some((asker, bytes))
     }
 }
 
 #[derive(Debug)]
 struct State {
     free: usize,
+    free_bytes: u64,
     /// Some stay free.
     reserves: bool,
-    held: BTreeMap<String, usize>,
+    /// Slots and bytes of each.
+    held: BTreeMap<String, (usize, u64)>,
     queue: Queue,
 }
 
 impl State {
     fn next(&self) -> Option<Ticket> {
-        let may = |asker: &str| {
-            let held = self.held.get(asker).copied().unwrap_or(0);
-            self.free > 0 && (held == 0 || !self.reserves || held + 2 <= self.free)
+        let may = |piece: &Piece| {
+            let (slots, bytes) = self.held.get(&piece.asker).copied().unwrap_or_default();
+            let fair = slots + 2 <= self.free && bytes.saturating_add(piece.bytes) <= self.free_bytes;
+            self.free > 0 && (slots == 0 || !self.reserves || fair)
         };
-        self.queue.first(may)
+        let first = self.queue.first(may)?;
+        // What is larger than all there is goes alone.
+        let fits = |piece: &Piece| piece.bytes <= self.free_bytes || self.held.is_empty();
+        self.queue.waiting.get(&first).is_some_and(fits).then_some(first)
     }
 }
 
@@ -106,15 +114,18 @@ pub struct FairSlots {
 pub struct Slot {
     slots: Arc<FairSlots>,
     asker: String,
+    bytes: u64,
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
         let mut state = self.slots.state();
         state.free += 1;
-        if let Some(held) = state.held.get_mut(&self.asker) {
-            *held -= 1;
-            if *held == 0 {
+        state.free_bytes = state.free_bytes.saturating_add(self.bytes);
+        if let Some((slots, bytes)) = state.held.get_mut(&self.asker) {
+            *slots -= 1;
+            *bytes = bytes.saturating_sub(self.bytes);
+            if *slots == 0 {
                 state.held.remove(&self.asker);
             }
         }
@@ -140,16 +151,17 @@ impl Drop for Waiting<'_> {
 impl FairSlots {
     /// For work that is soon done: one asker alone may have all of them.
     pub fn brief(slots: usize) -> Arc<Self> {
-        Self::new(slots, false)
+        Self::new(slots, u64::MAX, false)
     }
 
-    /// For work that takes long: some stay free for others.
-    pub fn long(slots: usize) -> Arc<Self> {
-        Self::new(slots, true)
+    /// For work that takes long and has its bytes in memory meanwhile: some stay free for others.
+    pub fn long(slots: usize, bytes: u64) -> Arc<Self> {
+        Self::new(slots, bytes, true)
     }
 
-    fn new(slots: usize, reserves: bool) -> Arc<Self> {
-        let state = State { free: slots.max(1), reserves, held: BTreeMap::new(), queue: Queue::default() };
+    fn new(slots: usize, free_bytes: u64, reserves: bool) -> Arc<Self> {
+        let (held, queue) = (BTreeMap::new(), Queue::default());
+        let state = State { free: slots.max(1), free_bytes, reserves, held, queue };
         Arc::new(Self { state: Mutex::new(state), changed: Notify::new() })
     }
 
@@ -161,24 +173,28 @@ impl FairSlots {
             let mut changed = pin!(self.changed.notified());
             // Listen before looking, so that a slot given back in between is not missed.
             changed.as_mut().enable();
-            if let Some(asker) = self.take(waiting.ticket) {
-                return Slot { slots: Arc::clone(self), asker };
+            if let Some((asker, bytes)) = self.take(waiting.ticket) {
+                return Slot { slots: Arc::clone(self), asker, bytes };
             }
             changed.await;
         }
     }
 
-    fn take(&self, ticket: Ticket) -> Option<String> {
+    fn take(&self, ticket: Ticket) -> Option<(String, u64)> {
         let mut state = self.state();
         if state.next() != Some(ticket) {
             return None;
         }
-        let asker = state.queue.serve(ticket)?;
+        let (asker, bytes) = state.queue.serve(ticket)?;
+        // What goes alone may be larger than all there is; so much less is given back.
+        let bytes = bytes.min(state.free_bytes);
         state.free -= 1;
-        *state.held.entry(asker.clone()).or_insert(0) += 1;
+        state.free_bytes -= bytes;
+        let held = state.held.entry(asker.clone()).or_default();
+        *held = (held.0 + 1, held.1.saturating_add(bytes));
         // There may be a slot for the next one as well.
         self.changed.notify_waiters();
-        Some(asker)
+        Some((asker, bytes))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -225,7 +241,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn many_that_take_all_they_can_leave_a_slot_for_one_that_comes_later() {
-        let slots = FairSlots::long(16);
+        let slots = FairSlots::long(16, u64::MAX);
         let mut held = Vec::new();
         for _ in 0..16 {
             for greedy in ["a", "b", "c", "d", "e", "f"] {
@@ -234,6 +250,26 @@ mod tests {
         }
         assert!(held.len() >= 12, "{}", held.len());
         assert!(timeout(LIMIT, slots.acquire("late", 1)).await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_more_bytes_are_under_way_than_there_are_and_nobody_passes_one_that_waits_for_them() {
+        let slots = FairSlots::long(16, 100);
+        let one = slots.acquire("one", 40).await;
+        assert!(timeout(LIMIT, slots.acquire("one", 40)).await.is_err(), "no more than is left free");
+        let two = timeout(LIMIT, slots.acquire("two", 50)).await.unwrap();
+        let mut large = Box::pin(slots.acquire("three", 60));
+        assert!(timeout(LIMIT, &mut large).await.is_err());
+        // It begins in the virtual time of those before, and has more bytes: it comes after the large one.
+        let mut after = Box::pin(slots.acquire("four", 70));
+        assert!(timeout(LIMIT, &mut after).await.is_err());
+        drop(two);
+        let large = timeout(LIMIT, large).await.unwrap();
+        assert!(timeout(LIMIT, &mut after).await.is_err());
+        drop((one, large));
+        assert!(timeout(LIMIT, after).await.is_ok());
+        assert!(timeout(LIMIT, slots.acquire("five", 500)).await.is_ok(), "what is too large goes alone");
+        assert_eq!(slots.state().free_bytes, 100);
     }
 
     #[test]
@@ -267,7 +303,7 @@ mod tests {
             let mut got = vec![0; sizes.len()];
             for _ in 0..turns {
                 let next = queue.first(|_| true).unwrap();
-                let asker: usize = queue.serve(next).unwrap().parse().unwrap();
+                let asker: usize = queue.serve(next).unwrap().0.parse().unwrap();
                 got[asker] += sizes[asker].0;
                 ask(&mut queue, asker);
             }

@@ -273,7 +273,7 @@ impl World {
             space,
             memory: Space::memory(32 << 20),
             sealer: Arc::new(InlineSealer),
-            uploads: FairSlots::long(16),
+            uploads: FairSlots::long(16, 24 << 20),
             unspooled: Arc::new(Semaphore::new(1)),
             log_options: LogOptions::default(),
             groups: Switchboard::default(),

@@ -76,7 +76,7 @@ impl World {
             space: Space::spool(64 << 20),
             memory: Space::memory(32 << 20),
             sealer: Arc::new(SimSealer { inline_bytes: self.retain.inline_bytes }),
-            uploads: FairSlots::long(4),
+            uploads: FairSlots::long(4, 24 << 20),
             // Every second one knows no other way than through the spool.
             unspooled: Arc::new(Semaphore::new(node % 2)),
             log_options: self.log_options(),
