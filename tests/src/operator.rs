@@ -30,9 +30,18 @@ impl Operator {
 
     /// With more in its environment.
     pub fn start_with(server: &ApiServer, environment: &[(&str, String)]) -> Result<Self, SetupError> {
+        Self::start_named(server, "operator", environment)
+    }
+
+    /// One of several: `name` is its pod's.
+    pub fn start_named(
+        server: &ApiServer,
+        name: &str,
+        environment: &[(&str, String)],
+    ) -> Result<Self, SetupError> {
         let program = program("lifeboat-operator");
         let failed = |source| SetupError::Run { program: program.display().to_string(), source };
-        let scratch = server.scratch("operator");
+        let scratch = server.scratch(name);
         fs::create_dir_all(&scratch).map_err(failed)?;
         let kubeconfig = scratch.join("kubeconfig");
         fs::write(&kubeconfig, account_kubeconfig(server)?.to_string()).map_err(failed)?;
@@ -43,7 +52,7 @@ impl Operator {
             .env("KUBECONFIG", &kubeconfig)
             .env("LIFEBOAT_NAMESPACE", NAMESPACE)
             .env("LIFEBOAT_LEASE_NAME", ACCOUNT)
-            .env("LIFEBOAT_POD_NAME", "operator-of-a-test")
+            .env("LIFEBOAT_POD_NAME", name)
             .env("LIFEBOAT_METRICS_PORT", metrics.to_string())
             .env("LIFEBOAT_PROBE_PORT", probes.to_string())
             .env("LIFEBOAT_LOG", "info")
@@ -59,6 +68,20 @@ impl Operator {
     /// What it has logged.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Stops it where it is, as a node that is starved does, until [`Operator::thaw`].
+    pub fn freeze(&self) {
+        self.signal("STOP");
+    }
+
+    pub fn thaw(&self) {
+        self.signal("CONT");
+    }
+
+    fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status();
+        assert!(sent.is_ok_and(|status| status.success()), "kill -s {name} failed");
     }
 
     /// Whether it still runs.

@@ -217,6 +217,51 @@ fn a_vault_that_cannot_be_reached_is_said_and_all_goes_on_when_it_can() {
     world.assert_quiet();
 }
 
+/// Two of them: the one without the lease waits; it goes on where a frozen one stood still, and that one, when it comes
+/// back and believes to lead, ends without a word to the API server.
+#[test]
+fn a_second_operator_goes_on_where_a_frozen_one_stood_still() {
+    let mut world = World::new("two-operators", |store| store.endpoint.clone());
+    world.condition("appliance/berlin", "VaultReachable", "True");
+    let second = Operator::start_named(&world.server, "second", &[]).unwrap();
+    assert_eq!(holder(&world), "operator");
+
+    world.operator.freeze();
+    world.patch("appliance/berlin", &json!({ "spec": { "appliers": { "replicas": 2 } } }));
+    world.eventually("two appliers", "statefulset/berlin-applier", |set| set["spec"]["replicas"] == 2);
+    assert_eq!(holder(&world), "second");
+    assert!(second.log().contains("leading"), "{}", second.log());
+
+    world.operator.thaw();
+    let before = world.operator.log().len();
+    for _ in 0..120 {
+        if !world.operator.is_alive() {
+            break;
+        }
+        pause(Duration::from_millis(250));
+    }
+    assert!(!world.operator.is_alive(), "it goes on beside the other:\n{}", world.operator.log());
+    let log = world.operator.log();
+    assert!(log[before..].contains("lease"), "it ended for another reason:\n{log}");
+    assert_eq!(holder(&world), "second");
+
+    // The second one is the only one now, and the first's pod would be started again as a follower.
+    let first = std::mem::replace(&mut world.operator, second);
+    drop(first);
+    world.patch("appliance/berlin", &json!({ "spec": { "appliers": { "replicas": 1 } } }));
+    world.eventually("one applier", "statefulset/berlin-applier", |set| set["spec"]["replicas"] == 1);
+    world.assert_quiet();
+}
+
+fn holder(world: &World) -> String {
+    let lease =
+        world.server.kubectl(["-n", "lifeboat-system", "get", "lease", "lifeboat", "-o", "json"]).unwrap();
+    // Each run of a pod has a number of its own behind its name.
+    let lease = lease.json();
+    let holder = lease["spec"]["holderIdentity"].as_str().unwrap_or_default();
+    holder.split('_').next().unwrap_or_default().to_owned()
+}
+
 /// Keys of another vault, then a wrong account key: each is named with what to do, and mending it is enough.
 #[test]
 fn a_wrong_key_is_named_and_all_goes_on_when_the_right_one_is_back() {
