@@ -9,21 +9,7 @@
 // Only the fields used are declared; clang records their names and the loader relocates them to the running kernel,
 // so neither kernel headers nor vmlinux.h are needed. Works from Linux 5.15 (request_queue.disk) on.
 
-typedef unsigned int u32;
-typedef unsigned long long u64;
-
-#define SEC(name) __attribute__((section(name), used))
-#define INLINE static __attribute__((always_inline))
-#define __uint(name, value) int(*name)[value]
-#define __type(name, value) typeof(value) *name
-static void *(*bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
-static long (*bpf_map_update_elem)(void *map, const void *key, const void *value, u64 flags) = (void *)2;
-static long (*bpf_map_delete_elem)(void *map, const void *key) = (void *)3;
-#define BPF_NOEXIST 1
-
-#define BPF_MAP_TYPE_HASH 1
-#define BPF_MAP_TYPE_ARRAY 2
-#define BPF_F_MMAPABLE 1024
+#include "shared.bpf.h"
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 struct gendisk;
@@ -35,60 +21,13 @@ struct bio { struct bio *bi_next; struct block_device *bi_bdev; u32 bi_opf; stru
 struct request { struct request_queue *q; u32 cmd_flags; u32 __data_len; u64 __sector; struct bio *bio; };
 #pragma clang attribute pop
 
-// Operations of a request (low 8 bits of cmd_flags). Odd ones carry data to the disk or change it.
-#define OP_READ 0
-#define OP_DISCARD 3
-#define OP_FIRST_PASSTHROUGH 32
-
-// Words of CONTROL (u64 each). The generation has a cache line of its own.
-#define CONTROL_GENERATION 0
-#define CONTROL_LOST 8
-#define CONTROL_EXTENTS 16
-#define CONTROL_COUNTERS 512
-#define COUNTERS_PER_DISK 8
-#define COUNT_WRITES 0
-#define COUNT_ISSUED_BYTES 1
-#define COUNT_COMPLETED_BYTES 2
-#define COUNT_REQUEUED_BYTES 3
-#define COUNT_QUEUED_BIOS 4
-#define COUNT_ENDED_BIOS 5
-
-// Bits of CONTROL_LOST.
-#define LOST_OVERFLOW 1
-#define LOST_PAST_END 2
-#define LOST_PASSTHROUGH 4
-#define LOST_ZONE 8
-#define LOST_INTERNAL 16
-// 32 and 128 are the agent's.
-#define LOST_BIOS 64
-
-// Which bitmap of a generation: index into disk.base is kind + generation.
-#define ISSUED 0
-#define COMPLETED 2
-
 // Longest range that is marked bit by bit: 128 MiB, the block group of ext4, so that trimming a file system does
 // not fill the table. Long enough to be rare above, short enough for the verifier (a bounded loop, no helper).
 #define LOOP_WORDS 512
 // Extents kept for each generation.
 #define EXTENTS 1024
-// Ranges of one discard: NVMe takes 256, nobody takes more.
-#define DISCARD_RANGES 256
-
-struct disk {
-	u64 base[4]; // first word in MARKS of issued[0], issued[1], completed[0], completed[1]
-	u64 blocks;
-	u64 number; // from 0
-	u64 bios; // 1: it has no request queue
-};
-
-// Filled by the agent before the programs are attached; sizes of MARKS and SUMMARY are set when loading.
-struct { __uint(type, BPF_MAP_TYPE_HASH); __type(key, u32); __type(value, struct disk); __uint(max_entries, 64); } DISKS SEC(".maps");
-struct { __uint(type, BPF_MAP_TYPE_ARRAY); __type(key, u32); __type(value, u64); __uint(max_entries, 64); __uint(map_flags, BPF_F_MMAPABLE); } MARKS SEC(".maps");
-// One bit for each word of MARKS that is not zero, so that the agent finds the marks without reading it all.
-struct { __uint(type, BPF_MAP_TYPE_ARRAY); __type(key, u32); __type(value, u64); __uint(max_entries, 1); __uint(map_flags, BPF_F_MMAPABLE); } SUMMARY SEC(".maps");
 // For each generation EXTENTS entries of two words: first block | blocks << 32; 1 << 63 | kind << 32 | disk number.
 struct { __uint(type, BPF_MAP_TYPE_ARRAY); __type(key, u32); __type(value, u64); __uint(max_entries, 2 * EXTENTS * 2); __uint(map_flags, BPF_F_MMAPABLE); } EXTENT_TABLE SEC(".maps");
-struct { __uint(type, BPF_MAP_TYPE_ARRAY); __type(key, u32); __type(value, u64); __uint(max_entries, 1024); __uint(map_flags, BPF_F_MMAPABLE); } CONTROL SEC(".maps");
 
 INLINE void lost(u64 reason)
 {
@@ -96,14 +35,6 @@ INLINE void lost(u64 reason)
 	u64 *word = bpf_map_lookup_elem(&CONTROL, &key);
 	if (word)
 		__sync_fetch_and_or(word, reason);
-}
-
-INLINE void count(struct disk *disk, u32 counter, u64 value)
-{
-	u32 key = CONTROL_COUNTERS + (u32)disk->number * COUNTERS_PER_DISK + counter;
-	u64 *word = bpf_map_lookup_elem(&CONTROL, &key);
-	if (word)
-		__sync_fetch_and_add(word, value);
 }
 
 // Sets bits of one word; false when the word is out of the map.

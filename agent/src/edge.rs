@@ -97,7 +97,7 @@ pub trait DirtyMap: Send {
     /// Before anything of the record leaves.
     fn set_sent(&mut self, number: u64) -> Result<(), TrackError>;
 
-    /// How changes are tracked, for status: `ebpf-tp_btf`, `ebpf-bio`, `ebpf-issue-only` or `scan`.
+    /// How changes are tracked, for status: `ebpf-tp_btf`, `ebpf-bio`, `ebpf-issue-only`, `ebpf-32k` or `scan`.
     fn tracking(&self) -> String;
 
     /// False: [`DirtyMap::issued_now`] does not tell of every write, and nothing else proves that the disks are now as

@@ -11,8 +11,8 @@ use std::{
     process::Command,
 };
 
-/// systemd looks only here.
-pub const SHUTDOWN_DIR: &str = "/usr/lib/systemd/system-shutdown";
+/// Below /lib or /usr/lib.
+const SHUTDOWN_DIR: &str = "systemd/system-shutdown";
 pub const INITRAMFS_DIR: &str = "/etc/initramfs-tools";
 
 const NAME: &str = "lifeboat-agent";
@@ -29,8 +29,15 @@ pub struct RestartPlaces {
 
 impl Default for RestartPlaces {
     fn default() -> Self {
-        Self { shutdown: SHUTDOWN_DIR.into(), initramfs: INITRAMFS_DIR.into() }
+        Self { shutdown: shutdown_dir(Path::new("/")), initramfs: INITRAMFS_DIR.into() }
     }
+}
+
+/// systemd looks only where it lies itself: in /lib, where that is a directory of its own (Debian 11 and Ubuntu 20.04 that
+/// were upgraded from before the two were merged), and in /usr/lib everywhere else.
+fn shutdown_dir(root: &Path) -> PathBuf {
+    let (lib, own) = (root.join("lib"), root.join("lib").join(SHUTDOWN_DIR));
+    if own.is_dir() && !lib.is_symlink() { own } else { root.join("usr/lib").join(SHUTDOWN_DIR) }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -142,6 +149,20 @@ mod tests {
         for folder in ["shutdown", "initramfs/hooks", "initramfs/scripts/local-premount"] {
             assert_eq!(fs::read_dir(root.path().join(folder)).unwrap().count(), 0, "{folder}");
         }
+    }
+
+    #[test]
+    fn the_program_for_the_shutdown_goes_where_systemd_looks() {
+        let root = tempfile::tempdir().unwrap();
+        let usr = root.path().join("usr/lib/systemd/system-shutdown");
+        fs::create_dir_all(&usr).unwrap();
+        assert_eq!(shutdown_dir(root.path()), usr);
+        std::os::unix::fs::symlink("usr/lib", root.path().join("lib")).unwrap();
+        assert_eq!(shutdown_dir(root.path()), usr);
+        fs::remove_file(root.path().join("lib")).unwrap();
+        let own = root.path().join("lib/systemd/system-shutdown");
+        fs::create_dir_all(&own).unwrap();
+        assert_eq!(shutdown_dir(root.path()), own);
     }
 
     #[test]

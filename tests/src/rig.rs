@@ -23,7 +23,7 @@ pub mod site;
 pub use self::{
     compare::{assert_same, different_blocks, settled},
     disk::{Loop, Mounted, run},
-    guest::Guest,
+    guest::{DEBIAN_11, DEBIAN_12, Guest},
     link::{Link, Mode},
     load::{Load, assert_nothing_lost, assert_nothing_lost_on, fill, sessions},
     process::Process,

@@ -6,6 +6,7 @@
 use std::{
     collections::BTreeMap,
     fs, io,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
@@ -40,6 +41,18 @@ pub struct Disk {
 impl Disk {
     pub fn path(&self) -> PathBuf {
         Path::new("/dev").join(self.name.replace('!', "/"))
+    }
+
+    /// A small disk that does not exist, of the kinds that these are: to try what the kernel takes.
+    pub(super) fn none(disks: &[Self]) -> Self {
+        Self {
+            name: "none".to_owned(),
+            id: "none".to_owned(),
+            size_bytes: 1 << 20,
+            device: u32::MAX,
+            sequence: 0,
+            bio_based: disks.iter().any(|disk| disk.bio_based),
+        }
     }
 }
 
@@ -197,8 +210,8 @@ impl Discovery {
                 remedy: format!("echo 1 > /sys/block/{name}/queue/iostats"),
             });
         }
-        // Kernels before 5.15 have no diskseq; they have no request_queue.disk either and cannot load the program.
-        let sequence = number("diskseq").unwrap_or(0);
+        // Kernels before 5.15 have no diskseq; the number of the disk's directory in sysfs is given once, too.
+        let sequence = number("diskseq").or_else(|| Some(fs::metadata(folder).ok()?.ino())).unwrap_or(0);
         found.disks.push(Disk { name: name.to_owned(), id, size_bytes, device, sequence, bio_based });
     }
 }

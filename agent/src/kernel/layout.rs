@@ -1,4 +1,4 @@
-//! Where everything is in the maps that agent and eBPF program share. Pure numbers; `bpf/tracker.bpf.c` says the same.
+//! Where everything is in the maps that agent and eBPF programs share. Pure numbers; `bpf/*.bpf.[ch]` say the same.
 //!
 //! ```text
 //!   MARKS    issued[0] │ issued[1] │ completed[0] │ completed[1] │ held │ to copy │ suspect
@@ -23,6 +23,8 @@ pub(super) const CONTROL_WORDS: usize = 1024;
 pub(super) const CONTROL_GENERATION: usize = 0;
 /// Bits `LOST_*`.
 pub(super) const CONTROL_LOST: usize = 8;
+/// A word for each of the reasons of a program without an atomic OR, in the order of their bits: not zero means set.
+pub(super) const CONTROL_LOST_WORDS: Range<usize> = 9..14;
 /// Extents used, of generation 0 and 1.
 pub(super) const CONTROL_EXTENTS: usize = 16;
 /// From here on the program touches nothing below `CONTROL_COUNTERS`. Magic, then the layout's digest (4 words).
@@ -70,6 +72,8 @@ pub(super) const EXTENTS: usize = 1024;
 pub(super) const EXTENT_WORDS: usize = 2 * EXTENTS * 2;
 pub(super) const EXTENT_VALID: u64 = 1 << 63;
 pub(super) const EXTENT_COMPLETED: u64 = 2 << 32;
+/// Only in the set of `Program::Bytes`: its generation is 1 and not 0.
+pub(super) const EXTENT_SECOND_GENERATION: u64 = 1 << 40;
 
 /// Disks of a server, at most (entries of DISKS, counters in CONTROL).
 pub(super) const MAX_DISKS: usize = 64;

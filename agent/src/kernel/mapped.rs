@@ -11,8 +11,8 @@ use std::{
 
 /// A whole eBPF array with u64 values and the flag `BPF_F_MMAPABLE`, mapped for reading and writing.
 ///
-/// The kernel's programs change these words at any time with atomic operations; seen as [`AtomicU64`] that is the
-/// same as another thread doing so, which atomics allow.
+/// The kernel's programs change these words at any time with atomic operations, or store whole bytes of them; seen as
+/// [`AtomicU64`] that is the same as another thread doing so, which atomics allow.
 #[derive(Debug)]
 pub(super) struct Mapped {
     start: NonNull<AtomicU64>,

@@ -3,6 +3,7 @@
 //! ```text
 //!   disks (sysfs) ──► pins (program, maps, links in bpffs) ──► tracker: DirtyMap
 //!        │ bio_based      layout · bits · control · suspects · bios     (marks, held, to copy)
+//!        │                program · btf: which program serves the kernel · extents · in_flight
 //!        ├──────────► reader: BlockSource (O_DIRECT)
 //!        └──────────► mounts, bare ──► freezer: Freezer ──socket──► watchdog (a process of its own)
 //!   rung: which tracker; scan: without eBPF, DirtyMap and BlockSource made of reading the disks again and again
@@ -16,16 +17,20 @@ mod bare;
 mod bio_based;
 mod bios;
 mod bits;
+mod btf;
 mod control;
 mod disks;
 mod exclude;
+mod extents;
 mod first_start;
 mod freezer;
 pub mod hooks;
+mod in_flight;
 mod layout;
 mod mapped;
 mod mounts;
 mod pins;
+mod program;
 mod reader;
 pub mod reboot;
 mod rung;

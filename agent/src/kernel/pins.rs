@@ -1,4 +1,4 @@
-//! The eBPF program and its maps: loaded, attached and pinned once, taken up again by every later run of the agent.
+//! An eBPF program and its maps: loaded, attached and pinned once, taken up again by every later run of the agent.
 //!
 //! In: the disks. Out: the mapped bitmaps, and whether they go on from before or are new (with the reason).
 //!
@@ -23,33 +23,19 @@ use aya::{
 };
 
 use super::{
+    btf,
     disks::Disk,
+    extents::Extents,
     layout::{
-        BIOS, CONTROL_COUNTERS, CONTROL_DIGEST, CONTROL_MAGIC, CONTROL_READY, CONTROL_WORDS, EXTENT_WORDS,
-        FORMAT, Layout, MAGIC, Set,
+        BIOS, CONTROL_COUNTERS, CONTROL_DIGEST, CONTROL_MAGIC, CONTROL_READY, CONTROL_WORDS, FORMAT, Layout,
+        MAGIC, Set,
     },
     mapped::Mapped,
+    program::{Attachment, Program},
     sys,
 };
 use crate::edge::TrackError;
 
-static PROGRAM: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tracker.bpf.o"));
-
-/// Function in the program, and the tracepoint it is attached to.
-const TRACEPOINTS: [(&str, &str); 3] =
-    [("issue", "block_rq_issue"), ("complete", "block_rq_complete"), ("requeue", "block_rq_requeue")];
-/// Also, where a disk has no request queue.
-const BIO_TRACEPOINTS: [(&str, &str); 2] =
-    [("bio_queue", "block_bio_queue"), ("bio_complete", "block_bio_complete")];
-/// Name in the program, and file in the pin directory.
-const MAPS: [(&str, &str); 6] = [
-    ("MARKS", "marks"),
-    ("SUMMARY", "summary"),
-    ("EXTENT_TABLE", "extents"),
-    ("CONTROL", "control"),
-    ("DISKS", "disks"),
-    ("BIOS", "bios"),
-];
 const BPF_FILE_SYSTEM: &str = "/sys/fs/bpf";
 
 /// Value of DISKS: `struct disk` of the program.
@@ -71,9 +57,10 @@ mod pod {
 /// Everything opened and mapped. Dropping it leaves pins, and the tracking that they stand for, as they are.
 #[derive(Debug)]
 pub(super) struct Pins {
+    pub(super) program: Program,
     pub(super) marks: Mapped,
     pub(super) summary: Mapped,
-    pub(super) extents: Mapped,
+    pub(super) extents: Extents,
     pub(super) control: Mapped,
     /// Programs at the beginning of a write, and at its end.
     pub(super) issue: Vec<OwnedFd>,
@@ -118,15 +105,15 @@ impl Pins {
             reason: format!("another agent uses {}", folder.display()),
             remedy: "stop it first: systemctl stop lifeboat-agent".to_owned(),
         })?;
-        let digest = digest(identity, disks);
-        let start = match Self::resume(folder, disks, layout, digest, &lock) {
+        let owner = digest_of_owner(identity, disks);
+        let start = match Self::resume(folder, disks, layout, owner, &lock) {
             Ok(pins) => return Ok((pins, Start::Resumed)),
             Err(start) => start,
         };
         clear(folder).map_err(kernel("remove old pins"))?;
-        load(Some(folder), disks, layout).map_err(unsupported)?;
-        let mut pins = Self::map(folder, disks, layout, &lock).map_err(kernel("map its bitmaps"))?;
-        pins.fill(layout, digest);
+        let (program, _) = load(Some(folder), disks, layout).map_err(unsupported)?;
+        let mut pins = Self::map(program, folder, disks, layout, &lock).map_err(kernel("map its bitmaps"))?;
+        pins.fill(layout, owner);
         attach_links(folder, disks, &mut pins).map_err(kernel("open its links"))?;
         pins.control[CONTROL_READY].store(1, SeqCst);
         Ok((pins, start))
@@ -141,7 +128,8 @@ impl Pins {
     ) -> Result<Self, String> {
         let lock = File::open(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
         lock.try_lock().map_err(|_| format!("another agent uses {}", folder.display()))?;
-        Self::resume(folder, disks, layout, digest(identity, disks), &lock).map_err(|start| match start {
+        let owner = digest_of_owner(identity, disks);
+        Self::resume(folder, disks, layout, owner, &lock).map_err(|start| match start {
             Start::Unusable(reason) => reason,
             Start::Absent | Start::Resumed => "nothing is pinned".to_owned(),
         })
@@ -149,27 +137,31 @@ impl Pins {
 
     /// For a process that only watches: no other run takes the marks up, and nothing is left behind.
     pub(super) fn unpinned(disks: &[Disk], layout: &Layout) -> Result<Self, TrackError> {
-        let ebpf = load(None, disks, layout).map_err(unsupported)?;
-        Self::map_unpinned(ebpf, disks, layout).map_err(kernel("map its bitmaps"))
+        let (program, ebpf) = load(None, disks, layout).map_err(unsupported)?;
+        Self::map_unpinned(program, ebpf, layout).map_err(kernel("map its bitmaps"))
     }
 
-    fn map_unpinned(ebpf: Ebpf, disks: &[Disk], layout: &Layout) -> io::Result<Self> {
+    fn map_unpinned(kind: Program, mut ebpf: Ebpf, layout: &Layout) -> io::Result<Self> {
+        let extents = Extents::of(kind, &mut ebpf)?;
         let map = |name: &str, words: usize| match ebpf.map(name) {
             Some(Map::Array(data)) => Mapped::new(data.fd().as_fd(), words),
             _ => Err(io::Error::other(format!("the program has no array {name}"))),
         };
-        let program = |name: &str| {
-            let program = ebpf.program(name).ok_or_else(|| io::Error::other(name.to_owned()))?;
-            program.fd().map_err(io::Error::other)?.as_fd().try_clone_to_owned()
+        // Of those that were loaded: which functions serve was found out there.
+        let programs = |wanted: fn(&str) -> bool| {
+            let loaded = ebpf.programs().filter(|(name, _)| wanted(name));
+            let loaded = loaded.filter_map(|(_, program)| program.fd().ok());
+            loaded.map(|program| program.as_fd().try_clone_to_owned()).collect::<io::Result<Vec<_>>>()
         };
-        let programs = |functions: Vec<&str>| functions.into_iter().map(program).collect::<io::Result<_>>();
+        let (issue, complete) = (programs(is_beginning)?, programs(is_end)?);
         Ok(Self {
+            program: kind,
             marks: map("MARKS", layout.mark_words().ok_or(io::ErrorKind::OutOfMemory)? as usize)?,
             summary: map("SUMMARY", layout.summary_words())?,
-            extents: map("EXTENT_TABLE", EXTENT_WORDS)?,
             control: map("CONTROL", CONTROL_WORDS)?,
-            issue: programs(beginnings(disks))?,
-            complete: programs(ends(disks))?,
+            extents,
+            issue,
+            complete,
             _links: Vec::new(),
             _lock: None,
             _unpinned: Some(ebpf),
@@ -180,7 +172,7 @@ impl Pins {
         folder: &Path,
         disks: &[Disk],
         layout: &Layout,
-        digest: [u64; 4],
+        owner: [u64; 2],
         lock: &File,
     ) -> Result<Self, Start> {
         let is_empty = fs::read_dir(folder).map(|mut files| files.next().is_none()).unwrap_or(true);
@@ -202,35 +194,45 @@ impl Pins {
             ));
         }
         let found: Vec<u64> = CONTROL_DIGEST.map(word).collect();
-        if found[..2] != digest[..2] {
+        // Which of the programs it is, too: a kernel takes only one.
+        let program = Program::ALL.into_iter().find(|program| found[..2] == digest_of_program(*program));
+        let Some(program) = program else {
             return Err(unusable("the agent's tracking program is another version".to_owned()));
-        }
-        if found[2..] != digest[2..] {
+        };
+        if found[2..] != owner {
             return Err(unusable(OTHER_DISKS.to_owned()));
         }
-        let mut pins = Self::map(folder, disks, layout, lock)
+        let mut pins = Self::map(program, folder, disks, layout, lock)
             .map_err(|error| unusable(format!("a pinned map is missing ({error})")))?;
         attach_links(folder, disks, &mut pins)
             .map_err(|error| unusable(format!("tracking was detached ({error})")))?;
         Ok(pins)
     }
 
-    fn map(folder: &Path, disks: &[Disk], layout: &Layout, lock: &File) -> io::Result<Self> {
-        let programs = |functions: Vec<&str>| {
-            let program = |function| sys::open_pinned(&folder.join(format!("program_{function}")));
-            functions.into_iter().map(program).collect::<io::Result<_>>()
+    fn map(
+        program: Program,
+        folder: &Path,
+        disks: &[Disk],
+        layout: &Layout,
+        lock: &File,
+    ) -> io::Result<Self> {
+        let names = program.names(disks);
+        let programs = |wanted: fn(&str) -> bool| {
+            let open = |name: &&str| sys::open_pinned(&folder.join(format!("program_{name}")));
+            names.iter().filter(|name| wanted(name)).map(open).collect::<io::Result<Vec<_>>>()
         };
         let map = |name: &str, words: usize| {
             let map = sys::open_pinned(&folder.join(name))?;
             Mapped::new(map.as_fd(), words)
         };
         Ok(Self {
+            program,
             marks: map("marks", layout.mark_words().ok_or(io::ErrorKind::OutOfMemory)? as usize)?,
             summary: map("summary", layout.summary_words())?,
-            extents: map("extents", EXTENT_WORDS)?,
+            extents: Extents::pinned(program, &folder.join("extents"))?,
             control: map("control", CONTROL_WORDS)?,
-            issue: programs(beginnings(disks))?,
-            complete: programs(ends(disks))?,
+            issue: programs(is_beginning)?,
+            complete: programs(is_end)?,
             _links: Vec::new(),
             _lock: Some(lock.try_clone()?),
             _unpinned: None,
@@ -238,11 +240,12 @@ impl Pins {
     }
 
     /// All blocks are to be copied; whose the maps are.
-    fn fill(&self, layout: &Layout, digest: [u64; 4]) {
+    fn fill(&self, layout: &Layout, owner: [u64; 2]) {
         for disk in 0..layout.disks() {
             super::bits::set_first(&self.marks[layout.words(Set::ToCopy, disk)], layout.blocks(disk));
         }
         self.control[CONTROL_MAGIC].store(MAGIC ^ (FORMAT << 56), SeqCst);
+        let digest = digest_of_program(self.program).into_iter().chain(owner);
         for (index, word) in CONTROL_DIGEST.zip(digest) {
             self.control[index].store(word, SeqCst);
         }
@@ -274,31 +277,28 @@ fn clear(folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// What is attached for these disks.
-fn tracepoints(disks: &[Disk]) -> impl Iterator<Item = (&'static str, &'static str)> {
-    let bios: &[_] = if disks.iter().any(|disk| disk.bio_based) { &BIO_TRACEPOINTS } else { &[] };
-    TRACEPOINTS.iter().chain(bios).copied()
+fn is_beginning(name: &str) -> bool {
+    matches!(name, "issue" | "issue_after_queue" | "bio_queue")
 }
 
-fn beginnings(disks: &[Disk]) -> Vec<&'static str> {
-    let is_one = |function: &&str| matches!(*function, "issue" | "bio_queue");
-    tracepoints(disks).map(|(function, _)| function).filter(is_one).collect()
-}
-
-fn ends(disks: &[Disk]) -> Vec<&'static str> {
-    let is_one = |function: &&str| matches!(*function, "complete" | "bio_complete");
-    tracepoints(disks).map(|(function, _)| function).filter(is_one).collect()
+fn is_end(name: &str) -> bool {
+    matches!(name, "complete" | "bio_complete")
 }
 
 fn attach_links(folder: &Path, disks: &[Disk], pins: &mut Pins) -> io::Result<()> {
-    pins._links = tracepoints(disks)
-        .map(|(function, _)| sys::open_pinned(&folder.join(format!("link_{function}"))))
+    let names = pins.program.names(disks).into_iter();
+    pins._links = names
+        .map(|name| sys::open_pinned(&folder.join(format!("link_{name}"))))
         .collect::<io::Result<_>>()?;
     Ok(())
 }
 
-/// Loads, fills and attaches. Everything is pinned in `folder`; without one, tracking ends when the result is dropped.
-fn load(folder: Option<&Path>, disks: &[Disk], layout: &Layout) -> Result<Ebpf, Box<dyn std::error::Error>> {
+type LoadError = Box<dyn std::error::Error>;
+
+/// Loads what serves this kernel, fills and attaches it. Everything is pinned in `folder`; without one, tracking ends when
+/// the result is dropped.
+fn load(folder: Option<&Path>, disks: &[Disk], layout: &Layout) -> Result<(Program, Ebpf), LoadError> {
+    let (program, attachments) = Program::serving(disks)?;
     let btf = Btf::from_sys_fs()?;
     let words = layout.mark_words().ok_or("the disks are larger than 140 TiB together")?;
     let bios = if disks.iter().any(|disk| disk.bio_based) { BIOS } else { 1 };
@@ -307,8 +307,8 @@ fn load(folder: Option<&Path>, disks: &[Disk], layout: &Layout) -> Result<Ebpf, 
         .map_max_entries("MARKS", words)
         .map_max_entries("SUMMARY", u32::try_from(layout.summary_words())?)
         .map_max_entries("BIOS", bios)
-        .load(PROGRAM)?;
-    for (name, file) in MAPS {
+        .load(program.object())?;
+    for (name, file) in program.maps() {
         let Some(folder) = folder else { break };
         let map = ebpf.map(name).ok_or_else(|| format!("the program has no map {name}"))?;
         match map {
@@ -329,38 +329,52 @@ fn load(folder: Option<&Path>, disks: &[Disk], layout: &Layout) -> Result<Ebpf, 
         };
         entries.insert(disk.device, entry, 0)?;
     }
-    for (function, tracepoint) in tracepoints(disks) {
-        let program =
-            ebpf.program_mut(function).ok_or_else(|| format!("the program has no function {function}"))?;
-        let program: &mut BtfTracePoint = program.try_into()?;
-        program.load(tracepoint, &btf)?;
-        let Some(folder) = folder else {
-            program.attach()?;
-            continue;
-        };
-        program.pin(folder.join(format!("program_{function}")))?;
-        let link = program.attach()?;
-        let link: FdLink = program.take_link(link)?.into();
-        link.pin(folder.join(format!("link_{function}")))?;
+    for Attachment { name, function, tracepoint } in &attachments {
+        let function = function_of(&mut ebpf, function)?;
+        function.load(tracepoint, &btf)?;
+        if let Some(folder) = folder {
+            function.pin(folder.join(format!("program_{name}")))?;
+        }
     }
-    Ok(ebpf)
+    // The ends first: a write whose beginning is seen and whose end is not would prove that ends escape. And only when all
+    // are loaded, which takes the kernel its time.
+    for Attachment { name, function, .. } in attachments.iter().rev() {
+        let function = function_of(&mut ebpf, function)?;
+        let link = function.attach()?;
+        if let Some(folder) = folder {
+            let link: FdLink = function.take_link(link)?.into();
+            link.pin(folder.join(format!("link_{name}")))?;
+        }
+    }
+    Ok((program, ebpf))
 }
 
-/// Two words for the program, two for server and disks.
-fn digest(identity: &str, disks: &[Disk]) -> [u64; 4] {
-    use ring::digest::{Context, SHA256, digest};
-    let mut context = Context::new(&SHA256);
+fn function_of<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut BtfTracePoint, LoadError> {
+    let function = ebpf.program_mut(name).ok_or_else(|| format!("the program has no function {name}"))?;
+    Ok(function.try_into()?)
+}
+
+fn two_words(digest: &ring::digest::Digest) -> [u64; 2] {
+    let word = |index: usize| {
+        let mut word = [0; 8];
+        word.copy_from_slice(&digest.as_ref()[index * 8..index * 8 + 8]);
+        u64::from_le_bytes(word)
+    };
+    [word(0), word(1)]
+}
+
+fn digest_of_program(program: Program) -> [u64; 2] {
+    two_words(&ring::digest::digest(&ring::digest::SHA256, program.object()))
+}
+
+/// Of server and disks.
+fn digest_of_owner(identity: &str, disks: &[Disk]) -> [u64; 2] {
+    let mut context = ring::digest::Context::new(&ring::digest::SHA256);
     context.update(identity.as_bytes());
     for Disk { name, id, size_bytes, device, sequence, bio_based } in disks {
         context.update(format!("\n{name} {id} {size_bytes} {device} {sequence} {bio_based}").as_bytes());
     }
-    let half = |bytes: &[u8], index: usize| {
-        let mut word = [0; 8];
-        word.copy_from_slice(&bytes[index * 8..index * 8 + 8]);
-        u64::from_le_bytes(word)
-    };
-    let (program, owner) = (digest(&SHA256, PROGRAM), context.finish());
-    [half(program.as_ref(), 0), half(program.as_ref(), 1), half(owner.as_ref(), 0), half(owner.as_ref(), 1)]
+    two_words(&context.finish())
 }
 
 pub(super) fn kernel(operation: &'static str) -> impl Fn(io::Error) -> TrackError {
@@ -368,7 +382,7 @@ pub(super) fn kernel(operation: &'static str) -> impl Fn(io::Error) -> TrackErro
 }
 
 /// The loader's errors are many; what a person can do is one of few.
-fn unsupported(error: Box<dyn std::error::Error>) -> TrackError {
+fn unsupported(error: LoadError) -> TrackError {
     let mut reason = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {
@@ -378,12 +392,12 @@ fn unsupported(error: Box<dyn std::error::Error>) -> TrackError {
         }
         cause = inner.source();
     }
-    let remedy = if !Path::new("/sys/kernel/btf/vmlinux").exists() {
+    let remedy = if !Path::new(btf::KERNEL).exists() {
         "use a kernel with BTF (CONFIG_DEBUG_INFO_BTF, as distributions have since 2021)"
     } else if reason.contains("Operation not permitted") {
         "run the agent as root, outside a container, with kernel lockdown not above `integrity`"
     } else {
-        "use Linux 5.15 or newer; the agent's log has the kernel's words"
+        "use Linux 5.15 or newer (5.7 or newer, where all disks have a request queue); the agent's log has the kernel's words"
     };
     TrackError::Unsupported { reason, remedy: remedy.to_owned() }
 }

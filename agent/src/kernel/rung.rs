@@ -1,10 +1,10 @@
 //! How changes are tracked on this machine: the best of what its kernel can do (docs/adr/0012).
 //!
 //! ```text
-//!   ebpf   programs on the block tracepoints (`tracker`)     Linux 5.15 and later with BTF
+//!   ebpf   a program on the block tracepoints (`tracker`)    Linux 5.7 and later with BTF: which, see `program`
 //!   scan   all disks are read again and again (`scan`)       every other kernel
 //! ```
-//! Whether programs can be loaded is tried at each start, with a disk that does not exist. Nothing is decided for good: a
+//! Whether a program can be loaded is tried at each start, with a disk that does not exist. Nothing is decided for good: a
 //! server that starts with a better kernel is tracked better, after a comparison with its vault.
 
 use std::{path::Path, sync::Arc};
@@ -44,7 +44,7 @@ pub struct Tracked {
 pub fn open(wanted: Tracking, options: &TrackerOptions, disks: &[Disk]) -> Result<Tracked, TrackError> {
     let why = match wanted {
         Tracking::Ebpf => None,
-        Tracking::Auto => cannot_load(&options.sysfs, Arc::clone(&options.wall), disks),
+        Tracking::Auto => try_load(&options.sysfs, Arc::clone(&options.wall), disks).err(),
         Tracking::Scan => Some(Why {
             reason: "the agent was started with --tracking scan".to_owned(),
             remedy: "start it without --tracking, for an RPO of seconds where the kernel has BTF".to_owned(),
@@ -52,6 +52,7 @@ pub fn open(wanted: Tracking, options: &TrackerOptions, disks: &[Disk]) -> Resul
     };
     let Some(why) = why.filter(|_| !disks.is_empty()) else {
         let map = Box::new(Tracker::open(options, disks)?);
+        tracing::info!(tracking = map.tracking(), "changes are found by an eBPF program");
         let source = Arc::new(DiskReader::open(disks).map_err(kernel("open the disks"))?);
         return Ok(Tracked { map, source });
     };
@@ -68,24 +69,19 @@ pub fn open(wanted: Tracking, options: &TrackerOptions, disks: &[Disk]) -> Resul
 
 /// In words: how changes of these disks would be found on this machine. Needs root, as the agent does.
 pub fn best(sysfs: &Path, wall: Arc<dyn Wall>, disks: &[Disk]) -> String {
-    match cannot_load(sysfs, wall, disks) {
-        None => "ebpf".to_owned(),
-        Some(Why { reason, remedy }) => format!("scan: {reason}; {remedy}"),
+    match try_load(sysfs, wall, disks) {
+        Ok(tracking) => tracking,
+        Err(Why { reason, remedy }) => format!("scan: {reason}; {remedy}"),
     }
 }
 
-/// Why this kernel does not take the programs. What fails for another reason is told by whoever opens the tracker.
-fn cannot_load(sysfs: &Path, wall: Arc<dyn Wall>, disks: &[Disk]) -> Option<Why> {
-    let nothing = Disk {
-        name: "none".to_owned(),
-        id: "none".to_owned(),
-        size_bytes: 1 << 20,
-        device: u32::MAX,
-        sequence: 0,
-        bio_based: disks.iter().any(|disk| disk.bio_based),
-    };
+/// The name of the rung that this kernel takes, or why it takes no program. What fails for another reason is told by
+/// whoever opens the tracker.
+fn try_load(sysfs: &Path, wall: Arc<dyn Wall>, disks: &[Disk]) -> Result<String, Why> {
+    let nothing = Disk::none(disks);
     match Tracker::unpinned(sysfs.to_owned(), wall, &[nothing]) {
-        Err(TrackError::Unsupported { reason, remedy }) => Some(Why { reason, remedy }),
-        Ok(_) | Err(TrackError::Kernel { .. }) => None,
+        Err(TrackError::Unsupported { reason, remedy }) => Err(Why { reason, remedy }),
+        Err(TrackError::Kernel { .. }) => Ok("ebpf".to_owned()),
+        Ok(tracker) => Ok(tracker.tracking()),
     }
 }

@@ -1,6 +1,6 @@
 //! The marks of changed blocks, as the replicator takes them.
 //!
-//! In: the bitmaps that the eBPF program marks. Out: sets of blocks.
+//! In: the bitmaps that the eBPF program marks, block by block or eight at a time (`program`). Out: sets of blocks.
 //!
 //! **One instant.** The program reads the generation word at each mark. A flip stores the other generation and waits
 //! until no program runs that may still have read the old one (`membarrier`); so whatever was issued before the date
@@ -15,7 +15,7 @@
 use std::{fs, path::PathBuf, sync::Arc, sync::atomic::Ordering::SeqCst};
 
 use lifeboat_replication::{
-    blocks::{BlockRun, BlockSet, RoaringBitmap},
+    blocks::{BlockSet, RoaringBitmap},
     env::{Micros, Wall},
     ids::{DiskSlot, ServerId},
     resync::Cause,
@@ -29,15 +29,17 @@ use super::{
     bios::{self, Counts},
     bits, control,
     disks::Disk,
-    first_start,
+    extents::Extent,
+    first_start, in_flight,
     layout::{
         CONTROL_COMPLETE_MISSES, CONTROL_EXTENTS, CONTROL_GENERATION, CONTROL_ISSUE_MISSES,
-        CONTROL_ISSUE_ONLY, CONTROL_LOST, COUNT_COMPLETED_BYTES, COUNT_ENDED_BIOS, COUNT_ISSUED_BYTES,
-        COUNT_QUEUED_BIOS, COUNT_REQUEUED_BYTES, COUNT_WRITES, EXTENT_COMPLETED, EXTENT_VALID, EXTENTS,
-        LOST_BIOS, LOST_ESCAPED_BIOS, LOST_INTERNAL, LOST_MISSED_ISSUE, LOST_OVERFLOW, LOST_PASSTHROUGH,
-        LOST_PAST_END, LOST_ZONE, Layout, Set,
+        CONTROL_ISSUE_ONLY, CONTROL_LOST, CONTROL_LOST_WORDS, COUNT_COMPLETED_BYTES, COUNT_ENDED_BIOS,
+        COUNT_ISSUED_BYTES, COUNT_QUEUED_BIOS, COUNT_REQUEUED_BYTES, COUNT_WRITES, LOST_BIOS,
+        LOST_ESCAPED_BIOS, LOST_INTERNAL, LOST_MISSED_ISSUE, LOST_OVERFLOW, LOST_PASSTHROUGH, LOST_PAST_END,
+        LOST_ZONE, Layout, Set,
     },
     pins::{Pins, Start, kernel},
+    program::Program,
     reboot,
     suspects::{Seen, Suspects},
     sys,
@@ -149,7 +151,7 @@ impl Tracker {
         // A barrier also for the old generation of a run that was killed between its flip and the barrier.
         sys::membarrier_global().map_err(no_membarrier)?;
         // What an earlier run flipped and did not take is held from now on.
-        tracker.harvest();
+        tracker.harvest()?;
         if start == Start::Resumed {
             tracker.held = tracker.collect(Set::Held);
             tracker.suspects = Suspects::resumed(tracker.collect(Set::Suspect));
@@ -278,31 +280,26 @@ impl Tracker {
         }
     }
 
-    /// Extents of this generation whose entry is whole: run, and whether it is of a completion. An entry that is
-    /// only being written belongs to a request that has not gone to its disk yet.
-    fn extents(&self, generation: usize) -> Vec<(BlockRun, bool)> {
-        let used = self.word(CONTROL_EXTENTS + generation).min(EXTENTS as u64) as usize;
-        let place = |entry: usize| (generation * EXTENTS + entry) * 2;
-        (0..used)
-            .filter_map(|entry| {
-                let owner = self.pins.extents[place(entry) + 1].load(SeqCst);
-                let range = self.pins.extents[place(entry)].load(SeqCst);
-                let run = BlockRun {
-                    disk: slot(owner as u32 as usize),
-                    first: range as u32,
-                    blocks: (range >> 32) as u32,
-                };
-                (owner & EXTENT_VALID != 0).then_some((run, owner & EXTENT_COMPLETED != 0))
-            })
-            .collect()
+    /// Extents of this generation whose entry is whole.
+    fn extents(&self, generation: usize) -> Result<Vec<Extent>, TrackError> {
+        let used = self.word(CONTROL_EXTENTS + generation);
+        self.pins.extents.read(generation, used).map_err(kernel("read the long ranges that were noted"))
+    }
+
+    /// Bits `LOST_*`, wherever they were set.
+    fn reasons(&self) -> u64 {
+        let set = CONTROL_LOST_WORDS.enumerate().filter(|(_, index)| self.word(*index) != 0);
+        self.word(CONTROL_LOST) | set.map(|(bit, _)| 1 << bit).sum::<u64>()
     }
 
     /// Moves the marks of the old generation to held (and suspect), then clears them.
-    fn harvest(&mut self) -> Harvest {
+    fn harvest(&mut self) -> Result<Harvest, TrackError> {
         let old = 1 - self.generation();
+        // Before anything is cleared: an error here leaves all as it was.
+        let extents = self.extents(old)?;
         let mut found = Harvest::default();
         let mut bitmaps = vec![(RoaringBitmap::new(), RoaringBitmap::new()); self.disks.len()];
-        let Pins { marks, summary, extents, control, .. } = &self.pins;
+        let Pins { marks, summary, .. } = &self.pins;
         self.visit(old, |disk, index, issued, completed| {
             let start = |set| self.layout.start(set, disk) + index;
             for set in [Set::Suspect, Set::Held] {
@@ -324,37 +321,30 @@ impl Tracker {
             found.completed.insert_disk(slot(disk), completed);
         }
         let mut long = BlockSet::default();
-        for (run, completed) in self.extents(old) {
+        for (run, completed) in extents {
             long.insert_run(run);
             let set = if completed { &mut found.completed } else { &mut found.issued };
             set.insert_run(run);
         }
         self.change(Set::Suspect, &long, bits::set);
         self.change(Set::Held, &long, bits::set);
-        let used = control[CONTROL_EXTENTS + old].load(SeqCst).min(EXTENTS as u64) as usize;
-        for word in &extents[old * EXTENTS * 2..(old * EXTENTS + used) * 2] {
-            word.store(0, SeqCst);
+        let used = self.word(CONTROL_EXTENTS + old);
+        match self.pins.extents.clear(old, used) {
+            Ok(()) => self.pins.control[CONTROL_EXTENTS + old].store(0, SeqCst),
+            // They come again with another flip: more work, and nothing lost.
+            Err(error) => tracing::warn!(%error, "long ranges that were noted could not be removed"),
         }
-        control[CONTROL_EXTENTS + old].store(0, SeqCst);
         self.held.union(&found.issued);
         self.held.union(&found.completed);
         self.flipped = false;
-        found
+        Ok(found)
     }
 
     /// Writes under way to disks with requests (or with bios), by the kernel's own count, which does not depend on the
     /// program; `None` when a disk has its statistics switched off.
     pub(super) fn kernel_in_flight(&self, bio_based: bool) -> Option<u64> {
-        let mut sum = 0;
-        for disk in self.disks.iter().filter(|disk| disk.bio_based == bio_based) {
-            let folder = self.sysfs.join("block").join(&disk.name);
-            if fs::read_to_string(folder.join("queue/iostats")).ok()?.trim() == "0" {
-                return None;
-            }
-            let counts = fs::read_to_string(folder.join("inflight")).ok()?;
-            sum += counts.split_whitespace().nth(1)?.parse::<u64>().ok()?;
-        }
-        Some(sum)
+        let disks = self.disks.iter().filter(|disk| disk.bio_based == bio_based);
+        disks.map(|disk| in_flight::writes(&self.sysfs, &disk.name)).sum()
     }
 
     /// Of disks without a request queue. Also finds out whether completions escape there.
@@ -413,7 +403,7 @@ fn no_membarrier(source: std::io::Error) -> TrackError {
 impl DirtyMap for Tracker {
     fn flip(&mut self) -> Result<Micros, TrackError> {
         if self.flipped {
-            let Harvest { issued, completed } = self.harvest();
+            let Harvest { issued, completed } = self.harvest()?;
             self.carried.issued.union(&issued);
             self.carried.completed.union(&completed);
         }
@@ -430,12 +420,12 @@ impl DirtyMap for Tracker {
         // After the count: what had landed by then and was missed is counted here, or settles later.
         let (missed, sum) = self.new_misses(&self.pins.complete, CONTROL_COMPLETE_MISSES)?;
         self.watch_issues()?;
-        let mut found = std::mem::take(&mut self.carried);
         if self.flipped {
-            let Harvest { issued, completed } = self.harvest();
-            found.issued.union(&issued);
-            found.completed.union(&completed);
+            let Harvest { issued, completed } = self.harvest()?;
+            self.carried.issued.union(&issued);
+            self.carried.completed.union(&completed);
         }
+        let found = std::mem::take(&mut self.carried);
         let verdict = self.suspects.see(Seen {
             issued: &found.issued,
             completed: &found.completed,
@@ -460,7 +450,7 @@ impl DirtyMap for Tracker {
 
     fn issued_now(&mut self, within: &BlockSet) -> Result<BlockSet, TrackError> {
         self.watch_issues()?;
-        if self.word(CONTROL_LOST) & (LOST_OVERFLOW | LOST_MISSED_ISSUE | LOST_INTERNAL) != 0 {
+        if self.reasons() & (LOST_OVERFLOW | LOST_MISSED_ISSUE | LOST_INTERNAL) != 0 {
             return Ok(within.clone());
         }
         let generation = self.generation();
@@ -483,7 +473,7 @@ impl DirtyMap for Tracker {
                 issued.insert_disk(slot(disk), blocks);
             }
         }
-        for (run, completed) in self.extents(generation) {
+        for (run, completed) in self.extents(generation)? {
             if !completed {
                 issued.insert_run(run);
             }
@@ -521,7 +511,7 @@ impl DirtyMap for Tracker {
     }
 
     fn copy_all(&mut self, reason: &str) -> Result<(), TrackError> {
-        let reasons = self.word(CONTROL_LOST);
+        let reasons = self.reasons();
         control::set_reason(&self.pins.control, reason);
         self.to_copy_left = 0;
         for disk in 0..self.disks.len() {
@@ -531,6 +521,9 @@ impl DirtyMap for Tracker {
         }
         // Last, and only what was there before: what is lost from now on is lost for the new copy too.
         self.pins.control[CONTROL_LOST].fetch_and(!reasons, SeqCst);
+        for (_, index) in CONTROL_LOST_WORDS.enumerate().filter(|(bit, _)| reasons & (1 << bit) != 0) {
+            self.pins.control[index].store(0, SeqCst);
+        }
         Ok(())
     }
 
@@ -549,7 +542,7 @@ impl DirtyMap for Tracker {
 
     fn dirty_now(&mut self) -> Result<u64, TrackError> {
         let generation = self.generation();
-        let mut blocks: u64 = self.extents(generation).iter().map(|(run, _)| u64::from(run.blocks)).sum();
+        let mut blocks: u64 = self.extents(generation)?.iter().map(|(run, _)| u64::from(run.blocks)).sum();
         self.visit(generation, |_, _, issued, completed| {
             blocks += u64::from((issued | completed).count_ones())
         });
@@ -585,7 +578,7 @@ impl DirtyMap for Tracker {
         ];
         // An error here shows again, and is reported, at the next take.
         _ = self.watch_issues();
-        let lost = self.word(CONTROL_LOST);
+        let lost = self.reasons();
         let seen: Vec<_> = reasons.iter().filter(|(bit, _)| lost & bit != 0).map(|(_, text)| *text).collect();
         let cause = match lost {
             lost if lost & LOST_PASSTHROUGH != 0 => Cause::PassthroughWrites,
@@ -618,10 +611,12 @@ impl DirtyMap for Tracker {
     }
 
     fn tracking(&self) -> String {
-        let how = match self.issue_only() {
-            true => "ebpf-issue-only",
-            false if self.disks.iter().any(|disk| disk.bio_based) => "ebpf-bio",
-            false => "ebpf-tp_btf",
+        let how = match (self.pins.program, self.issue_only()) {
+            (Program::Bytes, false) => "ebpf-32k",
+            (Program::Bytes, true) => "ebpf-32k-issue-only",
+            (Program::Bits, true) => "ebpf-issue-only",
+            (Program::Bits, false) if self.disks.iter().any(|disk| disk.bio_based) => "ebpf-bio",
+            (Program::Bits, false) => "ebpf-tp_btf",
         };
         match &self.restarts_compare {
             None => how.to_owned(),

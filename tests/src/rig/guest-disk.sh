@@ -32,7 +32,10 @@ put() {
 }
 put lifeboat-agent.service etc/systemd/system/lifeboat-agent.service 0644
 put lifeboat-thaw.service etc/systemd/system/lifeboat-thaw.service 0644
-put system-shutdown usr/lib/systemd/system-shutdown/lifeboat-agent 0755
+# Where systemd is: a Debian 11 that was not merged has it in /lib.
+lib=usr/lib
+[ -L "$root/lib" ] || lib=lib
+put system-shutdown $lib/systemd/system-shutdown/lifeboat-agent 0755
 put initramfs-hook etc/initramfs-tools/hooks/lifeboat-agent 0755
 put initramfs-premount etc/initramfs-tools/scripts/local-premount/lifeboat-agent 0755
 
@@ -53,5 +56,5 @@ mount --make-rslave "$root/dev"
 chroot "$root" ssh-keygen -A >/dev/null
 chroot "$root" systemd-machine-id-setup >/dev/null 2>&1
 chroot "$root" systemctl -q enable lifeboat-agent lifeboat-thaw
-chroot "$root" systemctl -q disable postgresql lifeboat-dev-database
+if [ -e "$root/usr/lib/postgresql" ]; then chroot "$root" systemctl -q disable postgresql lifeboat-dev-database; fi
 chroot "$root" update-initramfs -u -k all

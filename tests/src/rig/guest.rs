@@ -7,17 +7,22 @@ use std::{
     fs::File,
     io::{BufRead as _, BufReader, Write as _},
     os::unix::net::UnixStream,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Child, Command, Stdio},
     thread::sleep,
     time::{Duration, Instant},
 };
 
-use super::{Site, run};
-use crate::programs::free_ports;
+use lifeboat_replication::wire::v1;
+
+use super::{Site, different_blocks, now, point, run};
+use crate::programs::{free_ports, program};
 
 /// From power on to an answer by SSH: half a minute on an idle machine.
 const BOOT: Duration = Duration::from_secs(600);
+/// Which Debian: its name, as dev/server/build takes it.
+pub const DEBIAN_11: &str = "bullseye";
+pub const DEBIAN_12: &str = "bookworm";
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
 pub struct Guest {
@@ -27,11 +32,12 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Boots one as the site's first enrolled server, with this agent.
-    pub fn boot(site: &Site, agent: &Path) -> Self {
+    /// Boots one of this release as the site's first enrolled server.
+    pub fn boot(site: &Site, release: &str) -> Self {
+        let agent = program("lifeboat-agent");
         let dir = tempfile::Builder::new().prefix("lifeboat-guest-").tempdir().unwrap();
         let path = |name: &str| dir.path().join(name).display().to_string();
-        let image = run(&format!("{ROOT}/dev/server/build"), &[]);
+        let image = run(&format!("{ROOT}/dev/server/build"), &[release]);
         let (_, state) = &site.enrolled[0];
         let configuration = &site.control.configuration;
         let addresses = configuration.process_servers.iter().flat_map(|server| &server.data_addresses);
@@ -50,7 +56,7 @@ impl Guest {
             .args(accelerator.split_whitespace())
             .args(["-display", "none", "-serial", &format!("file:{}", path("console.log"))])
             .args(["-qmp", &format!("unix:{},server=on,wait=off", path("qmp.sock"))])
-            .args(["-drive", &format!("file={disk},if=none,id=os,format=raw,cache=writeback")])
+            .args(["-drive", &format!("file={disk},if=none,id=os,format=raw,cache=writeback,discard=unmap")])
             .args(["-device", "virtio-blk-pci,drive=os,serial=lifeboat-reboot", "-device", "virtio-rng-pci"])
             .args(["-netdev", &format!("user,id=net,hostfwd=tcp:127.0.0.1:{ssh_port}-:22")])
             .args(["-device", "virtio-net-pci,netdev=net"])
@@ -128,6 +134,37 @@ impl Guest {
             assert!(Instant::now() < end, "{what}: not after {patience:?}\n{}", self.tail());
             sleep(Duration::from_secs(1));
         }
+    }
+
+    /// Records up to a point that is younger than this call.
+    pub fn settled(&self, site: &Site, what: &str, patience: Duration) -> Vec<v1::Data> {
+        let began = now();
+        self.shell("date >/root/asked-for-a-round; sync");
+        self.wait(what, patience, || {
+            let records = site.records_by(&site.enrolled[0].0);
+            point(&records).is_some_and(|point| point.t0_micros > began).then_some(records)
+        })
+    }
+
+    /// Nothing writes while the file system stands still, so the last record holds all of the disk.
+    pub fn assert_same(&self, site: &Site) {
+        self.shell(
+            "sync; setsid sh -c 'fsfreeze -f /; sleep 120; fsfreeze -u /' >/dev/null 2>&1 </dev/null & sleep 2",
+        );
+        let last = |records: &[v1::Data]| records.last().map(|record| record.number);
+        let mut before = None;
+        let number = self.wait("the last round", Duration::from_secs(100), || {
+            sleep(Duration::from_secs(10));
+            let now = last(&site.records_by(&site.enrolled[0].0));
+            let rests = now == before;
+            before = now;
+            now.filter(|_| rests)
+        });
+        let (disk, vault) =
+            (std::fs::read(self.disk()).unwrap(), site.recovered_of(&site.enrolled[0].0, number));
+        assert_eq!(disk.len(), vault.len());
+        assert_eq!(different_blocks(&disk, &vault), 0, "blocks of the vault that are not the disk's");
+        self.shell("while ! touch /root/thawed; do sleep 1; done");
     }
 
     fn tail(&self) -> String {

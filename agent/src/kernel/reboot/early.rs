@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     super::{
         disks::{Discovery, Disk},
+        in_flight,
         layout::Layout,
         pins::Pins,
         tracker::RebootPlaces,
@@ -77,23 +78,20 @@ fn track(discovery: &Discovery, pins: &Path) -> Result<Vec<EarlyDisk>, String> {
 fn look_at(sysfs: &Path, disk: Disk) -> io::Result<EarlyDisk> {
     let folder = sysfs.join("block").join(&disk.name);
     // In this order: a write that is not among those under way has ended before it, and is counted.
-    let under_way = fs::read_to_string(folder.join("inflight"))?;
-    let writes_before = writes(&under_way, &fs::read_to_string(folder.join("stat"))?)
-        .filter(|_| fs::read_to_string(folder.join("queue/iostats")).is_ok_and(|text| text.trim() != "0"))
-        .ok_or_else(|| {
-            io::Error::other(format!("the kernel does not count the requests of {}", disk.name))
-        })?;
+    let under_way = in_flight::writes(sysfs, &disk.name);
+    let stat = fs::read_to_string(folder.join("stat"))?;
+    let writes_before = under_way.and_then(|under_way| Some(under_way + ended(&stat)?)).ok_or_else(|| {
+        io::Error::other(format!("the kernel does not count the requests of {}", disk.name))
+    })?;
     let (partitions, held) = partitions(sysfs, &disk.name)?;
     let areas = survey(disk.size_bytes, &partitions, held, &Direct::open(&disk.name, false)?)?;
     Ok(EarlyDisk { disk, writes_before, areas })
 }
 
-/// Writes and discards in a disk's `stat` (fields 5 and 12, Documentation/block/stat.rst), and writes under way (the
-/// second number of `inflight`).
-fn writes(inflight: &str, stat: &str) -> Option<u64> {
-    let under_way: u64 = inflight.split_whitespace().nth(1)?.parse().ok()?;
+/// Writes and discards in a disk's `stat` (fields 5 and 12, Documentation/block/stat.rst).
+fn ended(stat: &str) -> Option<u64> {
     let fields: Vec<u64> = stat.split_whitespace().map(str::parse).collect::<Result<_, _>>().ok()?;
-    Some(fields.get(4)? + fields.get(11)? + under_way)
+    Some(fields.get(4)? + fields.get(11)?)
 }
 
 #[cfg(test)]
@@ -102,9 +100,8 @@ mod tests {
 
     #[test]
     fn writes_and_discards_are_counted_and_reads_are_not() {
-        assert_eq!(writes("  2  0\n", "  90 1 3000 40 0 0 0 0 2 40 40 0 0 0 0 3 1\n"), Some(0));
-        assert_eq!(writes("  0  1\n", "  90 1 3000 40 5 0 80 1 1 40 40 2 0 9 0 3 1\n"), Some(8));
-        assert_eq!(writes("0 0", "90 1 3000"), None);
-        assert_eq!(writes("", "  90 1 3000 40 0 0 0 0 0 40 40 0 0 0 0 3 1\n"), None);
+        assert_eq!(ended("  90 1 3000 40 0 0 0 0 2 40 40 0 0 0 0 3 1\n"), Some(0));
+        assert_eq!(ended("  90 1 3000 40 5 0 80 1 1 40 40 2 0 9 0 3 1\n"), Some(7));
+        assert_eq!(ended("90 1 3000"), None);
     }
 }

@@ -51,15 +51,7 @@ fn parse(stat: &str) -> Option<[u64; 4]> {
 
 /// Writes under way; `None`: a disk is not counted.
 pub(super) fn in_flight(sysfs: &Path, disks: &[Disk]) -> Option<u64> {
-    let of = |disk: &Disk| {
-        let folder = sysfs.join("block").join(&disk.name);
-        if text(&folder.join("queue/iostats"))? == "0" {
-            return None;
-        }
-        let counts = fs::read_to_string(folder.join("inflight")).ok()?;
-        counts.split_whitespace().nth(1)?.parse::<u64>().ok()
-    };
-    disks.iter().map(of).sum()
+    disks.iter().map(|disk| super::super::in_flight::writes(sysfs, &disk.name)).sum()
 }
 
 #[cfg(test)]

@@ -41,7 +41,7 @@ impl Tracker {
         let pins = Pins::reopen(folder, identity, disks, &layout)?;
         sys::membarrier_global().map_err(|error| no_membarrier(error).to_string())?;
         let mut tracker = Self::over(pins, layout, disks, sysfs.to_owned(), wall);
-        tracker.harvest();
+        tracker.harvest().map_err(|error| error.to_string())?;
         tracker.held = tracker.collect(Set::Held);
         tracker.to_copy_left = tracker.count_to_copy();
         Ok(tracker)
