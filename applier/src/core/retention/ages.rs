@@ -5,9 +5,9 @@
 //! on whatever machine, makes points at most eight hours older, and a server that is switched off loses nothing.
 //!
 //! Thinning keeps the first point of each span of time, of those that are worth most (a part of a group's point, then how
-//! consistent it is), and the spans of a later age consist of whole spans of an
-//! earlier one. What a later age keeps was therefore kept at every earlier age: thinning again and again keeps all
-//! that thinning once would.
+//! consistent it is), and the spans of a later age consist of whole spans of an earlier one. What a later age keeps was
+//! therefore kept at every earlier age: thinning again and again keeps all that thinning once would. The base alone may
+//! be another one, since a later point of its span may be worth more; `plan` keeps the one at which the journal begins.
 
 use std::time::Duration;
 

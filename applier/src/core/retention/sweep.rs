@@ -240,3 +240,79 @@ async fn delete(
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use lifeboat_replication::ids::{Epoch, RecordNumber};
+
+    use super::{
+        super::fixture::{point, seeds},
+        *,
+    };
+
+    /// Record 3 is the newest listed point. A reader has pinned 1, which nobody lists any more; an applier may be about
+    /// to list 4.
+    #[tokio::test(start_paused = true)]
+    async fn a_snapshot_that_nobody_lists_goes_unless_a_pin_holds_it_or_it_is_newer_than_the_list() {
+        let seeds = seeds();
+        let store = &seeds.vault.store;
+        let disk = seeds.name("disk");
+        store.create_page(&disk, 1 << 20).await.unwrap();
+        let mut log = LogState::empty(seeds.vault.keys.current().0.clone());
+        log.epoch = Epoch(1);
+        let mut listed = Points::none(&seeds.server);
+        let mut taken = Vec::new();
+        for number in 1..=4 {
+            log.last_number = RecordNumber(number);
+            let id = RecordId { epoch: log.epoch, number: log.last_number };
+            store.raise_sequence(&disk, id.sequence(), None).await.unwrap();
+            let snapshot = store.snapshot(&disk, None, None).await.unwrap();
+            if number == 3 {
+                listed.points.push(point(&log, &snapshot));
+            }
+            taken.push(snapshot);
+        }
+        let pin = Pin {
+            format: 1,
+            server: seeds.server.to_string(),
+            run: "run".to_owned(),
+            base: Some(RecordId { epoch: Epoch(1), number: RecordNumber(1) }),
+            records: None,
+            held_for_seconds: 3600,
+            renewed_at_micros: 0,
+            confirmed: true,
+        };
+        let mut swept = Swept::default();
+        sweep(&seeds, &listed, &log, &[pin], &mut swept).await.unwrap();
+        let page = store.list(&disk, true, None).await.unwrap();
+        let left: Vec<_> = page.blobs.into_iter().filter_map(|blob| blob.snapshot).collect();
+        assert_eq!(left, [taken[0].clone(), taken[2].clone(), taken[3].clone()]);
+        assert_eq!((swept.snapshots, swept.pinned, swept.left.snapshots), (1, 1, 3));
+    }
+
+    #[test]
+    fn what_sweeps_delete_adds_up_and_what_pins_keep_is_that_of_the_last() {
+        let sweep = |pinned| Swept {
+            segments: 1,
+            segment_bytes: 20,
+            snapshots: 300,
+            log_parts: 4000,
+            log_bytes: 50_000,
+            pinned,
+            ..Swept::default()
+        };
+        let mut figures = Figures::default();
+        sweep(7).count(&mut figures);
+        sweep(3).count(&mut figures);
+        let expected = Figures {
+            deleted_segments: 2,
+            deleted_segment_bytes: 40,
+            deleted_snapshots: 600,
+            deleted_log_parts: 8000,
+            deleted_log_bytes: 100_000,
+            pinned_blobs: 3,
+            ..Figures::default()
+        };
+        assert_eq!(figures, expected);
+    }
+}
