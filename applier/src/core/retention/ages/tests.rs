@@ -117,6 +117,27 @@ fn worthy(t0s: impl IntoIterator<Item = i64>) -> Vec<Aging> {
 }
 
 #[test]
+fn of_points_that_are_worth_the_same_the_first_of_each_hour_stays() {
+    let all = every_five_minutes(1);
+    let newest = all.last().unwrap().t0.0;
+    let kept = survivors(&all, Keep { journal: Duration::ZERO, ..DEFAULT });
+    let old: Vec<&Aging> = kept.iter().filter(|point| newest - point.t0.0 > 3 * HOUR).collect();
+    // Of the oldest hour retention may leave the end only.
+    assert!(old.len() >= 20 && old.iter().skip(1).all(|point| point.t0.0 % HOUR == 0), "{old:?}");
+}
+
+/// Without the points in between the journal could only begin at the newest, when the base has grown too old.
+#[test]
+fn of_the_journals_time_a_base_an_hour_stays_though_no_point_does() {
+    let all = every_five_minutes(1);
+    let newest = all.last().unwrap().t0.0;
+    let keep = Keep { retention: Duration::ZERO, journal: Duration::from_secs(5 * 3600) };
+    let kept = survivors(&all, keep);
+    let younger = kept.iter().filter(|point| newest - point.t0.0 < 5 * HOUR).count();
+    assert!((5..=6).contains(&younger) && kept.len() == younger + 1, "{kept:?}");
+}
+
+#[test]
 fn of_each_hour_the_point_of_the_group_stays() {
     let mut all = every_five_minutes(1);
     // The fifth of each hour.
