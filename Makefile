@@ -21,7 +21,7 @@ test: ## set everything up, then run all test suites, with the time of each
 soak: ## simulate the data plane without end, from new seeds each time, until a schedule breaks a promise
 	@dev/soak
 
-mutants: ## change the log, retention and block maps in one place after the other: a unit test must fail each time (hours)
+mutants: ## change the log, retention and block maps in one place after the other: a test must fail each time (hours; dev/mutants FILE for one file)
 	@dev/mutants
 
 bench: ## measure the data plane against peers and limits; writes docs/benchmarks.md (root, a quiet machine)

@@ -129,6 +129,10 @@ impl Iterator for Runs<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
     use super::*;
 
     fn set(runs: &[(u32, u32, u32)]) -> BlockSet {
@@ -151,5 +155,72 @@ mod tests {
         let mut all = set(&[(1, 0, 5)]);
         all.subtract(&set(&[(1, 0, 9)]));
         assert!(all.is_empty());
+    }
+
+    #[test]
+    fn a_run_of_nothing_is_nothing_and_one_past_the_last_block_ends_there() {
+        assert!(set(&[(1, 0, 0), (1, 7, 0)]).is_empty());
+        let mut none = BlockSet::default();
+        none.insert_disk(DiskSlot(1), RoaringBitmap::new());
+        assert_eq!(none, BlockSet::default());
+        let end = set(&[(1, u32::MAX - 1, 5)]);
+        assert_eq!((end.len(), end.contains(DiskSlot(1), u32::MAX)), (2, true));
+    }
+
+    /// The same set, as plain as can be.
+    type Plain = BTreeSet<(u32, u32)>;
+
+    fn plain(set: &BlockSet) -> Plain {
+        set.disks().flat_map(|(disk, blocks)| blocks.iter().map(move |block| (disk.0, block))).collect()
+    }
+
+    fn runs() -> impl Strategy<Value = Vec<(u32, u32, u32)>> {
+        prop::collection::vec((1_u32..4, 0_u32..30, 0_u32..6), 0..6)
+    }
+
+    proptest! {
+        #[test]
+        fn sets_do_what_sets_of_disk_and_block_do(one in runs(), other in runs(), longest in 0_u32..5) {
+            let of = |runs: &[(u32, u32, u32)]| -> Plain {
+                let blocks = |(disk, first, blocks): &(u32, u32, u32)| {
+                    let disk = *disk;
+                    (*first..first + blocks).map(move |block| (disk, block))
+                };
+                runs.iter().flat_map(blocks).collect()
+            };
+            let (plain_one, plain_other) = (of(&one), of(&other));
+            let (one, other) = (set(&one), set(&other));
+            prop_assert_eq!(plain(&one), plain_one.clone());
+            prop_assert_eq!(one.is_empty(), plain_one.is_empty());
+            prop_assert_eq!(one.len(), plain_one.len() as u64);
+            prop_assert_eq!(one.bytes(), plain_one.len() as u64 * BLOCK_BYTES);
+            for (disk, block) in (1..4).flat_map(|disk| (0..40).map(move |block| (disk, block))) {
+                let contained = plain_one.contains(&(disk, block));
+                prop_assert_eq!(one.contains(DiskSlot(disk), block), contained);
+                prop_assert_eq!(one.disk(DiskSlot(disk)).is_some_and(|blocks| blocks.contains(block)), contained);
+            }
+
+            let mut both = one.clone();
+            both.union(&other);
+            prop_assert_eq!(plain(&both), &plain_one | &plain_other);
+            let mut disk_by_disk = one.clone();
+            other.disks().for_each(|(disk, blocks)| disk_by_disk.insert_disk(disk, blocks.clone()));
+            prop_assert_eq!(&disk_by_disk, &both);
+            let mut rest = one.clone();
+            rest.subtract(&other);
+            prop_assert_eq!(plain(&rest), &plain_one - &plain_other);
+            prop_assert_eq!(rest.is_empty(), plain_one.is_subset(&plain_other));
+            let common = one.intersection(&other);
+            prop_assert_eq!(plain(&common), &plain_one & &plain_other);
+            prop_assert_eq!(common.is_empty(), plain_one.is_disjoint(&plain_other));
+            prop_assert_eq!(one.intersects(&other), !plain_one.is_disjoint(&plain_other));
+
+            let mut again = Vec::new();
+            for run in one.runs(longest) {
+                prop_assert!(run.blocks >= 1 && run.blocks <= longest.max(1));
+                again.extend((run.first..run.first + run.blocks).map(|block| (run.disk.0, block)));
+            }
+            prop_assert_eq!(again, plain_one.into_iter().collect::<Vec<_>>());
+        }
     }
 }

@@ -29,6 +29,8 @@ mod reader;
 mod retry;
 pub mod state;
 mod takeover;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 pub use head::Head;

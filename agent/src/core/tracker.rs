@@ -173,7 +173,11 @@ impl Tracker {
             }
         };
         add(&self.unsent);
-        self.in_flight.iter().chain(&self.building).for_each(|record| add(&record.blocks));
+        for record in self.in_flight.iter().chain(&self.building) {
+            let mut changed = record.blocks.clone();
+            changed.subtract(&record.copied);
+            add(&changed);
+        }
         all.len()
     }
 }

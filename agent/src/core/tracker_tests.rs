@@ -63,6 +63,68 @@ fn refuses_an_acknowledgement_of_a_record_that_is_not_ended() {
     assert_eq!(refused, NeverSent { number: RecordNumber(5), sent: RecordNumber(4) });
 }
 
+/// What the agent reports, and what bounds the memory of a session.
+#[test]
+fn what_is_in_flight_dirty_and_left_to_copy_is_counted_until_it_is_durable() {
+    let disk = DiskSlot(1);
+    let mut tracker = Tracker::new(RecordNumber(0), set(&[1, 2, 3]), set(&[4, 5, 6, 7]));
+    let counts = |tracker: &Tracker| {
+        let flight = (tracker.records_in_flight(), tracker.bytes_in_flight());
+        (flight, tracker.dirty(disk), tracker.copy_left(disk), tracker.complete())
+    };
+    assert_eq!(counts(&tracker), ((0, 0), 3, 4, false));
+    tracker.begin();
+    tracker.read(&set(&[1]), 100, false);
+    tracker.read(&set(&[2]), 20, false);
+    assert_eq!(counts(&tracker), ((0, 0), 3, 4, false), "under way");
+    assert!(!tracker.is_clean());
+    tracker.begin();
+    tracker.read(&set(&[4, 5]), 7, true);
+    tracker.end();
+    assert_eq!(counts(&tracker), ((2, 127), 3, 4, false), "sent");
+    tracker.begin();
+    tracker.read(&set(&[6, 7]), 3, true);
+    assert_eq!(counts(&tracker), ((2, 127), 3, 4, true), "read is what the record under way will hold");
+    assert_eq!(tracker.durable(RecordNumber(1)).unwrap().forget, set(&[1, 2]));
+    assert_eq!(counts(&tracker), ((1, 7), 1, 4, true));
+    let settled = tracker.durable(RecordNumber(2)).unwrap();
+    assert_eq!((settled.forget, settled.copied), (set(&[4, 5]), set(&[4, 5])));
+    assert_eq!(counts(&tracker), ((0, 0), 1, 2, true));
+    assert_eq!(tracker.copy_left(DiskSlot(2)) + tracker.dirty(DiskSlot(2)), 0);
+    tracker.took(&set(&[3]));
+    tracker.end();
+    tracker.durable(RecordNumber(3)).unwrap();
+    assert_eq!(counts(&tracker), ((0, 0), 1, 0, true));
+    assert!(!tracker.is_clean());
+    tracker.begin();
+    tracker.read(&set(&[3]), 1, false);
+    assert!(!tracker.is_clean(), "under way");
+    tracker.end();
+    assert!(!tracker.is_clean(), "in flight");
+    tracker.durable(RecordNumber(4)).unwrap();
+    assert!(tracker.is_clean());
+}
+
+/// A copy alone, and a record without blocks, keep a session from being clean as well.
+#[test]
+fn each_kind_of_work_left_keeps_a_session_from_being_clean() {
+    let none = BlockSet::default;
+    assert!(Tracker::new(RecordNumber(0), none(), none()).is_clean());
+    assert!(!Tracker::new(RecordNumber(0), set(&[1]), none()).is_clean());
+    assert!(!Tracker::new(RecordNumber(0), none(), set(&[1])).is_clean());
+    let mut tracker = Tracker::new(RecordNumber(0), none(), none());
+    tracker.begin();
+    assert!(!tracker.is_clean());
+    tracker.end();
+    assert!(!tracker.is_clean());
+    assert_eq!(
+        tracker.durable(RecordNumber(2)),
+        Err(NeverSent { number: RecordNumber(2), sent: RecordNumber(1) })
+    );
+    tracker.durable(RecordNumber(1)).unwrap();
+    assert!(tracker.is_clean());
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Write(u32),

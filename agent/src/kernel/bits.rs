@@ -75,6 +75,8 @@ pub(super) fn insert(blocks: &mut RoaringBitmap, index: usize, mut bits: u64) {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn words(count: usize) -> Vec<AtomicU64> {
@@ -98,6 +100,36 @@ mod tests {
             set_first(&words, count);
             assert_eq!(collect(&words), (0..count).collect());
             assert_eq!(super::count(&words), u64::from(count));
+        }
+    }
+
+    /// One atomic operation a word, however many of its blocks are meant.
+    #[test]
+    fn each_word_comes_once_with_the_bits_of_all_its_blocks() {
+        let blocks: RoaringBitmap = [0, 1, 63, 64, 190].into_iter().collect();
+        let words: Vec<_> = words_of(&blocks).collect();
+        assert_eq!(words, [(0, 1 | 2 | 1 << 63), (1, 1), (2, 1 << 62)]);
+    }
+
+    fn blocks() -> impl Strategy<Value = RoaringBitmap> {
+        // Also whole words, and blocks beyond the words that there are.
+        let runs = prop::collection::vec((0_u32..330, 1_u32..100), 0..6);
+        runs.prop_map(|runs| runs.into_iter().flat_map(|(first, count)| first..first + count).collect())
+    }
+
+    proptest! {
+        /// Nothing else is touched: another block's mark that is lost is a write that is lost.
+        #[test]
+        fn words_hold_exactly_what_was_set_and_not_cleared(one in blocks(), other in blocks(), gone in blocks()) {
+            let there: RoaringBitmap = (0..320).collect();
+            let words = words(5);
+            set(&words, &one);
+            set(&words, &other);
+            let marked = &(&one | &other) & &there;
+            prop_assert_eq!(collect(&words), marked.clone());
+            prop_assert_eq!(count(&words), marked.len());
+            prop_assert_eq!(clear(&words, &gone), (&marked & &gone).len());
+            prop_assert_eq!(collect(&words), marked - gone);
         }
     }
 }

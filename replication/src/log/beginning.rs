@@ -57,7 +57,7 @@ pub(super) async fn begins_at(
     loop {
         match catalogue::read::<Points>(vault, server).await {
             Ok(read) => return Ok(read.and_then(|(points, _)| points.log_begins)),
-            Err(CatalogueError::Store(error @ StoreError::Unknown { .. })) if tried < patience.tries => {
+            Err(CatalogueError::Store(error @ StoreError::Unknown { .. })) if tried + 1 < patience.tries => {
                 tracing::debug!(%server, %error, "the catalogue is read again");
                 patience.pause(tried).await;
                 tried += 1;

@@ -151,7 +151,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{env::Env, keys::DataKeys};
+    use crate::{env::Env, keys::DataKeys, store::MAX_WRITE_BYTES};
 
     fn key() -> ChainKey {
         ChainKey::new(DataKeys::generate(&*Env::system().entropy).current().1, "server")
@@ -176,6 +176,45 @@ mod tests {
         let frame = encode(&key(), &CHAIN_START, body("a")).unwrap();
         for end in 0..frame.bytes.len() {
             assert_eq!(RawFrame::split(&frame.bytes[..end]), Ok(None));
+        }
+    }
+
+    /// A record that is `bytes` long.
+    fn body_of(bytes: usize) -> v1::log_record::Body {
+        let of = |inline: usize| {
+            let inline_segment = vec![7; inline];
+            v1::log_record::Body::Data(v1::Data { number: 1, inline_segment, ..Default::default() })
+        };
+        let length = |inline| v1::LogRecord { body: Some(of(inline)) }.encoded_len();
+        of(2 * bytes - length(bytes))
+    }
+
+    /// An epoch begins with one append, of a header and of `Closed` or `Release`.
+    #[test]
+    fn the_largest_record_fits_one_append_together_with_a_small_one() {
+        let key = key();
+        let largest = encode(&key, &CHAIN_START, body_of(MAX_RECORD_BYTES)).unwrap();
+        let small = encode(&key, &largest.chain, body("5f0c7f5e-6a0f-4b53-a7b4-7a3e1f0c9d11")).unwrap();
+        assert!(largest.bytes.len() + small.bytes.len() <= MAX_WRITE_BYTES);
+        // A small round travels in its record.
+        encode(&key, &CHAIN_START, body_of(4_000_000)).unwrap();
+        let raw = RawFrame::split(&largest.bytes).unwrap().unwrap();
+        assert_eq!(raw.len(), largest.bytes.len() as u64);
+        assert_eq!(raw.chain(), largest.chain);
+        assert_eq!(raw.verify(&key, &CHAIN_START).unwrap().1, largest.chain);
+
+        let bytes = MAX_RECORD_BYTES + 1;
+        assert_eq!(encode(&key, &CHAIN_START, body_of(bytes)), Err(TooLarge { bytes }));
+    }
+
+    /// Nothing is waited for that cannot come.
+    #[test]
+    fn a_length_that_no_record_has_is_an_error_at_once() {
+        for bytes in [0, MAX_RECORD_BYTES as u32 + 1, u32::MAX] {
+            assert_eq!(RawFrame::split(&bytes.to_le_bytes()), Err(FrameError::Length { bytes }));
+        }
+        for bytes in [1, MAX_RECORD_BYTES as u32] {
+            assert_eq!(RawFrame::split(&bytes.to_le_bytes()), Ok(None));
         }
     }
 

@@ -135,3 +135,27 @@ pub(super) async fn read_all(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_read_back_as_it_is_written_and_sorts_as_text() {
+        let name = |epoch, part| PartName { epoch: Epoch(epoch), part };
+        let names = [name(0, 0), name(1, 0), name(1, 9), name(1, 10), name(2, 0), name(u32::MAX, u32::MAX)];
+        for pair in names.windows(2) {
+            assert!(pair[0].to_string() < pair[1].to_string() && pair[0] < pair[1]);
+        }
+        for name in names {
+            assert_eq!(name.to_string().parse(), Ok(name));
+            let document = serde_json::to_string(&name).unwrap();
+            assert_eq!(document, format!("\"{name}\""));
+            assert_eq!(serde_json::from_str::<PartName>(&document).unwrap(), name);
+        }
+        assert_eq!(name(1, 9).to_string(), "0000000001-0000000009");
+        for foreign in ["", "1", "1-", "-1", "a-b", "1-2-3", "4294967296-0"] {
+            assert!(foreign.parse::<PartName>().is_err(), "{foreign}");
+        }
+    }
+}

@@ -120,10 +120,9 @@ impl LogReader {
                     return Ok(Some(Entry { epoch: name.epoch, part: name.part, offset, body }));
                 }
                 Ok(None) if !self.buffer.is_empty() => {
-                    let had = self.buffer.len();
                     self.fill(name, offset).await?;
-                    // Appends are whole: a frame that stays incomplete was cut off.
-                    if self.buffer.len() <= had && matches!(RawFrame::split(&self.buffer), Ok(None)) {
+                    // Appends are whole, and one fits a read: a frame that stays incomplete was cut off.
+                    if matches!(RawFrame::split(&self.buffer), Ok(None)) {
                         return Err(self.damaged(name, offset, FrameError::Record.into()));
                     }
                 }

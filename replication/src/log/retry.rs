@@ -46,3 +46,93 @@ impl Patience {
         sleep(pause + Duration::from_micros(jitter)).await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::Cell, sync::Arc};
+
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::{env::Entropy, store::Refusal};
+
+    /// Gives the same number each time.
+    #[derive(Debug)]
+    struct Always(u64);
+
+    impl Entropy for Always {
+        fn fill(&self, bytes: &mut [u8]) {
+            for (byte, number) in bytes.iter_mut().zip(self.0.to_le_bytes().into_iter().cycle()) {
+                *byte = number;
+            }
+        }
+    }
+
+    fn patience(tries: u32, random: u64) -> Patience {
+        Patience { env: Env { entropy: Arc::new(Always(random)), ..Env::system() }, tries }
+    }
+
+    fn unknown() -> StoreError {
+        StoreError::Unknown { operation: "get", name: "log".into(), detail: "cut".into() }
+    }
+
+    /// Calls until there was an answer, of which the first `lost` are lost.
+    async fn calls(tries: u32, lost: u32) -> (Result<(), StoreError>, u32) {
+        let called = Cell::new(0);
+        let patience = patience(tries, 0);
+        let answer = patience.sure(|| {
+            called.set(called.get() + 1);
+            let answer = if called.get() > lost { Ok(()) } else { Err(unknown()) };
+            std::future::ready(answer)
+        });
+        (answer.await, called.get())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_is_repeated_until_it_has_an_answer_or_its_tries_are_over() {
+        for tries in 1..10 {
+            for lost in 0..15 {
+                let expected = if lost < tries { (Ok(()), lost + 1) } else { (Err(unknown()), tries) };
+                assert_eq!(calls(tries, lost).await, expected, "{lost} lost, {tries} tries");
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refusal_is_an_answer() {
+        let called = Cell::new(0);
+        let refused = StoreError::Refused {
+            operation: "get",
+            name: "log".into(),
+            why: Refusal::NotFound,
+            detail: String::new(),
+        };
+        let answer: Result<(), _> = patience(8, 0)
+            .sure(|| {
+                called.set(called.get() + 1);
+                std::future::ready(Err(refused.clone()))
+            })
+            .await;
+        assert_eq!((answer, called.get()), (Err(refused), 1));
+    }
+
+    /// So that a store that is away is not flooded, and many callers do not come back in the same moment.
+    #[tokio::test(start_paused = true)]
+    async fn pauses_double_up_to_the_longest_and_jitter_at_most_doubles_them() {
+        for random in [0, 1, 30_000, u64::MAX] {
+            let mut shortest = FIRST_PAUSE;
+            for tried in 0..40 {
+                let before = Instant::now();
+                patience(8, random).pause(tried).await;
+                let paused = before.elapsed();
+                // The timer's grain is a millisecond.
+                assert!(
+                    shortest <= paused && paused <= 2 * shortest + Duration::from_millis(1),
+                    "pause {tried} was {paused:?}, jitter {random}"
+                );
+                assert!(random > 0 || paused == shortest, "pause {tried} was {paused:?} without jitter");
+                shortest = (2 * shortest).min(LONGEST_PAUSE);
+            }
+        }
+    }
+}

@@ -315,12 +315,161 @@ mod tests {
         Body::Data(v1::Data { first_number: number, number, ..Default::default() })
     }
 
+    fn merged(first_number: u64, number: u64) -> Body {
+        Body::Data(v1::Data { first_number, number, ..Default::default() })
+    }
+
+    fn closed(run: &str) -> Body {
+        Body::Closed(v1::Closed { run: run.into() })
+    }
+
+    fn disk(slot: u32) -> LogDisk {
+        let (id, path) = (format!("disk-{slot}"), format!("/dev/sd{slot}"));
+        LogDisk { slot: DiskSlot(slot), id, size_bytes: 1 << 30, path, left_out: slot == 2 }
+    }
+
     #[test]
     fn refuses_a_gap_in_the_numbers() {
         let mut state = state();
         state.apply(&data(1)).unwrap();
         assert_eq!(state.apply(&data(3)), Err(Illegal::Gap { last: RecordNumber(1), number: 3 }));
         assert_eq!(state.apply(&data(1)), Err(Illegal::Gap { last: RecordNumber(1), number: 1 }));
+        state.apply(&merged(2, 5)).unwrap();
+        assert_eq!(state.apply(&merged(6, 5)), Err(Illegal::Gap { last: RecordNumber(5), number: 6 }));
+        state.apply(&data(6)).unwrap();
+        assert_eq!(state.last_number, RecordNumber(6));
+    }
+
+    #[test]
+    fn only_exact_records_move_the_time_of_the_newest_point() {
+        let mut state = state();
+        let mut apply = |number, kind: v1::RecordKind, t0_micros, complete| {
+            let kind = kind.into();
+            let record =
+                v1::Data { first_number: number, number, kind, t0_micros, complete, ..Default::default() };
+            state.apply(&Body::Data(record)).unwrap();
+            (state.last_t0.0, state.complete)
+        };
+        assert_eq!(apply(1, v1::RecordKind::Copy, 10, false), (0, false));
+        assert_eq!(apply(2, v1::RecordKind::Exact, 20, true), (20, true));
+        assert_eq!(apply(3, v1::RecordKind::Inexact, 30, true), (20, true));
+        assert_eq!(apply(4, v1::RecordKind::Exact, 40, false), (40, false));
+    }
+
+    #[test]
+    fn the_run_that_closed_the_log_may_close_it_again_and_no_other() {
+        let mut state = state();
+        state.apply(&closed("a")).unwrap();
+        state.apply(&closed("a")).unwrap();
+        assert_eq!(state.apply(&closed("b")), Err(Illegal::Closed { run: "a".into() }));
+        assert_eq!(state.closed_run.as_deref(), Some("a"));
+    }
+
+    #[test]
+    fn what_is_not_closed_is_not_released_and_a_part_has_one_header() {
+        let release = Body::Release(v1::Release { run: "a".into() });
+        assert!(matches!(state().apply(&release), Err(Illegal::OutOfPlace { .. })));
+        let header = Body::Header(v1::PartHeader::default());
+        assert!(matches!(state().apply(&header), Err(Illegal::OutOfPlace { .. })));
+    }
+
+    #[test]
+    fn disks_are_those_of_the_last_record_that_names_them() {
+        let mut state = state();
+        for slots in [vec![1, 2], vec![2, 3]] {
+            let disks = slots.iter().map(|slot| v1::Disk::from(&disk(*slot))).collect();
+            state.apply(&Body::Disks(v1::Disks { disks })).unwrap();
+        }
+        assert_eq!(state.disks, [disk(2), disk(3)]);
+        assert_eq!(state.disk(DiskSlot(3)), Some(&disk(3)));
+        assert_eq!(state.disk(DiskSlot(1)), None);
+    }
+
+    /// A part's header carries all that its first record stands on, and an applier's position all that it goes on from.
+    #[test]
+    fn a_state_is_the_same_after_a_header_and_after_a_kept_position() {
+        let keys = DataKeys::generate(&*crate::env::Env::system().entropy);
+        let (key_id, key) = keys.current();
+        let state = LogState {
+            epoch: Epoch(3),
+            part: 7,
+            offset: 1234,
+            chain: std::array::from_fn(|index| index as u8),
+            key_id: key_id.clone(),
+            last_number: RecordNumber(99),
+            last_t0: Micros(55),
+            complete: true,
+            disks: vec![disk(1), disk(2)],
+            closed_run: Some("run".into()),
+            next_part: None,
+        };
+        let kept = serde_json::to_string(&state).unwrap();
+        assert!(kept.contains(r#""chain":"000102030405"#), "{kept}");
+        assert_eq!(serde_json::from_str::<LogState>(&kept).unwrap(), state);
+        assert!(serde_json::from_str::<LogState>(&kept.replace("000102", "")).is_err());
+
+        let name = PartName { epoch: Epoch(4), part: 0 };
+        let read = |change: &dyn Fn(&mut v1::PartHeader)| {
+            let base = HeaderBase {
+                epoch: name.epoch,
+                part: name.part,
+                base_part: Some(state.part_name()),
+                base_offset: state.offset,
+                key_id: key_id.clone(),
+            };
+            let mut header = state.header("server", base, "ps uuid", Micros(66));
+            change(&mut header);
+            let chain_key = ChainKey::new(key, "server");
+            let frame = super::super::frame::encode(&chain_key, &state.chain, Body::Header(header)).unwrap();
+            let raw = RawFrame::split(&frame.bytes).unwrap().unwrap();
+            Start::read(&keys, "server", &name, &raw).map(|(start, _)| (start, frame))
+        };
+        let (start, frame) = read(&|_| {}).unwrap();
+        let place = (name.epoch, name.part, frame.bytes.len() as u64, frame.chain);
+        let LogState { epoch, part, offset, chain, .. } = start.state;
+        assert_eq!((epoch, part, offset, chain), place);
+        assert_eq!(
+            LogState { epoch: state.epoch, part: 7, offset: 1234, chain: state.chain, ..start.state.clone() },
+            state
+        );
+        assert!(start.continues(&state.part_name(), &state));
+        assert_eq!(start.writer, "ps uuid");
+
+        let refused = |change: &dyn Fn(&mut v1::PartHeader)| read(change).map(|_| ()).unwrap_err();
+        assert_eq!(refused(&|header| header.format = 2), Illegal::Format { format: 2 });
+        let misplaced = |server: &str, epoch, part| Illegal::Misplaced { server: server.into(), epoch, part };
+        assert_eq!(refused(&|header| header.server_id = "other".into()), misplaced("other", 4, 0));
+        assert_eq!(refused(&|header| header.epoch = 5), misplaced("server", 5, 0));
+        assert_eq!(refused(&|header| header.part = 1), misplaced("server", 4, 1));
+        let unknown = Illegal::UnknownKey { key: KeyId("gone".into()) };
+        assert_eq!(refused(&|header| header.key_id = "gone".into()), unknown);
+        assert_eq!(refused(&|header| header.base_chain = vec![1; 31]), Illegal::Base);
+    }
+
+    /// Else a part of another history, or an older one, would be read on.
+    #[test]
+    fn a_part_continues_exactly_the_place_that_its_header_names() {
+        let base = PartName { epoch: Epoch(1), part: 2 };
+        let at = LogState { epoch: Epoch(1), part: 2, offset: 100, chain: [5; 32], ..state() };
+        let start = |base_part: Option<PartName>, base_offset, base_chain| Start {
+            state: LogState { epoch: Epoch(1), part: 3, ..state() },
+            base_part: base_part.map(|base| base.to_string()),
+            base_offset,
+            base_chain,
+            writer: String::new(),
+        };
+        assert!(start(Some(base), 100, [5; 32]).continues(&base, &at));
+        assert!(!start(Some(base), 100, [6; 32]).continues(&base, &at));
+        assert!(!start(Some(base), 99, [5; 32]).continues(&base, &at));
+        assert!(!start(None, 100, [5; 32]).continues(&base, &at));
+        assert!(!start(Some(PartName { part: 1, ..base }), 100, [5; 32]).continues(&base, &at));
+
+        // The frame of Rotate, which names the part, stands between the named place and the end.
+        let rotated = |next_part| LogState { next_part: Some(next_part), offset: 140, ..at.clone() };
+        assert!(start(Some(base), 100, [5; 32]).continues(&base, &rotated(3)));
+        assert!(!start(Some(base), 100, [5; 32]).continues(&base, &rotated(4)));
+        assert!(!start(Some(base), 100, [6; 32]).continues(&base, &rotated(3)));
+        assert!(!start(Some(PartName { part: 1, ..base }), 100, [5; 32]).continues(&base, &rotated(3)));
     }
 
     #[test]

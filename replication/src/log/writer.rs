@@ -153,20 +153,17 @@ impl LogWriter {
     async fn rotate(&mut self) -> Result<(), WriteError> {
         let patience = Patience { env: self.env.clone(), tries: u32::MAX };
         let mut part = self.state.part + 1;
+        let mut tried = 0;
         loop {
             let name = PartName { epoch: self.state.epoch, part };
             match self.vault.store.create_append(&name.blob(&self.server)).await {
                 Ok(_) => break,
-                // Perhaps by a first try of ours; nothing refers to it, so it may stay as it is.
+                // Perhaps by a try of ours whose answer was lost; nothing refers to it, so it may stay as it is.
                 Err(error) if error.is(Refusal::AlreadyExists) => part += 1,
-                Err(StoreError::Unknown { detail, .. }) => {
-                    self.trouble.send_replace(Some(detail));
-                    part += 1;
-                    patience.pause(part - self.state.part).await;
-                }
                 Err(error) => {
-                    self.trouble.send_replace(Some(error.to_string()));
-                    patience.pause(6).await;
+                    self.note(&Err(error));
+                    patience.pause(tried).await;
+                    tried += 1;
                 }
             }
             self.renew_if_due().await?;
@@ -233,11 +230,15 @@ impl LogWriter {
                     self.trouble.send_replace(None);
                     return Ok(());
                 }
-                Next::SendAgain => {
+                Next::SendAgain | Next::Wait => {
+                    // The first time at once. Then with pauses, also when the store answers reads and takes nothing.
+                    if tried > 0 {
+                        patience.pause(tried).await;
+                    }
+                    tried += 1;
                     let outcome =
                         self.vault.store.append(&blob, content.clone(), &self.lease, position).await;
                     self.note(&outcome);
-                    tried += 1;
                     match (self.options.planted, &outcome) {
                         (Some(Planted::RetryAtNewEnd), Err(StoreError::Unknown { .. })) => {
                             if let Ok(now) = self.vault.store.properties(&blob, None).await {
@@ -272,11 +273,6 @@ impl LogWriter {
                         tried += 1;
                     }
                     next
-                }
-                Next::Wait => {
-                    patience.pause(tried).await;
-                    tried += 1;
-                    Next::SendAgain
                 }
                 Next::Fenced => return Err(self.fenced()),
                 Next::WentBack => {

@@ -5,9 +5,9 @@
 //! on whatever machine, makes points at most eight hours older, and a server that is switched off loses nothing.
 //!
 //! Thinning keeps the first point of each span of time, of those that are worth most (a part of a group's point, then how
-//! consistent it is), and the spans of a later age consist of whole spans of an
-//! earlier one. What a later age keeps was therefore kept at every earlier age: thinning again and again keeps all
-//! that thinning once would.
+//! consistent it is), and the spans of a later age consist of whole spans of an earlier one. What a later age keeps was
+//! therefore kept at every earlier age: thinning again and again keeps all that thinning once would. The base alone may
+//! be another one, since a later point of its span may be worth more; `plan` keeps the one at which the journal begins.
 
 use std::time::Duration;
 
@@ -21,7 +21,8 @@ pub const LONGEST_STEP: Duration = Duration::from_secs(8 * 3600);
 
 /// Spans by age, as in the reference system: everything in the last two hours, then hourly up to a day, every two
 /// hours up to 7 days, every four hours up to 15 days.
-const SPANS: [(i64, i64); 4] = [(2 * HOUR, 0), (DAY, HOUR), (7 * DAY, 2 * HOUR), (15 * DAY, 4 * HOUR)];
+const SPANS: [(i64, i64); 4] = [(2 * HOUR, 0), (DAY, HOUR), (7 * DAY, 2 * HOUR), (15 * DAY, WIDEST_SPAN)];
+const WIDEST_SPAN: i64 = 4 * HOUR;
 /// Of points that stay only because the journal may need them as a base, one an hour is enough.
 const BASE_SPAN: i64 = HOUR;
 
@@ -79,7 +80,7 @@ fn is_chosen(points: &[Aging], index: usize, span: i64) -> bool {
 
 /// Spans in which a base of the journal is sought: such that bases are not thinned away before they are old enough.
 fn base_span(age: i64, keep: Keep) -> i64 {
-    let span = span(age).unwrap_or(4 * HOUR);
+    let span = span(age).unwrap_or(WIDEST_SPAN);
     if keep.retention < keep.journal { span.max(BASE_SPAN) } else { span }
 }
 
@@ -94,7 +95,8 @@ pub fn base(points: &[Aging], keep: Keep) -> Option<usize> {
         .find(|index| ages.get(*index).is_some_and(|age| *age >= journal) && is_chosen(points, *index, span))
 }
 
-/// Which points stay by their age: in the same order, true for those. The newest always does.
+/// Which points stay by their age: in the same order, true for those. The newest always does, since
+/// it has no age.
 pub fn staying(points: &[Aging], keep: Keep) -> Vec<bool> {
     let retention = micros(keep.retention).min(15 * DAY);
     let base = base(points, keep);
@@ -102,7 +104,7 @@ pub fn staying(points: &[Aging], keep: Keep) -> Vec<bool> {
     let stays = |(index, age): (usize, &i64)| {
         let listed = *age <= retention && span(*age).is_some_and(|span| is_chosen(points, index, span));
         let may_be_base = *age < micros(keep.journal) && is_chosen(points, index, base_span(*age, keep));
-        index + 1 == points.len() || base == Some(index) || listed || may_be_base
+        base == Some(index) || listed || may_be_base
     };
     ages.iter().enumerate().map(stays).collect()
 }

@@ -203,3 +203,149 @@ fn unsettled(error: StoreError, seeds: &Seeds) -> ApplyError {
         error => error.into(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use lifeboat_replication::ids::{Epoch, RecordNumber};
+    use tokio::time::sleep;
+
+    use super::{
+        super::fixture::{point, seeds},
+        *,
+    };
+
+    const SECOND: Duration = Duration::from_secs(1);
+    const POLICY: RetentionPolicy =
+        RetentionPolicy { point_interval_seconds: 300, retention_seconds: 86_400, journal_seconds: 3600 };
+
+    /// Each look is paid for, and nothing grows older while nothing is written.
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_writes_is_looked_at_once_an_interval_and_an_idle_one_each_six_hours() {
+        let seeds = seeds();
+        let (policy, followed) = watch::channel(None);
+        let mut collector = Collector::new(60 * SECOND, followed, None);
+        let mut position = LogState::empty(seeds.vault.keys.current().0.clone());
+        let mut points = (Points::none(&seeds.server), None);
+        assert_eq!(collector.due(&position), None, "nothing is deleted without a policy");
+        policy.send_replace(Some(POLICY));
+        let keep = collector.due(&position).unwrap();
+        assert_eq!(keep, Keep { retention: Duration::from_secs(86_400), journal: Duration::from_secs(3600) });
+        let mut look = async |collector: &mut Collector, position: &LogState| {
+            collector.run(&seeds, keep, position, &mut points, &mut Swept::default()).await.unwrap();
+            let looked = Instant::now();
+            let mut next = position.clone();
+            next.offset += 1;
+            while collector.due(&next).is_none() {
+                sleep(SECOND).await;
+            }
+            looked.elapsed()
+        };
+        assert_eq!(look(&mut collector, &position).await, 60 * SECOND);
+
+        // Nothing is written any more.
+        position.offset += 1;
+        look(&mut collector, &position).await;
+        let looked = Instant::now() - 60 * SECOND;
+        while collector.due(&position).is_none() {
+            sleep(60 * SECOND).await;
+        }
+        assert_eq!(looked.elapsed(), Duration::from_secs(6 * 3600));
+
+        // A pin may go at any time, and what it kept with it.
+        let pin = Pin {
+            format: 1,
+            server: seeds.server.to_string(),
+            run: "run".to_owned(),
+            base: None,
+            records: None,
+            held_for_seconds: 3600,
+            renewed_at_micros: 0,
+            confirmed: true,
+        };
+        pins::write(&*seeds.vault.store, &seeds.server, &pin, &seeds.patience).await.unwrap();
+        look(&mut collector, &position).await;
+        assert!(collector.due(&position).is_some());
+        pins::remove(&*seeds.vault.store, &seeds.server, "run").await.unwrap();
+
+        // Another policy may have something to delete.
+        look(&mut collector, &position).await;
+        assert_eq!(collector.due(&position), None);
+        policy.send_replace(Some(RetentionPolicy { journal_seconds: 60, ..POLICY }));
+        assert!(collector.due(&position).is_some());
+    }
+
+    /// A point an hour; the fourth of six is the base of a journal of two hours.
+    async fn collected(base_stands: bool) -> (Result<(), CollectError>, Option<RecordId>) {
+        let seeds = seeds();
+        let store = &seeds.vault.store;
+        let disk = seeds.name("disk");
+        store.create_page(&disk, 1 << 20).await.unwrap();
+        let mut log = LogState::empty(seeds.vault.keys.current().0.clone());
+        log.epoch = Epoch(1);
+        let mut listed = Points::none(&seeds.server);
+        for number in 1..=6 {
+            log.last_number = RecordNumber(number);
+            let sequence = RecordId { epoch: log.epoch, number: log.last_number }.sequence();
+            store.raise_sequence(&disk, sequence, None).await.unwrap();
+            let snapshot = store.snapshot(&disk, None, None).await.unwrap();
+            if number == 4 && !base_stands {
+                store.delete(&disk, Some(&snapshot)).await.unwrap();
+            }
+            listed.points.push(point(&log, &snapshot));
+        }
+        let etag = catalogue::write(&seeds.vault, &seeds.server, &listed, None).await.unwrap();
+        let mut points = (listed, Some(etag));
+        let (_policy, followed) = watch::channel(Some(POLICY));
+        let mut collector = Collector::new(SECOND, followed, None);
+        let keep = Keep { retention: Duration::from_secs(86_400), journal: Duration::from_secs(7200) };
+        let done = collector.run(&seeds, keep, &log, &mut points, &mut Swept::default()).await;
+        let kept = catalogue::read::<Points>(&seeds.vault, &seeds.server).await.unwrap().unwrap().0;
+        assert_eq!(kept.collected, points.0.collected);
+        (done, kept.collected)
+    }
+
+    /// The journal before a base is deleted for good: not on the word of a list alone.
+    #[tokio::test(start_paused = true)]
+    async fn the_journal_begins_only_at_a_point_whose_snapshots_are_there() {
+        let fourth = RecordId { epoch: Epoch(1), number: RecordNumber(4) };
+        let (done, begins) = collected(true).await;
+        done.unwrap();
+        assert_eq!(begins, Some(fourth));
+        let (done, begins) = collected(false).await;
+        let lost = done.unwrap_err();
+        assert!(matches!(lost, CollectError::BaseLost { point } if point == fourth), "{lost}");
+        assert_eq!(begins, None, "nothing was given up");
+    }
+
+    /// Two appliers at one server: the one with the older list deletes nothing by it.
+    #[tokio::test(start_paused = true)]
+    async fn a_list_that_another_applier_has_replaced_is_read_again_before_anything_is_deleted() {
+        let seeds = seeds();
+        let position = LogState::empty(seeds.vault.keys.current().0.clone());
+        let listed = Points::none(&seeds.server);
+        let old = catalogue::write(&seeds.vault, &seeds.server, &listed, None).await.unwrap();
+        catalogue::write(&seeds.vault, &seeds.server, &listed, Some(&old)).await.unwrap();
+        let keep = Keep { retention: SECOND, journal: SECOND };
+        for seen in [None, Some(old)] {
+            let (_policy, followed) = watch::channel(Some(POLICY));
+            let mut collector = Collector::new(SECOND, followed, None);
+            let mut points = (listed.clone(), seen);
+            let done = collector.run(&seeds, keep, &position, &mut points, &mut Swept::default()).await;
+            let refused = done.unwrap_err();
+            assert!(matches!(refused, CollectError::Catalogue(ApplyError::Superseded { .. })), "{refused}");
+        }
+    }
+
+    #[test]
+    fn a_write_that_lost_a_race_is_told_from_one_that_the_store_refuses() {
+        let seeds = seeds();
+        let refused = |why| {
+            let (name, detail) = ("points.json".to_owned(), String::new());
+            unsettled(StoreError::Refused { operation: "put", name, why, detail }, &seeds)
+        };
+        for why in [Refusal::Condition, Refusal::AlreadyExists] {
+            assert!(matches!(refused(why), ApplyError::Superseded { .. }), "{why}");
+        }
+        assert!(!matches!(refused(Refusal::Denied), ApplyError::Superseded { .. }));
+    }
+}

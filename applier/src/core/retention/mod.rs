@@ -13,6 +13,8 @@
 
 pub mod ages;
 mod collector;
+#[cfg(test)]
+mod fixture;
 pub mod plan;
 mod sweep;
 mod watch;

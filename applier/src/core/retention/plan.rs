@@ -74,7 +74,7 @@ pub fn log_floor<'a>(listed: &'a Points, position: &'a LogState, pins: &[Pin]) -
 }
 
 fn earlier<'a>(one: &'a LogState, other: &'a LogState) -> &'a LogState {
-    if (other.part_name(), other.offset) < (one.part_name(), one.offset) { other } else { one }
+    std::cmp::min_by_key(one, other, |state| (state.part_name(), state.offset))
 }
 
 #[cfg(test)]
@@ -140,6 +140,21 @@ mod tests {
     fn the_journal_begins_at_the_newest_point_that_is_old_enough() {
         let planned = plan(&list(&[0, 10, 20, 30]), id(45), &[], keep(60, 15));
         assert_eq!((planned.collected, numbers(&planned)), (Some(id(20)), vec![10, 20, 30, 40]));
+    }
+
+    #[test]
+    fn a_point_is_worth_more_the_more_was_done_for_it() {
+        let of = |group: Option<&str>, consistency| {
+            let [point] = &list(&[0]).points[..] else { panic!("one point") };
+            worth(&Point { group: group.map(str::to_owned), consistency, ..point.clone() })
+        };
+        let rising = [
+            of(None, PointConsistency::CrashConsistent),
+            of(None, PointConsistency::FilesystemConsistent),
+            of(None, PointConsistency::AppConsistent),
+            of(Some("group"), PointConsistency::CrashConsistent),
+        ];
+        assert!(rising.is_sorted_by(|one, next| one < next), "{rising:?}");
     }
 
     #[test]

@@ -240,3 +240,177 @@ async fn delete(
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use lifeboat_replication::{
+        ids::{Epoch, RecordNumber},
+        store::{LeaseId, PutCondition},
+    };
+
+    use super::{
+        super::fixture::{point, seeds},
+        *,
+    };
+
+    /// Of a reader that reads from the point of this record.
+    fn pin(number: u64) -> Pin {
+        Pin {
+            format: 1,
+            server: String::new(),
+            run: "run".to_owned(),
+            base: Some(RecordId { epoch: Epoch(1), number: RecordNumber(number) }),
+            records: None,
+            held_for_seconds: 3600,
+            renewed_at_micros: 0,
+            confirmed: true,
+        }
+    }
+
+    const LEASE: Duration = Duration::from_secs(60);
+
+    /// A log of five parts, the later the longer, that may begin with part 3; record 1 stands in part 1.
+    async fn shortened() -> (Seeds, Points, LogState) {
+        let seeds = seeds();
+        let lease = LeaseId("writer".into());
+        for part in 0..5 {
+            let (store, blob) = (&seeds.vault.store, PartName { epoch: Epoch(1), part }.blob(&seeds.server));
+            store.create_append(&blob).await.unwrap();
+            store.acquire_lease(&blob, &lease, LEASE).await.unwrap();
+            store.append(&blob, vec![0; 10_usize.pow(part)].into(), &lease, 0).await.unwrap();
+            if part > 0 {
+                store.release_lease(&blob, &lease).await.unwrap();
+            }
+        }
+        let mut log = LogState::empty(seeds.vault.keys.current().0.clone());
+        log.epoch = Epoch(1);
+        let mut listed = Points::none(&seeds.server);
+        for (number, part) in [(1, 1), (2, 3)] {
+            (log.last_number, log.part) = (RecordNumber(number), part);
+            listed.points.push(point(&log, &SnapshotId(String::new())));
+        }
+        listed.collected = listed.points.last().map(lifeboat_replication::catalogue::Point::id);
+        listed.log_begins = Some(PartName { epoch: Epoch(1), part: 3 });
+        log.part = 4;
+        (seeds, listed, log)
+    }
+
+    async fn parts(seeds: &Seeds) -> Vec<u32> {
+        let parts = part::list(&seeds.vault, &seeds.server, &seeds.patience).await.unwrap();
+        parts.into_iter().map(|name| name.part).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn parts_go_up_to_where_the_log_begins_or_a_pin_still_reads() {
+        let (seeds, listed, position) = shortened().await;
+        tokio::time::sleep(LEASE).await;
+        let mut swept = Swept::default();
+        sweep(&seeds, &listed, &position, &[pin(1)], &mut swept).await.unwrap();
+        assert_eq!(parts(&seeds).await, [1, 2, 3, 4]);
+        assert_eq!((swept.log_parts, swept.log_bytes, swept.pinned), (1, 1, 2));
+        assert_eq!(swept.left.log_bytes, 11_110);
+
+        let mut swept = Swept::default();
+        sweep(&seeds, &listed, &position, &[], &mut swept).await.unwrap();
+        assert_eq!(parts(&seeds).await, [3, 4]);
+        assert_eq!((swept.log_parts, swept.log_bytes, swept.pinned, swept.later), (2, 110, 0, false));
+        assert_eq!(swept.left.log_bytes, 11_000);
+    }
+
+    /// So that what is left is always a suffix, which readers and takeovers rely on.
+    #[tokio::test(start_paused = true)]
+    async fn a_part_that_cannot_be_deleted_yet_keeps_all_later_ones() {
+        let (seeds, listed, position) = shortened().await;
+        let mut swept = Swept::default();
+        sweep(&seeds, &listed, &position, &[], &mut swept).await.unwrap();
+        assert_eq!(parts(&seeds).await, [0, 1, 2, 3, 4]);
+        assert_eq!((swept.log_parts, swept.pinned, swept.later), (0, 0, true));
+        assert_eq!(swept.left.log_bytes, 11_111);
+        tokio::time::sleep(LEASE).await;
+        let mut swept = Swept::default();
+        sweep(&seeds, &listed, &position, &[], &mut swept).await.unwrap();
+        assert_eq!((parts(&seeds).await, swept.later), (vec![3, 4], false));
+    }
+
+    /// Records are applied between two sweeps.
+    #[tokio::test(start_paused = true)]
+    async fn a_sweep_deletes_a_thousand_segments_and_says_that_there_are_more() {
+        for (there, unfinished) in [(DELETES, false), (DELETES + 1, true)] {
+            let seeds = seeds();
+            for number in 0..there {
+                let of = RecordNumber(5);
+                let name = layout::segment(&seeds.server, Epoch(1), of, "writer", number as u32);
+                seeds.vault.cache.put(&name, "xy".into(), &PutCondition::IfAbsent).await.unwrap();
+            }
+            let collected = Some(RecordId { epoch: Epoch(1), number: RecordNumber(5) });
+            let listed = Points { collected, ..Points::none(&seeds.server) };
+            let position = LogState::empty(seeds.vault.keys.current().0.clone());
+            let mut swept = Swept::default();
+            sweep(&seeds, &listed, &position, &[], &mut swept).await.unwrap();
+            assert_eq!((swept.segments, swept.segment_bytes), (1000, 2000));
+            assert_eq!(swept.unfinished, unfinished);
+            let left = seeds.vault.cache.list("", false, None).await.unwrap().blobs.len();
+            assert_eq!(left, there - DELETES);
+            assert_eq!(swept.left.journal_bytes, 2 * left as u64);
+        }
+    }
+
+    /// Record 3 is the newest listed point. A reader has pinned 1, which nobody lists any more; an applier may be about
+    /// to list 4.
+    #[tokio::test(start_paused = true)]
+    async fn a_snapshot_that_nobody_lists_goes_unless_a_pin_holds_it_or_it_is_newer_than_the_list() {
+        let seeds = seeds();
+        let store = &seeds.vault.store;
+        let disk = seeds.name("disk");
+        store.create_page(&disk, 1 << 20).await.unwrap();
+        let mut log = LogState::empty(seeds.vault.keys.current().0.clone());
+        log.epoch = Epoch(1);
+        let mut listed = Points::none(&seeds.server);
+        let mut taken = Vec::new();
+        for number in 1..=4 {
+            log.last_number = RecordNumber(number);
+            let id = RecordId { epoch: log.epoch, number: log.last_number };
+            store.raise_sequence(&disk, id.sequence(), None).await.unwrap();
+            let snapshot = store.snapshot(&disk, None, None).await.unwrap();
+            if number == 3 {
+                listed.points.push(point(&log, &snapshot));
+            }
+            taken.push(snapshot);
+        }
+        let pin = pin(1);
+        let mut swept = Swept::default();
+        sweep(&seeds, &listed, &log, &[pin], &mut swept).await.unwrap();
+        let page = store.list(&disk, true, None).await.unwrap();
+        let left: Vec<_> = page.blobs.into_iter().filter_map(|blob| blob.snapshot).collect();
+        assert_eq!(left, [taken[0].clone(), taken[2].clone(), taken[3].clone()]);
+        assert_eq!((swept.snapshots, swept.pinned, swept.left.snapshots), (1, 1, 3));
+    }
+
+    #[test]
+    fn what_sweeps_delete_adds_up_and_what_pins_keep_is_that_of_the_last() {
+        let sweep = |pinned| Swept {
+            segments: 1,
+            segment_bytes: 20,
+            snapshots: 300,
+            log_parts: 4000,
+            log_bytes: 50_000,
+            pinned,
+            ..Swept::default()
+        };
+        let mut figures = Figures::default();
+        sweep(7).count(&mut figures);
+        sweep(3).count(&mut figures);
+        let expected = Figures {
+            deleted_segments: 2,
+            deleted_segment_bytes: 40,
+            deleted_snapshots: 600,
+            deleted_log_parts: 8000,
+            deleted_log_bytes: 100_000,
+            pinned_blobs: 3,
+            ..Figures::default()
+        };
+        assert_eq!(figures, expected);
+    }
+}

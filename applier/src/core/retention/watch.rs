@@ -81,6 +81,7 @@ mod tests {
         assert_eq!(judge("a", 60), (1, 0));
         assert_eq!(judge("b", 61), (1, 0), "it was renewed");
         assert_eq!(judge("b", 122), (0, 0));
+        assert_eq!(judge("b", 181), (0, 0));
         assert_eq!(judge("b", 182), (0, 1));
         assert_eq!(judge("c", 183), (1, 0), "its reader is back");
     }

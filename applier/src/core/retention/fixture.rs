@@ -1,0 +1,46 @@
+//! What tests of retention stand on: a server in an empty vault.
+
+use std::sync::Arc;
+
+use lifeboat_replication::{
+    catalogue::{Point, PointConsistency, PointDisk},
+    env::Env,
+    ids::ServerId,
+    keys::DataKeys,
+    log::{LogState, Patience},
+    store::{SnapshotId, model::ModelStore},
+    vault::Vault,
+};
+
+use crate::core::seeds::Seeds;
+
+pub(super) fn seeds() -> Seeds {
+    let env = Env::system();
+    let vault = Vault {
+        store: Arc::new(ModelStore::new()),
+        cache: Arc::new(ModelStore::new()),
+        keys: Arc::new(DataKeys::generate(&*env.entropy)),
+        id: "vault".to_owned(),
+    };
+    let server = ServerId::from_random([7; 16]);
+    Seeds { vault, server, patience: Patience::new(env), planted: None }
+}
+
+/// The point of the record at `log`, an hour after the one before, with one disk.
+pub(super) fn point(log: &LogState, snapshot: &SnapshotId) -> Point {
+    let number = log.last_number.0;
+    Point {
+        number,
+        epoch: log.epoch.0,
+        t0_micros: number as i64 * 3_600_000_000,
+        consistency: PointConsistency::CrashConsistent,
+        group: None,
+        disks: vec![PointDisk {
+            slot: 1,
+            disk_id: "disk".to_owned(),
+            size_bytes: 1 << 20,
+            snapshot: snapshot.0.clone(),
+        }],
+        log: log.clone(),
+    }
+}
