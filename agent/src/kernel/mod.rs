@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   disks (sysfs) ──► pins (program, maps, links in bpffs) ──► tracker: DirtyMap
-//!        │ bio_based      layout · bits · control · suspects · bios     (marks, held, to copy)
+//!        │ bio_based      marks · words · layout · bits · control · suspects · bios     (marks, held, to copy)
 //!        ├──────────► reader: BlockSource (O_DIRECT)
 //!        └──────────► mounts, bare ──► freezer: Freezer ──socket──► watchdog (a process of its own)
 //!   rung: which tracker; scan: without eBPF, DirtyMap and BlockSource made of reading the disks again and again
@@ -22,8 +22,9 @@ mod exclude;
 mod first_start;
 mod freezer;
 pub mod hooks;
-mod layout;
+pub mod layout;
 mod mapped;
+pub mod marks;
 mod mounts;
 mod pins;
 mod reader;
@@ -34,6 +35,7 @@ mod suspects;
 mod sys;
 mod tracker;
 pub mod watchdog;
+pub mod words;
 
 pub use disks::{Discovery, Disk, Found};
 pub use freezer::KernelFreezer;

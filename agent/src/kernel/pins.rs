@@ -13,7 +13,7 @@ use std::{
     io,
     os::fd::{AsFd as _, OwnedFd},
     path::Path,
-    sync::atomic::Ordering::SeqCst,
+    sync::atomic::{AtomicU64, Ordering::SeqCst},
 };
 
 use aya::{
@@ -30,6 +30,7 @@ use super::{
     },
     mapped::Mapped,
     sys,
+    words::Maps,
 };
 use crate::edge::TrackError;
 
@@ -246,6 +247,10 @@ impl Pins {
         for (index, word) in CONTROL_DIGEST.zip(digest) {
             self.control[index].store(word, SeqCst);
         }
+    }
+
+    pub(super) fn maps(&self) -> Maps<'_, AtomicU64> {
+        Maps { marks: &self.marks, summary: &self.summary, extents: &self.extents, control: &self.control }
     }
 
     pub(super) fn counter(&self, disk: usize, counter: usize) -> u64 {
