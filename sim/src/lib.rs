@@ -35,6 +35,7 @@ pub mod seeds;
 mod shrink;
 mod spool;
 pub mod store;
+pub mod tenures;
 pub mod trace;
 pub mod wire;
 pub mod world;
