@@ -63,6 +63,8 @@ planted! {
     ChecksumsIgnoreLaterRecords,
     /// An applier goes on with a server whose lease the store says is another one's.
     LostLeaseIsKept,
+    /// An applier goes on for a term after its lease may have run out.
+    TenureOutlivesLease,
     // What only the real wire can show.
     /// The agent waits for a handshake, and for a dial, as long as it takes.
     DialWithoutTimeOut,

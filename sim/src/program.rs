@@ -84,6 +84,10 @@ impl Program {
         self.down_until.is_some_and(|until| until <= Instant::now())
     }
 
+    pub(crate) fn runs(&self) -> bool {
+        !self.task.is_finished()
+    }
+
     /// It ended without a crash.
     pub(crate) fn ended(&self) -> bool {
         self.down.is_none() && self.task.is_finished()

@@ -23,6 +23,9 @@ use crate::{faults::Class, net::Net};
 /// As in production, so that a call is given up well before a lease ends.
 const CALL_TIMEOUT: Duration = lifeboat_replication::store::CALL_TIMEOUT;
 
+/// A request that takes longer than this may arrive after its caller has changed its mind.
+const PROMPT_MS: u64 = 4_500;
+
 /// What becomes of a request on its way to the model, and of the answer on its way back.
 pub trait Way: std::fmt::Debug + Send + Sync + 'static {
     fn call<T, F>(
@@ -66,6 +69,9 @@ impl Way for NodeWay {
             self.net.goes_on(self.node).await;
         }
         let fate = self.net.fate();
+        if operation == "release lease" && (fate.again_ms.is_some() || fate.there_ms > PROMPT_MS) {
+            self.net.tenures.muddle();
+        }
         let (answer, answered) = oneshot::channel();
         let request = Arc::new(request);
         if fate.busy {

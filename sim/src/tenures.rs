@@ -1,6 +1,12 @@
 //! Who applies which server, by the leases that the store has granted: counts how they change hands.
 
-use std::{collections::BTreeMap, sync::Mutex};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use crate::{
     net::{Net, Nodes, lock},
@@ -24,9 +30,19 @@ pub struct Tenures {
     holders: Mutex<BTreeMap<String, (usize, Left)>>,
     /// Appliers that are being stopped in order.
     pub(crate) stopping: Nodes,
+    muddled: AtomicBool,
 }
 
 impl Tenures {
+    /// A lease is given free late or twice: perhaps one that the same applier has taken again since.
+    pub(crate) fn muddle(&self) {
+        self.muddled.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn are_muddled(&self) -> bool {
+        self.muddled.load(Ordering::Relaxed)
+    }
+
     /// The store has granted this to the node.
     pub(crate) fn granted(&self, net: &Net, node: usize, operation: &str, name: &str) {
         if !name.ends_with("/catalogue/lease") {

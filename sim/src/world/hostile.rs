@@ -39,6 +39,8 @@ pub(super) struct Around {
     pub(super) assign_at: Option<(Instant, usize)>,
     /// When replication goes on.
     pub(super) resume_at: Option<Instant>,
+    /// Since when two appliers have had it.
+    pub(super) two_appliers: Option<Instant>,
 }
 
 impl Around {
@@ -57,6 +59,7 @@ impl World {
             release: None,
             assign_at: None,
             resume_at: None,
+            two_appliers: None,
         };
         let mut site = Site {
             process_servers: (0..self.load.process_servers)
@@ -79,6 +82,7 @@ impl World {
                 server.write_on();
                 server.line.ask(|oracle| oracle.clean_is_in_the_vault());
             }
+            self.no_server_has_two_appliers(&mut site);
             self.revive(&mut site);
             self.strike(&mut site);
         }

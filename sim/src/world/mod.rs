@@ -7,6 +7,7 @@ mod hostile;
 mod programs;
 mod rest;
 mod server;
+mod sharing;
 mod strikes;
 
 use std::{
@@ -16,18 +17,16 @@ use std::{
 };
 
 use lifeboat_agent::memory::Machine;
-use lifeboat_applier::edge::board::Board;
 use lifeboat_process_server::core::spool::MemSpool;
 use lifeboat_replication::{
-    env::Env,
-    keys::DataKeys,
-    planted::Planted,
-    store::{LeaseId, model::ModelStore},
-    vault::Vault,
+    env::Env, keys::DataKeys, planted::Planted, store::model::ModelStore, vault::Vault,
 };
 use tokio::{sync::watch, time::Instant};
 
-use self::server::{Policy, Server, Writing};
+use self::{
+    server::{Policy, Server, Writing},
+    sharing::Sharer,
+};
 use crate::{
     env::{NodeClock, env},
     faults::{Class, Dice},
@@ -121,14 +120,6 @@ pub(crate) struct World {
     spools: Vec<Arc<SimSpool>>,
     /// Of appliers that share the servers by leases.
     sharers: RefCell<Vec<Sharer>>,
-}
-
-/// An applier that shares the servers with others.
-#[derive(Default)]
-struct Sharer {
-    identity: Option<LeaseId>,
-    board: Board,
-    stop: Option<watch::Sender<bool>>,
 }
 
 impl World {

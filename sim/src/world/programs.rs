@@ -7,18 +7,13 @@ use lifeboat_agent::{
     core::{Limits, Options as AgentOptions, Parts, Replicator},
     memory::Trouble,
 };
-use lifeboat_applier::{
-    core::{Applier, Options as ApplierOptions, Status as ApplierStatus, share::ShareOptions},
-    edge::{board::Board, fleet::Fleet},
-};
+use lifeboat_applier::core::{Applier, Options as ApplierOptions, Status as ApplierStatus};
 use lifeboat_process_server::core::{
     Assigned, Ingest, Shared, fair::FairSlots, space::Space, spool::Spool as _, switchboard::Switchboard,
 };
 use lifeboat_replication::{
-    env::Env,
     ids::ServerId,
     log::{LogOptions, LogWriter, Order},
-    store::LeaseId,
     vault::Vault,
     wire::Dial,
 };
@@ -28,7 +23,7 @@ use tokio::{
     time::sleep,
 };
 
-use super::{APPLIERS, Sharer, World, server::Server};
+use super::{APPLIERS, World, server::Server};
 use crate::{
     faults::{Class, Dice},
     net::{Line, Net},
@@ -39,7 +34,7 @@ use crate::{
 };
 
 /// Of logs and of appliers: shorter than by default, so that schedules see more of them run out.
-const LEASE: Duration = Duration::from_secs(30);
+pub(super) const LEASE: Duration = Duration::from_secs(30);
 /// A failover lasts at most so long before it is taken back, in milliseconds.
 const LONGEST_FAILOVER_MS: u64 = 70_000;
 
@@ -173,41 +168,6 @@ impl World {
         };
         let all: Vec<_> = self.servers.iter().map(apply).collect();
         Program::start(join_all(all).map(|_| ()))
-    }
-
-    /// One that shares the servers with the others, by leases.
-    fn start_sharer(&self, applier: usize, node: usize, env: Env, options: ApplierOptions) -> Program {
-        let mut sharers = self.sharers.borrow_mut();
-        let Some(sharer) = sharers.get_mut(applier) else { return Program::start(async {}) };
-        // A container that starts again keeps its pod's; a new pod has one of its own.
-        let known = sharer.identity.take().filter(|_| self.rng.below(2) == 0);
-        let identity = known.unwrap_or_else(|| LeaseId(env.entropy.uuid()));
-        let (stop, mut stopped) = watch::channel(false);
-        let board = Board::default();
-        *sharer = Sharer { identity: Some(identity.clone()), board: board.clone(), stop: Some(stop) };
-        let share = ShareOptions { name: format!("applier-{applier}"), identity, term: LEASE };
-        let vault = self.vault(node);
-        let net = self.net.clone();
-        net.tenures.stopping.remove(node);
-        Program::start(async move {
-            let mut fleet = Fleet::new(vault, env, options, share, board);
-            tokio::select! { biased;
-                _ = stopped.wait_for(|stopped| *stopped) => {}
-                () = fleet.run() => return,
-            }
-            net.tenures.stopping.add(node);
-            fleet.leave().await;
-        })
-    }
-
-    /// It lets others have its servers, and ends.
-    pub(super) fn stop_sharer(&self, applier: usize, program: &mut Program, down: Duration) {
-        if program.ends(down)
-            && let Some(stop) = self.sharers.borrow().get(applier).and_then(|sharer| sharer.stop.as_ref())
-        {
-            self.net.mark("stop", format_args!("applier {applier}"));
-            stop.send_replace(true);
-        }
     }
 
     /// Opens points for a while, under pins.

@@ -2,11 +2,6 @@
 
 use std::time::Duration;
 
-use futures::FutureExt as _;
-use lifeboat_replication::{
-    store::{BlobStore as _, LeaseState},
-    vault::layout,
-};
 use tokio::{
     task::JoinHandle,
     time::{Instant, sleep},
@@ -88,21 +83,5 @@ impl World {
             self.has_one_applier(server)?;
         }
         server.line.ask(|oracle| Ok(oracle.at_rest().err())).map_or(Ok(()), Err)
-    }
-
-    fn has_one_applier(&self, server: &Server) -> Result<(), String> {
-        let has = |sharer: &&super::Sharer| sharer.board.servers().iter().any(|shown| shown.id == server.id);
-        let appliers = self.sharers.borrow().iter().filter(has).count();
-        if appliers != 1 {
-            return Err(format!("{appliers} appliers have it"));
-        }
-        let lease = self.model.properties(&layout::apply_lease(&server.id), None).now_or_never();
-        match lease {
-            Some(Ok(found)) if found.lease == LeaseState::Leased => Ok(()),
-            found => Err(format!(
-                "the lease of its applier is {:?}",
-                found.map(|found| found.map(|found| found.lease))
-            )),
-        }
     }
 }

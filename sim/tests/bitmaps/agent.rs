@@ -10,10 +10,7 @@ use lifeboat_agent::{
 };
 use lifeboat_replication::{blocks::BlockSet, ids::RecordNumber};
 
-use crate::{
-    Fault,
-    machine::{Machine, Memory},
-};
+use crate::{Fault, machine::Machine, memory::Memory};
 
 /// Blocks that are read before it is asked whether they were issued again.
 const CHUNK: usize = 2;

@@ -11,6 +11,9 @@
 
 mod agent;
 mod machine;
+mod memory;
+mod program;
+mod truth;
 
 use machine::Machine;
 
@@ -56,7 +59,7 @@ pub(crate) struct Write {
 }
 
 impl Write {
-    fn covers(&self, disk: usize, block: u32) -> bool {
+    pub(crate) fn covers(&self, disk: usize, block: u32) -> bool {
         self.disk == disk && (self.first..self.first + self.blocks).contains(&block)
     }
 }

@@ -222,7 +222,7 @@ impl Sharer {
                 Renewal::Unsure(error) => tracing::warn!(%server, %error, "lease not renewed"),
             }
         }
-        let (now, term) = (Instant::now(), self.options.term);
+        let (now, term) = (Instant::now(), self.tenure());
         self.held.retain(|server, held| {
             let keep = held.renewed + term > now;
             if !keep {
@@ -232,8 +232,16 @@ impl Sharer {
         });
     }
 
+    /// No longer than the lease lasts.
+    fn tenure(&self) -> Duration {
+        match self.planted {
+            Some(Planted::TenureOutlivesLease) => self.options.term * 2,
+            _ => self.options.term,
+        }
+    }
+
     fn hold(&mut self, server: ServerId, renewed: Instant) {
-        let until = renewed + self.options.term;
+        let until = renewed + self.tenure();
         match self.held.get_mut(&server) {
             Some(held) => {
                 held.renewed = renewed;
