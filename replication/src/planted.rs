@@ -61,6 +61,10 @@ planted! {
     TrustExpiredFreeze,
     /// The process server offers checksums as if nothing had been committed behind the applier's position.
     ChecksumsIgnoreLaterRecords,
+    /// An applier goes on with a server whose lease the store says is another one's.
+    LostLeaseIsKept,
+    /// An applier goes on for a term after its lease may have run out.
+    TenureOutlivesLease,
     // What only the real wire can show.
     /// The agent waits for a handshake, and for a dial, as long as it takes.
     DialWithoutTimeOut,

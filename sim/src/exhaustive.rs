@@ -30,13 +30,24 @@ pub struct Choices {
 }
 
 impl Choices {
-    fn choose(&mut self, options: usize) -> usize {
+    /// The next choice among so many options.
+    pub fn choose(&mut self, options: usize) -> usize {
         let chosen = self.taken.get(self.next).map_or(0, |(chosen, _)| *chosen);
         if self.next == self.taken.len() {
             self.taken.push((0, options));
         }
         self.next += 1;
         chosen
+    }
+
+    /// True when the next choice was not made in a run before.
+    pub fn is_new(&self) -> bool {
+        self.next == self.taken.len()
+    }
+
+    /// From the beginning, as before.
+    pub fn rewind(&mut self) {
+        self.next = 0;
     }
 
     /// The next run; false: all were run.

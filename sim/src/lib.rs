@@ -9,6 +9,9 @@
 //!                                                                    │                            ▲
 //!                                                                    └──► oracle (its own truth) ─┘
 //! ```
+//! One to three servers share all but their agents, oracles and dice; appliers share the servers by leases, or all work on all
+//! of them. Over bytes there is one server.
+//!
 //! | to add | where |
 //! |---|---|
 //! | a fault class | a line in `faults`, and where it strikes |
@@ -35,6 +38,7 @@ pub mod seeds;
 mod shrink;
 mod spool;
 pub mod store;
+pub mod tenures;
 pub mod trace;
 pub mod wire;
 pub mod world;

@@ -5,6 +5,8 @@ use crate::rng::Rng;
 /// Ways in which a load is made simpler, to see whether a failure needs it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Simpler {
+    OneServer,
+    NoLeases,
     OneDisk,
     SmallDisks,
     TwoProcessServers,
@@ -17,6 +19,8 @@ pub enum Simpler {
 
 impl Simpler {
     pub const ALL: &[Self] = &[
+        Self::OneServer,
+        Self::NoLeases,
         Self::OneDisk,
         Self::SmallDisks,
         Self::TwoProcessServers,
@@ -30,6 +34,10 @@ impl Simpler {
 
 #[derive(Debug, Clone)]
 pub struct Load {
+    /// Protected servers. The load of those after the first is drawn for each, but for what all share.
+    pub servers: usize,
+    /// Appliers share the servers by leases; else all of them work on all servers at once, which is harder for the data.
+    pub leases: bool,
     pub disk_blocks: Vec<u32>,
     /// Mean pause between writes in milliseconds.
     pub write_pause_ms: u64,
@@ -49,10 +57,19 @@ pub struct Load {
     pub pipe_bytes: usize,
 }
 
+impl Simpler {
+    pub fn name(self) -> String {
+        format!("{self:?}")
+    }
+}
+
 impl Load {
     pub fn draw(rng: &Rng, simpler: &[Simpler]) -> Self {
         let disks = 1 + rng.below(2);
+        let shared = rng.named("shared");
         let mut load = Self {
+            servers: shared.pick([1, 1, 1, 1, 1, 1, 2, 3]),
+            leases: shared.below(2) == 0,
             disk_blocks: (0..disks).map(|_| 6 + rng.below(20) as u32).collect(),
             write_pause_ms: rng.pick([40, 200, 1500]),
             hot_percent: rng.below(90),
@@ -68,6 +85,8 @@ impl Load {
         };
         for simpler in simpler {
             match simpler {
+                Simpler::OneServer => load.servers = 1,
+                Simpler::NoLeases => load.leases = false,
                 Simpler::OneDisk => load.disk_blocks.truncate(1),
                 Simpler::SmallDisks => load.disk_blocks.iter_mut().for_each(|blocks| *blocks = 4),
                 Simpler::TwoProcessServers => load.process_servers = 2,

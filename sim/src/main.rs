@@ -7,6 +7,7 @@ use lifeboat_replication::planted::Planted;
 use lifeboat_sim::{
     campaign::{found, many, report},
     faults::Class,
+    load::Simpler,
     seeds, trace,
     wire::Wire,
     world::Schedule,
@@ -43,6 +44,9 @@ enum Command {
         /// Without this fault class (may be repeated).
         #[arg(long, value_parser = class)]
         off: Vec<Class>,
+        /// With the load made simpler in this way (may be repeated).
+        #[arg(long, value_parser = simpler)]
+        simpler: Vec<Simpler>,
         /// What the agent and process servers talk over: messages, http2 or tls.
         #[arg(long, value_parser = wire, default_value = "messages")]
         wire: Wire,
@@ -87,6 +91,12 @@ fn class(name: &str) -> Result<Class, String> {
     found.ok_or_else(|| format!("there are: {}", names()))
 }
 
+fn simpler(name: &str) -> Result<Simpler, String> {
+    let names = || Simpler::ALL.iter().map(|simpler| simpler.name()).collect::<Vec<_>>().join(", ");
+    let found = Simpler::ALL.iter().copied().find(|simpler| simpler.name() == name);
+    found.ok_or_else(|| format!("there are: {}", names()))
+}
+
 fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("{text} is no time: write 90s, 10m or 2h");
     let unit = text.chars().last().ok_or_else(wrong)?;
@@ -106,9 +116,9 @@ fn main() -> ExitCode {
             let schedules = schedules.unwrap_or(if time.is_some() { u64::MAX } else { 2000 });
             many(first.unwrap_or_else(seeds::of_this_commit), schedules, time, wire)
         }
-        Command::Replay { seed, planted, off, wire } => {
+        Command::Replay { seed, planted, off, simpler, wire } => {
             trace::print();
-            let schedule = Schedule { planted, off, trace: true, ..Schedule::over(wire, seed) };
+            let schedule = Schedule { planted, off, simpler, trace: true, ..Schedule::over(wire, seed) };
             let outcome = schedule.run();
             println!("digest {:016x}, {} steps, {:?}", outcome.digest, outcome.steps, outcome.reached);
             if let Some(why) = &outcome.bad {

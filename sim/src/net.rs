@@ -4,6 +4,7 @@
 use std::{
     collections::BTreeMap,
     fmt,
+    ops::Deref,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
@@ -14,13 +15,17 @@ use lifeboat_replication::wire::{
     Accepted,
     v1::{self, down},
 };
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep_until},
+};
 
 use crate::{
     faults::{Class, Dice},
     oracle::Oracle,
     reached::Reached,
     rng::{Rng, fnv},
+    tenures::Tenures,
     trace,
     wire::Doors,
 };
@@ -73,7 +78,8 @@ pub struct Net {
     pub(crate) began: Instant,
     /// Latencies.
     rng: Rng,
-    pub dice: Dice,
+    /// Of everything but the servers after the first, which have their own.
+    pub dice: Arc<Dice>,
     /// Nodes that do not reach the store.
     pub store_cuts: Nodes,
     /// Nobody reaches the store.
@@ -82,12 +88,15 @@ pub struct Net {
     pub up_cuts: Nodes,
     /// Process servers from which the agent hears nothing.
     pub down_cuts: Nodes,
-    assigned: AtomicUsize,
-    listeners: Mutex<Vec<Option<mpsc::Sender<Accepted>>>>,
+    /// Of each server: the process server that its agent dials, and who listens for it.
+    assigned: Vec<AtomicUsize>,
+    listeners: Mutex<Vec<Vec<Option<mpsc::Sender<Accepted>>>>>,
     pub(crate) doors: Doors,
     /// Nodes that stand still, until when; the agent's is [`AGENT`].
     still: Mutex<BTreeMap<usize, Instant>>,
-    oracle: Mutex<Option<Oracle>>,
+    /// One for each server.
+    oracles: Mutex<Vec<Oracle>>,
+    pub(crate) tenures: Tenures,
     reached: Mutex<Reached>,
     bad: Mutex<Option<String>>,
     digest: AtomicU64,
@@ -119,22 +128,29 @@ pub struct Outcome {
 }
 
 impl Net {
-    pub(crate) fn new(rng: Rng, dice: Dice, process_servers: usize, trace: bool) -> Arc<Self> {
+    pub(crate) fn new(
+        rng: Rng,
+        dice: Dice,
+        process_servers: usize,
+        servers: usize,
+        trace: bool,
+    ) -> Arc<Self> {
         let began = Instant::now();
         trace::begins(began);
         Arc::new(Self {
             began,
             rng,
-            dice,
+            dice: Arc::new(dice),
             store_cuts: Nodes::default(),
             outage: AtomicBool::new(false),
             up_cuts: Nodes::default(),
             down_cuts: Nodes::default(),
-            assigned: AtomicUsize::new(0),
-            listeners: Mutex::new(vec![None; process_servers]),
+            assigned: (0..servers).map(|_| AtomicUsize::new(0)).collect(),
+            listeners: Mutex::new(vec![vec![None; process_servers]; servers]),
             doors: Doors::default(),
             still: Mutex::default(),
-            oracle: Mutex::new(None),
+            oracles: Mutex::default(),
+            tenures: Tenures::default(),
             reached: Mutex::default(),
             bad: Mutex::new(None),
             digest: AtomicU64::new(0xcbf2_9ce4_8422_2325),
@@ -156,15 +172,22 @@ impl Net {
         self.store_cuts.has(node) || self.outage.load(Ordering::Relaxed)
     }
 
+    /// A node that stands still does not look at what comes either.
+    pub(crate) async fn goes_on(&self, node: usize) {
+        let until = || lock(&self.still).get(&node).copied().filter(|until| *until > Instant::now());
+        while let Some(until) = until() {
+            sleep_until(until).await;
+        }
+    }
+
+    /// Oracles come in the order of the servers.
     pub(crate) fn watched_by(&self, oracle: Oracle) {
-        *lock(&self.oracle) = Some(oracle);
+        lock(&self.oracles).push(oracle);
     }
 
     pub(crate) fn outcome(&self) -> Outcome {
         let mut reached = *lock(&self.reached);
-        if let Some(oracle) = lock(&self.oracle).as_ref() {
-            reached.add(&oracle.reached);
-        }
+        lock(&self.oracles).iter().for_each(|oracle| reached.add(&oracle.reached));
         Outcome {
             bad: lock(&self.bad).clone(),
             digest: self.digest.load(Ordering::Relaxed),
@@ -199,12 +222,26 @@ impl Net {
         lock(&self.bad).is_some()
     }
 
-    pub(crate) fn ask<T: Default>(&self, question: impl FnOnce(&mut Oracle) -> Result<T, String>) -> T {
-        let answer = lock(&self.oracle).as_mut().map_or(Ok(T::default()), question);
+    /// Asks the oracle of one server.
+    fn ask_of<T: Default>(
+        &self,
+        server: usize,
+        question: impl FnOnce(&mut Oracle) -> Result<T, String>,
+    ) -> T {
+        let answer = lock(&self.oracles).get_mut(server).map_or(Ok(T::default()), question);
         answer.unwrap_or_else(|why| {
             self.fail(why);
             T::default()
         })
+    }
+
+    /// Asks the oracle of the server whose blob this is.
+    fn ask_owner(&self, name: &str, question: impl FnOnce(&mut Oracle) -> Result<(), String>) {
+        let owner = lock(&self.oracles).iter().position(|oracle| oracle.owns(name));
+        match owner {
+            Some(owner) => self.ask_of(owner, question),
+            None => self.fail(format!("{name} is no server's")),
+        }
     }
 
     pub(crate) fn count(&self, counter: impl FnOnce(&mut Reached)) {
@@ -235,34 +272,66 @@ impl Net {
         Hop { delay_ms: 1 + self.rng.below(6) + stall, breaks: self.dice.roll(Class::Broken) }
     }
 
-    /// The process server that the agent dials.
-    pub fn assigned(&self) -> usize {
-        self.assigned.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn assign(&self, node: usize) {
-        self.assigned.store(node, Ordering::Relaxed);
-    }
-
-    pub fn listener(&self, node: usize) -> Option<mpsc::Sender<Accepted>> {
-        lock(&self.listeners).get(node).cloned().flatten()
-    }
-
-    pub(crate) fn listen(&self, node: usize, listener: Option<mpsc::Sender<Accepted>>) {
-        if let Some(entry) = lock(&self.listeners).get_mut(node) {
-            *entry = listener;
-        }
-    }
-
     /// The model has taken a request (or refused it).
     pub fn applied(&self, node: usize, operation: &'static str, name: &str) {
         self.mark(operation, format_args!("{node} {name}"));
         match operation {
-            "append" | "seal" | "create append" if name.contains("/log/") => self.ask(Oracle::log_changed),
-            "put" if name.ends_with("points.json") => self.ask(Oracle::points_changed),
-            "delete" => self.ask(|oracle| oracle.deleted(name)),
+            "append" | "seal" | "create append" if name.contains("/log/") => {
+                self.ask_owner(name, Oracle::log_changed);
+            }
+            "put" if name.ends_with("points.json") => self.ask_owner(name, Oracle::points_changed),
+            "delete" if (name.starts_with("servers/") || name.starts_with("journal/")) => {
+                self.ask_owner(name, |oracle| oracle.deleted(name))
+            }
             "put" if name.starts_with("journal/") => self.count(|reached| reached.segments_uploaded += 1),
             _ => {}
+        }
+    }
+
+    pub fn saw_end(&self) {
+        self.mark("end", format_args!(""));
+    }
+}
+
+/// The network as one server has it.
+#[derive(Debug, Clone)]
+pub struct Line {
+    pub(crate) net: Arc<Net>,
+    pub(crate) server: usize,
+}
+
+impl Deref for Line {
+    type Target = Net;
+
+    fn deref(&self) -> &Net {
+        &self.net
+    }
+}
+
+impl Line {
+    pub(crate) fn ask<T: Default>(&self, question: impl FnOnce(&mut Oracle) -> Result<T, String>) -> T {
+        self.net.ask_of(self.server, question)
+    }
+
+    /// The process server that the agent dials.
+    pub fn assigned(&self) -> usize {
+        self.net.assigned.get(self.server).map_or(0, |node| node.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn assign(&self, node: usize) {
+        if let Some(assigned) = self.net.assigned.get(self.server) {
+            assigned.store(node, Ordering::Relaxed);
+        }
+    }
+
+    pub fn listener(&self, node: usize) -> Option<mpsc::Sender<Accepted>> {
+        lock(&self.net.listeners).get(self.server)?.get(node)?.clone()
+    }
+
+    pub(crate) fn listen(&self, node: usize, listener: Option<mpsc::Sender<Accepted>>) {
+        let mut listeners = lock(&self.net.listeners);
+        if let Some(entry) = listeners.get_mut(self.server).and_then(|nodes| nodes.get_mut(node)) {
+            *entry = listener;
         }
     }
 
@@ -283,10 +352,6 @@ impl Net {
             }
             _ => {}
         }
-    }
-
-    pub fn saw_end(&self) {
-        self.mark("end", format_args!(""));
     }
 }
 

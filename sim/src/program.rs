@@ -64,6 +64,13 @@ impl Program {
         first
     }
 
+    /// It was told to end by itself, and stays down for so long then. False when it is down already, or about to be.
+    pub(crate) fn ends(&mut self, down: Duration) -> bool {
+        let first = self.down.is_none();
+        self.down.get_or_insert(down);
+        first
+    }
+
     /// It does nothing for so long, and then goes on as if nothing had been.
     pub(crate) fn stand_still(&self, lasts: Duration) {
         *lock(&self.leash.stands_still_until) = Some(Instant::now() + lasts);
@@ -75,6 +82,10 @@ impl Program {
             self.down_until = Some(Instant::now() + down);
         }
         self.down_until.is_some_and(|until| until <= Instant::now())
+    }
+
+    pub(crate) fn runs(&self) -> bool {
+        !self.task.is_finished()
     }
 
     /// It ended without a crash.

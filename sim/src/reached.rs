@@ -72,6 +72,14 @@ counters! {
     superseded_batches,
     /// The store lost records, and the agent copied everything again.
     losses_noticed,
+    /// Schedules in which several servers had records and a point that was read back.
+    servers_side_by_side,
+    /// Another applier took a server whose lease had run out.
+    tenures_run_out,
+    /// One gave a server up so that the work is shared.
+    tenures_given,
+    /// One was stopped in order, and another one took its server.
+    tenures_stopped,
     // Where there are bytes (`wire`).
     /// Pipes that were opened.
     pipes,

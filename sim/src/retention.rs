@@ -1,7 +1,7 @@
 //! Retention in the simulation: small policies drawn by the seed, and a reader that opens points under pins, stays for
 //! longer than they are kept, dies now and then, and must read the right disks as long as its pin was renewed in time.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use lifeboat_process_server::core::sealing::{SealError, SealJob, Sealer, seal_now};
@@ -20,7 +20,7 @@ use lifeboat_replication::{
 };
 use tokio::time::{Instant, sleep};
 
-use crate::{net::Net, oracle::Held, rng::Rng};
+use crate::{net::Line, oracle::Held, rng::Rng};
 
 /// A policy whose points grow too old within a schedule.
 pub struct Retain {
@@ -70,7 +70,7 @@ pub struct Reader {
     pub vault: Vault,
     pub server: ServerId,
     pub env: Env,
-    pub net: Arc<Net>,
+    pub net: Line,
     pub rng: Rng,
     pub held_for: Duration,
 }

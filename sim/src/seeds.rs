@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use crate::rng::fnv;
+use crate::{load::Simpler, rng::fnv};
 
 /// A seed that once failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -10,6 +10,8 @@ pub struct Regression {
     pub seed: u64,
     pub commit: String,
     pub found: String,
+    /// What the load is made simpler by.
+    pub simpler: Vec<Simpler>,
 }
 
 /// The seeds that once failed.
@@ -26,10 +28,16 @@ fn parse(text: &str) -> Result<Vec<Regression>, String> {
         if line.is_empty() || line.starts_with('#') {
             continue;
         }
-        let wrong =
-            || format!("seeds.toml, line {number}: neither [[seed]] nor seed, commit or found: {line}");
+        let wrong = || {
+            format!("seeds.toml, line {number}: neither [[seed]] nor seed, commit, simpler or found: {line}")
+        };
         if line == "[[seed]]" {
-            seeds.push(Regression { seed: 0, commit: String::new(), found: String::new() });
+            seeds.push(Regression {
+                seed: 0,
+                commit: String::new(),
+                found: String::new(),
+                simpler: Vec::new(),
+            });
             continue;
         }
         let (key, value) = line.split_once('=').ok_or_else(wrong)?;
@@ -38,6 +46,11 @@ fn parse(text: &str) -> Result<Vec<Regression>, String> {
         match key.trim() {
             "seed" => seed.seed = value.trim().parse().map_err(|_| wrong())?,
             "commit" => seed.commit = text().ok_or_else(wrong)?,
+            "simpler" => {
+                let all = text().ok_or_else(wrong)?;
+                let named = |name: &str| Simpler::ALL.iter().find(|simpler| simpler.name() == name).copied();
+                seed.simpler = all.split(", ").map(named).collect::<Option<_>>().ok_or_else(wrong)?;
+            }
             "found" => seed.found = text().ok_or_else(wrong)?,
             _ => return Err(wrong()),
         }
@@ -63,8 +76,10 @@ mod tests {
 
     #[test]
     fn seeds_are_read_with_what_they_found() {
-        let seeds = parse("# head\n[[seed]]\nseed = 7\ncommit = \"abc\"\nfound = \"a = b\"\n").unwrap();
-        assert_eq!(seeds, [Regression { seed: 7, commit: "abc".into(), found: "a = b".into() }]);
+        let text = "# head\n[[seed]]\nseed = 7\ncommit = \"abc\"\nsimpler = \"OneServer, Short\"\nfound = \"a = b\"\n";
+        let simpler = vec![Simpler::OneServer, Simpler::Short];
+        let wanted = Regression { seed: 7, commit: "abc".into(), found: "a = b".into(), simpler };
+        assert_eq!(parse(text).unwrap(), [wanted]);
     }
 
     #[test]

@@ -30,7 +30,7 @@ pub(crate) fn smallest(schedule: &Schedule) -> String {
         }
     }
     let needed: Vec<_> = drawn(&smallest).into_iter().map(Class::name).collect();
-    let simpler: Vec<_> = smallest.simpler.iter().map(|simpler| format!("{simpler:?}")).collect();
+    let simpler: Vec<_> = smallest.simpler.iter().map(|simpler| simpler.name()).collect();
     format!("it needs [{}], and no more load than [{}]: {why}", needed.join(", "), simpler.join(", "))
 }
 

@@ -23,6 +23,9 @@ use crate::{faults::Class, net::Net};
 /// As in production, so that a call is given up well before a lease ends.
 const CALL_TIMEOUT: Duration = lifeboat_replication::store::CALL_TIMEOUT;
 
+/// A request that takes longer than this may arrive after its caller has changed its mind.
+const PROMPT_MS: u64 = 4_500;
+
 /// What becomes of a request on its way to the model, and of the answer on its way back.
 pub trait Way: std::fmt::Debug + Send + Sync + 'static {
     fn call<T, F>(
@@ -47,6 +50,8 @@ pub struct NodeWay {
     pub net: Arc<Net>,
     /// Number of the node, for cuts.
     pub node: usize,
+    /// Tasks of the node run on while it stands still, but none of their requests leaves it.
+    pub tasks: bool,
 }
 
 impl Way for NodeWay {
@@ -60,7 +65,13 @@ impl Way for NodeWay {
             name: name.to_owned(),
             detail: detail.to_owned(),
         };
+        if self.tasks {
+            self.net.goes_on(self.node).await;
+        }
         let fate = self.net.fate();
+        if operation == "release lease" && (fate.again_ms.is_some() || fate.there_ms > PROMPT_MS) {
+            self.net.tenures.muddle();
+        }
         let (answer, answered) = oneshot::channel();
         let request = Arc::new(request);
         if fate.busy {
@@ -81,8 +92,9 @@ impl Way for NodeWay {
                 sleep(Duration::from_millis(fate.there_ms)).await;
                 let result = request(me.model.clone()).await;
                 me.net.applied(me.node, operation, &name);
-                if result.is_err() {
-                    me.net.count(|reached| reached.refused_requests += 1);
+                match &result {
+                    Ok(_) => me.net.tenures.granted(&me.net, me.node, operation, &name),
+                    Err(_) => me.net.count(|reached| reached.refused_requests += 1),
                 }
                 if fate.answered && !me.net.store_cut(me.node) {
                     sleep(Duration::from_millis(fate.back_ms)).await;
@@ -90,7 +102,11 @@ impl Way for NodeWay {
                 }
             });
         }
-        match timeout(CALL_TIMEOUT, answered).await {
+        let answer = timeout(CALL_TIMEOUT, answered).await;
+        if self.tasks {
+            self.net.goes_on(self.node).await;
+        }
+        match answer {
             Ok(Ok(_)) if operation == "get" && self.net.dice.roll(Class::BodyCut) => {
                 Err(unknown("the body ended early"))
             }

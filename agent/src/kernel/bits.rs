@@ -1,8 +1,8 @@
 //! Bits of blocks in words that others may change at the same time.
 
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
-
 use lifeboat_replication::blocks::RoaringBitmap;
+
+use super::words::Word;
 
 /// Words that hold at least one of these blocks, with the blocks' bits, in order.
 pub(super) fn words_of(blocks: &RoaringBitmap) -> impl Iterator<Item = (usize, u64)> + '_ {
@@ -18,46 +18,46 @@ pub(super) fn words_of(blocks: &RoaringBitmap) -> impl Iterator<Item = (usize, u
     })
 }
 
-pub(super) fn set(words: &[AtomicU64], blocks: &RoaringBitmap) {
+pub(super) fn set<W: Word>(words: &[W], blocks: &RoaringBitmap) {
     for (index, bits) in words_of(blocks) {
         if let Some(word) = words.get(index) {
-            word.fetch_or(bits, SeqCst);
+            word.or(bits);
         }
     }
 }
 
 /// Returns how many of these blocks were set before.
-pub(super) fn clear(words: &[AtomicU64], blocks: &RoaringBitmap) -> u64 {
+pub(super) fn clear<W: Word>(words: &[W], blocks: &RoaringBitmap) -> u64 {
     let mut cleared = 0;
     for (index, bits) in words_of(blocks) {
         if let Some(word) = words.get(index) {
-            cleared += u64::from((word.fetch_and(!bits, SeqCst) & bits).count_ones());
+            cleared += u64::from((word.and(!bits) & bits).count_ones());
         }
     }
     cleared
 }
 
 /// Sets blocks 0 to `count` - 1.
-pub(super) fn set_first(words: &[AtomicU64], count: u32) {
+pub(super) fn set_first<W: Word>(words: &[W], count: u32) {
     let whole = (count / 64) as usize;
     for word in words.iter().take(whole) {
-        word.store(u64::MAX, SeqCst);
+        word.put(u64::MAX);
     }
     if let Some(last) = words.get(whole).filter(|_| !count.is_multiple_of(64)) {
-        last.fetch_or((1 << (count % 64)) - 1, SeqCst);
+        last.or((1 << (count % 64)) - 1);
     }
 }
 
-pub(super) fn collect(words: &[AtomicU64]) -> RoaringBitmap {
+pub(super) fn collect<W: Word>(words: &[W]) -> RoaringBitmap {
     let mut blocks = RoaringBitmap::new();
     for (index, word) in words.iter().enumerate() {
-        insert(&mut blocks, index, word.load(SeqCst));
+        insert(&mut blocks, index, word.get());
     }
     blocks
 }
 
-pub(super) fn count(words: &[AtomicU64]) -> u64 {
-    words.iter().map(|word| u64::from(word.load(SeqCst).count_ones())).sum()
+pub(super) fn count<W: Word>(words: &[W]) -> u64 {
+    words.iter().map(|word| u64::from(word.get().count_ones())).sum()
 }
 
 /// Adds the bits of the word with this index.
@@ -75,6 +75,8 @@ pub(super) fn insert(blocks: &mut RoaringBitmap, index: usize, mut bits: u64) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicU64;
+
     use proptest::prelude::*;
 
     use super::*;

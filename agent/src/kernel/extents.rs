@@ -6,7 +6,12 @@
 //!
 //! The count of those noted is in the control words; it is raised before the entry is made, so zero means none.
 
-use std::{io, os::fd::AsFd as _, path::Path, sync::atomic::Ordering::SeqCst};
+use std::{
+    fmt, io,
+    os::fd::AsFd as _,
+    path::Path,
+    sync::{Mutex, PoisonError},
+};
 
 use aya::{
     Ebpf,
@@ -19,16 +24,33 @@ use super::{
     mapped::Mapped,
     program::Program,
     sys,
+    words::Word,
 };
 
+/// A range, and whether it is of a completion.
+pub type Extent = (BlockRun, bool);
+
+/// Where the ranges are: in words that both generations have half of, or in a set.
 #[derive(Debug)]
-pub(super) enum Extents {
-    Table(Mapped),
-    Set(BpfHash<MapData, [u64; 2], u32>),
+pub enum Ranges<'a, W> {
+    Table(&'a [W]),
+    Set(&'a dyn RangeSet),
 }
 
-/// A range, and whether it is of a completion.
-pub(super) type Extent = (BlockRun, bool);
+impl<W> Clone for Ranges<'_, W> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<W> Copy for Ranges<'_, W> {}
+
+/// Ranges that are keys.
+pub trait RangeSet: fmt::Debug {
+    /// Others may be added meanwhile.
+    fn keys(&self) -> io::Result<Vec<[u64; 2]>>;
+    fn remove(&self, key: [u64; 2]) -> io::Result<()>;
+}
 
 /// `None`: an entry that is only being written. It belongs to a request that has not gone to its disk yet.
 fn extent([place, owner]: [u64; 2]) -> Option<Extent> {
@@ -42,6 +64,76 @@ fn extent([place, owner]: [u64; 2]) -> Option<Extent> {
 
 fn is_of(generation: usize, owner: u64) -> bool {
     (owner & EXTENT_SECOND_GENERATION != 0) == (generation == 1)
+}
+
+impl<W: Word> Ranges<'_, W> {
+    /// Those of a generation, of which `used` were counted.
+    pub(super) fn read(&self, generation: usize, used: u64) -> io::Result<Vec<Extent>> {
+        if used == 0 {
+            return Ok(Vec::new());
+        }
+        match self {
+            Self::Table(table) => {
+                let entry = |place: usize| {
+                    // The owner first: it is written last.
+                    let owner = table[place + 1].get();
+                    extent([table[place].get(), owner])
+                };
+                let first = generation * EXTENTS * 2;
+                let used = used.min(EXTENTS as u64) as usize;
+                Ok((0..used).filter_map(|index| entry(first + 2 * index)).collect())
+            }
+            Self::Set(set) => {
+                let keys = set.keys()?.into_iter();
+                Ok(keys.filter(|key| is_of(generation, key[1])).filter_map(extent).collect())
+            }
+        }
+    }
+
+    /// Removes those of a generation that no program notes any more.
+    pub(super) fn clear(&self, generation: usize, used: u64) -> io::Result<()> {
+        if used == 0 {
+            return Ok(());
+        }
+        match self {
+            Self::Table(table) => {
+                let first = generation * EXTENTS * 2;
+                let used = used.min(EXTENTS as u64) as usize;
+                for word in &table[first..first + used * 2] {
+                    word.put(0);
+                }
+            }
+            Self::Set(set) => {
+                // All keys before any is removed: the kernel begins anew after one that is gone.
+                for key in set.keys()?.into_iter().filter(|key| is_of(generation, key[1])) {
+                    set.remove(key)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The program's own.
+#[derive(Debug)]
+pub(super) enum Extents {
+    Table(Mapped),
+    Set(KernelSet),
+}
+
+#[derive(Debug)]
+pub(super) struct KernelSet(Mutex<BpfHash<MapData, [u64; 2], u32>>);
+
+impl RangeSet for KernelSet {
+    fn keys(&self) -> io::Result<Vec<[u64; 2]>> {
+        let set = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        set.keys().collect::<Result<_, MapError>>().map_err(io::Error::other)
+    }
+
+    fn remove(&self, key: [u64; 2]) -> io::Result<()> {
+        let mut set = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        set.remove(&key).map_err(io::Error::other)
+    }
 }
 
 impl Extents {
@@ -67,59 +159,16 @@ impl Extents {
     }
 
     fn set(data: MapData) -> io::Result<Self> {
-        Ok(Self::Set(BpfHash::try_from(Map::HashMap(data)).map_err(io::Error::other)?))
+        let set = BpfHash::try_from(Map::HashMap(data)).map_err(io::Error::other)?;
+        Ok(Self::Set(KernelSet(Mutex::new(set))))
     }
 
-    /// Those of a generation, of which `used` were counted.
-    pub(super) fn read(&self, generation: usize, used: u64) -> io::Result<Vec<Extent>> {
-        if used == 0 {
-            return Ok(Vec::new());
-        }
+    pub(super) fn ranges(&self) -> Ranges<'_, std::sync::atomic::AtomicU64> {
         match self {
-            Self::Table(table) => {
-                let entry = |place: usize| {
-                    // The owner first: it is written last.
-                    let owner = table[place + 1].load(SeqCst);
-                    extent([table[place].load(SeqCst), owner])
-                };
-                let first = generation * EXTENTS * 2;
-                let used = used.min(EXTENTS as u64) as usize;
-                Ok((0..used).filter_map(|index| entry(first + 2 * index)).collect())
-            }
-            Self::Set(set) => {
-                let keys = keys(set)?.into_iter();
-                Ok(keys.filter(|key| is_of(generation, key[1])).filter_map(extent).collect())
-            }
+            Self::Table(table) => Ranges::Table(table),
+            Self::Set(set) => Ranges::Set(set),
         }
     }
-
-    /// Removes those of a generation that no program notes any more.
-    pub(super) fn clear(&mut self, generation: usize, used: u64) -> io::Result<()> {
-        if used == 0 {
-            return Ok(());
-        }
-        match self {
-            Self::Table(table) => {
-                let first = generation * EXTENTS * 2;
-                let used = used.min(EXTENTS as u64) as usize;
-                for word in &table[first..first + used * 2] {
-                    word.store(0, SeqCst);
-                }
-            }
-            Self::Set(set) => {
-                // All keys before any is removed: the kernel begins anew after one that is gone.
-                for key in keys(set)?.iter().filter(|key| is_of(generation, key[1])) {
-                    set.remove(key).map_err(io::Error::other)?;
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Others may be added meanwhile, and none is removed.
-fn keys(set: &BpfHash<MapData, [u64; 2], u32>) -> io::Result<Vec<[u64; 2]>> {
-    set.keys().collect::<Result<_, MapError>>().map_err(io::Error::other)
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   disks (sysfs) ──► pins (program, maps, links in bpffs) ──► tracker: DirtyMap
-//!        │ bio_based      layout · bits · control · suspects · bios     (marks, held, to copy)
+//!        │ bio_based      marks · words · layout · bits · control · suspects · bios     (marks, held, to copy)
 //!        │                program · btf: which program serves the kernel · extents · in_flight
 //!        ├──────────► reader: BlockSource (O_DIRECT)
 //!        └──────────► mounts, bare ──► freezer: Freezer ──socket──► watchdog (a process of its own)
@@ -21,13 +21,14 @@ mod btf;
 mod control;
 mod disks;
 mod exclude;
-mod extents;
+pub mod extents;
 mod first_start;
 mod freezer;
 pub mod hooks;
 mod in_flight;
-mod layout;
+pub mod layout;
 mod mapped;
+pub mod marks;
 mod mounts;
 mod pins;
 mod program;
@@ -39,6 +40,7 @@ mod suspects;
 mod sys;
 mod tracker;
 pub mod watchdog;
+pub mod words;
 
 pub use disks::{Discovery, Disk, Found};
 pub use freezer::KernelFreezer;

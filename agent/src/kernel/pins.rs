@@ -13,7 +13,7 @@ use std::{
     io,
     os::fd::{AsFd as _, OwnedFd},
     path::Path,
-    sync::atomic::Ordering::SeqCst,
+    sync::atomic::{AtomicU64, Ordering::SeqCst},
 };
 
 use aya::{
@@ -33,6 +33,7 @@ use super::{
     mapped::Mapped,
     program::{Attachment, Program},
     sys,
+    words::Maps,
 };
 use crate::edge::TrackError;
 
@@ -248,6 +249,15 @@ impl Pins {
         let digest = digest_of_program(self.program).into_iter().chain(owner);
         for (index, word) in CONTROL_DIGEST.zip(digest) {
             self.control[index].store(word, SeqCst);
+        }
+    }
+
+    pub(super) fn maps(&self) -> Maps<'_, AtomicU64> {
+        Maps {
+            marks: &self.marks,
+            summary: &self.summary,
+            extents: self.extents.ranges(),
+            control: &self.control,
         }
     }
 

@@ -7,6 +7,7 @@
 //! ```text
 //!   taken ──► open ──(nothing under way)──► landed ──(two seconds without a missed completion)──► forgotten
 //!               └───────────────────────────────┴──(completion missed, or issue-only)──► read again
+//!   of an earlier run ──(nothing under way)──► read again
 //! ```
 //! Between "nothing under way" and forgetting some time passes, since the kernel stops counting a write a moment
 //! before it runs the program for its completion.
@@ -23,6 +24,8 @@ const SETTLED: Duration = Duration::from_secs(2);
 pub(super) struct Suspects {
     open: BlockSet,
     landed: Option<(Instant, BlockSet)>,
+    /// Of an earlier run, which alone knew what it awaited.
+    resumed: BlockSet,
     /// Issued and not seen to complete.
     awaited: BlockSet,
     /// Awaited since a moment at which the kernel had nothing under way.
@@ -51,9 +54,10 @@ pub(super) struct Verdict {
 }
 
 impl Suspects {
-    /// Those of an earlier run of the agent.
+    /// Those of an earlier run of the agent. Whether their completions were seen or have escaped is not known any more,
+    /// so they are read again once they have landed.
     pub(super) fn resumed(open: BlockSet) -> Self {
-        Self { open, ..Self::default() }
+        Self { resumed: open.clone(), open, ..Self::default() }
     }
 
     /// From before a restart of the machine.
@@ -68,6 +72,9 @@ impl Suspects {
 
     pub(super) fn see(&mut self, seen: Seen<'_>) -> Verdict {
         let mut verdict = Verdict { escaped: self.judge_completions(&seen), ..Verdict::default() };
+        if seen.quiet {
+            verdict.read_again = std::mem::take(&mut self.resumed);
+        }
         self.open.union(seen.issued);
         self.open.union(seen.completed);
         if seen.issue_only || seen.missed || verdict.escaped {
@@ -75,7 +82,7 @@ impl Suspects {
             if let Some((_, landed)) = self.landed.take() {
                 self.open.union(&landed);
             }
-            verdict.read_again = self.open.clone();
+            verdict.read_again.union(&self.open);
             if seen.quiet {
                 verdict.forgotten = std::mem::take(&mut self.open);
             }
@@ -169,6 +176,14 @@ mod tests {
         let mut case = Case::new();
         case.see(&[1], &[], true, false);
         assert_eq!(case.see(&[], &[], true, true).read_again, set(&[1]));
+    }
+
+    #[test]
+    fn what_an_earlier_run_awaited_is_read_again_once_it_has_landed() {
+        let mut case = Case { suspects: Suspects::resumed(set(&[1])), ..Case::new() };
+        assert_eq!(case.see(&[], &[], false, false).read_again, set(&[]));
+        assert_eq!(case.see(&[], &[], true, false).read_again, set(&[1]));
+        assert_eq!(case.see(&[], &[], true, false).read_again, set(&[]));
     }
 
     #[test]

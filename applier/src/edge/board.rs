@@ -48,9 +48,12 @@ pub struct Shown {
 }
 
 impl Board {
+    /// Those that are applied: when a lease may have run out its work ends at once, also while a round that would tidy up
+    /// here hangs in the store.
     pub fn servers(&self) -> Vec<Shown> {
         let inner = self.lock();
-        let shown = inner.servers.iter().map(|(id, entry)| Shown {
+        let applied = inner.servers.iter().filter(|(_, entry)| !entry.task.is_finished());
+        let shown = applied.map(|(id, entry)| Shown {
             id: id.clone(),
             name: entry.name.clone(),
             status: entry.status.borrow().clone(),

@@ -65,7 +65,7 @@ impl Fleet {
         // On its own, since a long list must not keep leases from being renewed.
         looking.spawn(look(vault.clone(), board.clone(), tell));
         Self {
-            sharer: Sharer::new(vault.clone(), env.clone(), share),
+            sharer: Sharer::new(vault.clone(), env.clone(), share).with(options.planted),
             vault,
             env,
             options,

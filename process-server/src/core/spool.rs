@@ -46,6 +46,14 @@ impl MemSpool {
     pub fn bytes(&self) -> u64 {
         self.files().values().map(|content| content.len() as u64).sum()
     }
+
+    /// Of one server.
+    pub fn bytes_of(&self, server: &str) -> u64 {
+        let prefix = format!("{server}/");
+        let files = self.files();
+        let own = files.iter().filter(|(name, _)| name.starts_with(&prefix));
+        own.map(|(_, content)| content.len() as u64).sum()
+    }
 }
 
 #[async_trait]

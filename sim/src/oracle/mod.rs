@@ -6,7 +6,8 @@
 //! 3. Every listed point's snapshots are bit for bit the disk at its record, and so is what the block index reads.
 //! 4. Nothing is acknowledged that the log does not hold; a closed log takes nothing but its own run's release.
 //! 5. Nothing is deleted that a listed point, the journal's promise, an unapplied record or a pin needs.
-//! 6. When faults stop it comes to rest (asked by the world).
+//! 6. What a server's log names and carries is its own.
+//! 7. When faults stop it comes to rest (asked by the world).
 
 mod kept;
 mod points;
@@ -38,6 +39,8 @@ pub use self::kept::Held;
 use crate::reached::Reached;
 
 const BLOCK: usize = BLOCK_BYTES as usize;
+/// What a block holds says above these bits which server wrote it.
+pub(crate) const OWNER_BITS: u32 = 48;
 
 type Image = BTreeMap<Address, Tag>;
 
@@ -45,6 +48,8 @@ pub struct Oracle {
     vault: Vault,
     model: ModelStore,
     server: ServerId,
+    /// From 0: what its blocks hold is marked with it.
+    number: u64,
     env: Env,
     machine: Machine,
     reader: LogReader,
@@ -73,6 +78,7 @@ impl Oracle {
         vault: Vault,
         model: ModelStore,
         server: ServerId,
+        number: usize,
         env: Env,
         machine: Machine,
         journal: Duration,
@@ -82,6 +88,7 @@ impl Oracle {
             vault,
             model,
             server,
+            number: number as u64,
             env,
             machine,
             reader,
@@ -97,6 +104,11 @@ impl Oracle {
             segments: BTreeMap::new(),
             reached: Reached::default(),
         }
+    }
+
+    /// Is it a blob of this server?
+    pub fn owns(&self, name: &str) -> bool {
+        name.split('/').any(|part| part == self.server.as_str())
     }
 
     /// Number of the last committed record.
@@ -147,6 +159,12 @@ impl Oracle {
         let patience = Patience { env: self.env.clone(), tries: 1 };
         let sources = journal::sources(data).map_err(|error| chain(&error))?;
         for source in sources {
+            if source.inline.is_none() && !self.owns(&source.name) {
+                return Err(format!(
+                    "record {} names {}, which is another server's",
+                    data.number, source.name
+                ));
+            }
             self.kept.names(&source);
             let extents = match self.segments.get(&source.name) {
                 Some(extents) => extents.clone(),
@@ -168,6 +186,9 @@ impl Oracle {
                             .and_then(tag)
                             .ok_or_else(|| format!("record {} carries a torn block", data.number))?,
                     };
+                    if value != 0 && value >> OWNER_BITS != self.number {
+                        return Err(format!("record {} carries a block of another server", data.number));
+                    }
                     self.replay.insert((slot, extent.run.first + index), value);
                 }
             }

@@ -15,17 +15,17 @@ use lifeboat_replication::{
 use tokio::sync::watch;
 
 use super::{Certificates, Wire, data_address, life::Alive, pipe::SimPipes};
-use crate::net::Net;
+use crate::net::Line;
 
 /// The dialler of one run of the agent: its pipes break when that ends.
 pub(crate) fn agents_dial(
-    net: Arc<Net>,
+    net: Line,
     wire: Wire,
     certificates: &Certificates,
     buffer_bytes: usize,
     planted: Option<Planted>,
 ) -> Arc<dyn Dial> {
-    let pipes = SimPipes { net: net.clone(), alive: Alive::default(), buffer_bytes };
+    let pipes = SimPipes { net: net.net.clone(), alive: Alive::default(), buffer_bytes };
     let connector = Connector { pipes: Arc::new(pipes), planted };
     match wire {
         Wire::Tls => {
@@ -40,7 +40,7 @@ pub(crate) fn agents_dial(
 /// channel that it has.
 #[derive(Debug)]
 struct PlainDial {
-    net: Arc<Net>,
+    net: Line,
     connector: Connector,
 }
 

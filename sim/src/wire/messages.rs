@@ -15,12 +15,12 @@ use lifeboat_replication::wire::{
 };
 use tokio::{sync::mpsc, time::sleep};
 
-use crate::net::{Hop, Net, Nodes};
+use crate::net::{Hop, Line, Net, Nodes};
 
 /// Dials whichever process server the operator has assigned the server to.
 #[derive(Debug, Clone)]
 pub(crate) struct SimDial {
-    pub(crate) net: Arc<Net>,
+    pub(crate) net: Line,
     pub(crate) server: String,
 }
 

@@ -43,13 +43,13 @@ use tonic::transport::server::Connected;
 use tower::util::MapResponseLayer;
 
 use super::{Certificates, Wire, data_address, life::Alive, management_address};
-use crate::net::Net;
+use crate::net::{Line, Net};
 
 type Answer = http::Response<tonic::body::Body>;
 
 /// A process server behind its ports.
 pub(crate) struct Host {
-    pub(crate) net: Arc<Net>,
+    pub(crate) net: Line,
     pub(crate) node: usize,
     pub(crate) process_servers: usize,
     pub(crate) wire: Wire,
@@ -163,7 +163,7 @@ fn dated(mut answer: Answer) -> Answer {
 }
 
 /// Lists the members anew, with channels between that show what they send to the oracle.
-async fn tap(net: Arc<Net>, mut members: watch::Receiver<Arc<Members>>, tapped: watch::Sender<Arc<Members>>) {
+async fn tap(net: Line, mut members: watch::Receiver<Arc<Members>>, tapped: watch::Sender<Arc<Members>>) {
     let mut taps = JoinSet::new();
     let mut known = Members::new();
     let mut listed = Members::new();
@@ -179,7 +179,7 @@ async fn tap(net: Arc<Net>, mut members: watch::Receiver<Arc<Members>>, tapped: 
             }
             let (connections, accepted) = mpsc::channel(1);
             taps.spawn(tap_connections(net.clone(), accepted, member.connections.clone()));
-            taps.spawn(watch_ingest(net.clone(), member.status.clone()));
+            taps.spawn(watch_ingest(net.net.clone(), member.status.clone()));
             let mut between = member.clone();
             between.connections = connections;
             listed.insert(id.clone(), between);
@@ -192,11 +192,7 @@ async fn tap(net: Arc<Net>, mut members: watch::Receiver<Arc<Members>>, tapped: 
     }
 }
 
-async fn tap_connections(
-    net: Arc<Net>,
-    mut accepted: mpsc::Receiver<Accepted>,
-    ingest: mpsc::Sender<Accepted>,
-) {
+async fn tap_connections(net: Line, mut accepted: mpsc::Receiver<Accepted>, ingest: mpsc::Sender<Accepted>) {
     let mut flows = JoinSet::new();
     while let Some(Accepted { up, down, server_id }) = accepted.recv().await {
         net.count(|reached| reached.streams += 1);
@@ -208,7 +204,7 @@ async fn tap_connections(
     }
 }
 
-async fn tap_down(net: Arc<Net>, mut sent: mpsc::Receiver<v1::Down>, to_agent: mpsc::Sender<v1::Down>) {
+async fn tap_down(net: Line, mut sent: mpsc::Receiver<v1::Down>, to_agent: mpsc::Sender<v1::Down>) {
     loop {
         let message = tokio::select! { biased;
             () = to_agent.closed() => return,

@@ -1,34 +1,37 @@
 //! One schedule: starts the programs, lets faults happen, then stops them and waits for rest.
+//!
+//! One to three servers share process servers, appliers, store and network; each has an agent, a load, an oracle and, after
+//! the first, dice of its own.
 
 mod hostile;
 mod programs;
 mod rest;
+mod server;
+mod sharing;
 mod strikes;
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use lifeboat_agent::memory::Machine;
-use lifeboat_process_server::core::{Assigned, spool::MemSpool};
+use lifeboat_process_server::core::spool::MemSpool;
 use lifeboat_replication::{
-    env::Env,
-    ids::{Epoch, ServerId},
-    keys::DataKeys,
-    planted::Planted,
-    store::model::ModelStore,
-    vault::Vault,
-    wire::v1,
+    env::Env, keys::DataKeys, planted::Planted, store::model::ModelStore, vault::Vault,
 };
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
+use self::{
+    server::{Policy, Server, Writing},
+    sharing::Sharer,
+};
 use crate::{
     env::{NodeClock, env},
     faults::{Class, Dice},
     load::{Load, Simpler},
-    net::{Net, Outcome, lock},
+    net::{Line, Net, Outcome},
     oracle::Oracle,
     retention::Retain,
     rng::Rng,
@@ -38,8 +41,6 @@ use crate::{
 };
 
 const APPLIERS: usize = 2;
-/// Points that are asked for at a time; older requests are taken back.
-const MOST_ASKED: usize = 3;
 
 /// What is run: everything follows from it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -68,7 +69,12 @@ impl Schedule {
     /// The faults and the load that the seed draws.
     pub fn drawn(&self) -> (Dice, Load) {
         let rng = Rng::new(self.seed);
-        (Dice::draw(&rng.named("faults"), &self.off), Load::draw(&rng.named("load"), &self.simpler))
+        let mut load = Load::draw(&rng.named("load"), &self.simpler);
+        // Ports in front of several servers are not simulated.
+        if self.wire != Wire::Messages {
+            load.servers = 1;
+        }
+        (Dice::draw(&rng.named("faults"), &self.off), load)
     }
 
     pub fn run(&self) -> Outcome {
@@ -76,7 +82,7 @@ impl Schedule {
         match runtime {
             Ok(runtime) => runtime.block_on(self.play()),
             Err(error) => {
-                let net = Net::new(Rng::new(0), Dice::draw(&Rng::new(0), Class::ALL), 0, false);
+                let net = Net::new(Rng::new(0), Dice::draw(&Rng::new(0), Class::ALL), 0, 0, false);
                 net.fail(error.to_string());
                 net.outcome()
             }
@@ -86,7 +92,11 @@ impl Schedule {
     async fn play(&self) -> Outcome {
         let world = World::new(self);
         world.hostile().await;
-        world.net.outcome()
+        let mut outcome = world.net.outcome();
+        for server in world.servers.iter().skip(1) {
+            outcome.struck.iter_mut().zip(server.dice.struck()).for_each(|(all, own)| *all += own);
+        }
+        outcome
     }
 }
 
@@ -99,28 +109,17 @@ pub(crate) struct World {
     wire: Wire,
     /// On a wire of bytes.
     certificates: Option<Arc<Certificates>>,
-    machine: Machine,
-    agent_clock: NodeClock,
+    servers: Vec<Server>,
     /// Of the process servers, then of the appliers.
     clocks: Vec<NodeClock>,
-    server: ServerId,
     /// The first data key, then both after a rotation.
     keys: [Arc<DataKeys>; 2],
     keys_rotated: Cell<bool>,
     model: ModelStore,
     cache: ModelStore,
     spools: Vec<Arc<SimSpool>>,
-    assignments: Vec<watch::Sender<Option<Assigned>>>,
-    policy: Cell<Policy>,
-    /// Points that are asked for.
-    asked: Mutex<Vec<v1::PointRequest>>,
-}
-
-/// What the operator can change at any time.
-#[derive(Debug, Clone, Copy)]
-struct Policy {
-    round_interval_ms: u64,
-    paused: bool,
+    /// Of appliers that share the servers by leases.
+    sharers: RefCell<Vec<Sharer>>,
 }
 
 impl World {
@@ -130,7 +129,7 @@ impl World {
         if schedule.trace {
             println!("faults per mille: {:?}\n{load:?}", dice.chances());
         }
-        let net = Net::new(rng.named("network"), dice, load.process_servers, schedule.trace);
+        let net = Net::new(rng.named("network"), dice, load.process_servers, load.servers, schedule.trace);
         let began = net.began;
         let clock = |node: &str| {
             NodeClock::new(began, rng.named("clocks").named(node).below(20_000_000) as i64 - 10_000_000)
@@ -138,15 +137,9 @@ impl World {
         let agent_clock = clock("agent");
         let nodes = load.process_servers + APPLIERS;
         let clocks = (0..nodes).map(|node| clock(&node.to_string())).collect();
-        let machine = Machine::new(Arc::new(agent_clock.clone()), &load.disk_blocks, 4000);
         let oracle_env = env(&agent_clock, rng.named("oracle"));
         let first_key = DataKeys::generate(&*oracle_env.entropy);
         let keys = [Arc::new(first_key.clone()), Arc::new(first_key.rotated(&*oracle_env.entropy))];
-        let mut id = [0; 16];
-        oracle_env.entropy.fill(&mut id);
-        let server = ServerId::from_random(id);
-        let certificates = (schedule.wire != Wire::Messages).then(|| Certificates::of(&server));
-        let certificates = certificates.and_then(|made| made.map_err(|why| net.fail(why)).ok()).map(Arc::new);
         let model = ModelStore::new().list_in_pages_of(load.list_page);
         let cache = ModelStore::new().list_in_pages_of(load.list_page);
         let vault = Vault {
@@ -156,33 +149,48 @@ impl World {
             id: "vault".to_owned(),
         };
         let retain = Retain::draw(&rng.named("retention"), load.point_interval_ms);
-        let journal = Duration::from_secs(retain.policy.journal_seconds);
-        let oracle = Oracle::new(vault, model.clone(), server.clone(), oracle_env, machine.clone(), journal);
-        net.watched_by(oracle);
-        let assignments = (0..load.process_servers).map(|_| watch::Sender::new(None)).collect();
+        let world = rng.named("world");
+        let first =
+            Origin { rng: world.clone(), dice: net.dice.clone(), load: load.clone(), clock: agent_clock };
+        let others = (1..load.servers).map(|number| {
+            let rng = rng.named(&format!("server {number}"));
+            Origin {
+                dice: Arc::new(Dice::draw(&rng.named("faults"), &schedule.off)),
+                load: Load::draw(&rng.named("load"), &schedule.simpler),
+                clock: clock(&format!("agent {number}")),
+                rng,
+            }
+        });
+        let origins: Vec<_> = std::iter::once(first).chain(others).collect();
+        let mut servers = Vec::new();
+        for (number, origin) in origins.into_iter().enumerate() {
+            let env =
+                if number == 0 { oracle_env.clone() } else { env(&origin.clock, origin.rng.named("oracle")) };
+            servers.push(origin.server(number, &net, &load, &vault, &model, &retain, env));
+        }
+        let certificates = servers
+            .first()
+            .filter(|_| schedule.wire != Wire::Messages)
+            .map(|server| Certificates::of(&server.id));
+        let certificates = certificates.and_then(|made| made.map_err(|why| net.fail(why)).ok()).map(Arc::new);
         let spool = |_| Arc::new(SimSpool { volume: MemSpool::default(), net: net.clone() });
         let spools = (0..load.process_servers).map(spool).collect();
-        let policy = Cell::new(Policy { round_interval_ms: load.round_interval_ms, paused: false });
         Self {
             net,
-            rng: rng.named("world"),
+            rng: world,
             load,
             retain,
             planted: schedule.planted,
             wire: schedule.wire,
             certificates,
-            machine,
-            agent_clock,
+            servers,
             clocks,
-            server,
             keys,
             keys_rotated: Cell::new(false),
             model,
             cache,
             spools,
-            assignments,
-            policy,
-            asked: Mutex::default(),
+            sharers: RefCell::new((0..APPLIERS).map(|_| Sharer::default()).collect()),
         }
     }
 
@@ -192,8 +200,10 @@ impl World {
 
     /// The vault as a node sees it: process servers first, then appliers, then the operator.
     fn vault(&self, node: usize) -> Vault {
+        let applier = (self.load.process_servers..self.load.process_servers + APPLIERS).contains(&node);
+        let tasks = self.load.leases && applier;
         let store =
-            |model: &ModelStore| Behind(NodeWay { model: model.clone(), net: self.net.clone(), node });
+            |model: &ModelStore| Behind(NodeWay { model: model.clone(), net: self.net.clone(), node, tasks });
         Vault {
             store: Arc::new(store(&self.model)),
             cache: Arc::new(store(&self.cache)),
@@ -201,82 +211,54 @@ impl World {
             id: "vault".to_owned(),
         }
     }
+}
 
-    fn assigned(&self) -> Assigned {
-        let settings = v1::Settings {
-            round_interval_micros: self.policy.get().round_interval_ms * 1000,
-            paused: self.policy.get().paused,
-            rpo_threshold_micros: 900_000_000,
-            freeze_timeout_micros: 3_000_000,
-            max_freezes_per_hour: 120,
-            app_consistent_interval_micros: 40_000_000,
-            ..Default::default()
-        };
-        Assigned {
-            display_name: "sim/server".to_owned(),
-            settings,
-            compression_level: 1,
-            points: lock(&self.asked).clone(),
-            lost: None,
+/// What a server is made of.
+struct Origin {
+    rng: Rng,
+    dice: Arc<Dice>,
+    load: Load,
+    clock: NodeClock,
+}
+
+impl Origin {
+    #[allow(clippy::too_many_arguments, reason = "what all servers share, once")]
+    fn server(
+        self,
+        number: usize,
+        net: &Arc<Net>,
+        shared: &Load,
+        vault: &Vault,
+        model: &ModelStore,
+        retain: &Retain,
+        env: Env,
+    ) -> Server {
+        let Self { rng, dice, load, clock } = self;
+        let machine = Machine::new(Arc::new(clock.clone()), &load.disk_blocks, 4000);
+        let id = server::id(vault, number, shared.leases.then_some(retain.policy), &env);
+        let journal = Duration::from_secs(retain.policy.journal_seconds);
+        net.watched_by(Oracle::new(
+            vault.clone(),
+            model.clone(),
+            id.clone(),
+            number,
+            env,
+            machine.clone(),
+            journal,
+        ));
+        Server {
+            number,
+            id,
+            line: Line { net: net.clone(), server: number },
+            rng,
+            dice,
+            machine,
+            clock,
+            assignments: (0..shared.process_servers).map(|_| watch::Sender::new(None)).collect(),
+            policy: Cell::new(Policy { round_interval_ms: load.round_interval_ms, paused: false }),
+            asked: Mutex::default(),
+            writing: RefCell::new(Writing { value: 1, at: Instant::now() }),
+            load,
         }
-    }
-
-    /// The operator gives the server to `node`, and takes it from the others.
-    fn assign(&self, node: usize) {
-        self.net.mark("assign", format_args!("{node}"));
-        self.net.assign(node);
-        for (other, assignment) in self.assignments.iter().enumerate() {
-            assignment.send_replace((other == node).then(|| self.assigned()));
-        }
-    }
-
-    /// The operator gives the server to `node`, and the others do not hear of it.
-    fn assign_also(&self, node: usize, lost: Option<Epoch>) {
-        self.net.mark("assign also", format_args!("{node}, given up: {lost:?}"));
-        self.net.assign(node);
-        if let Some(assignment) = self.assignments.get(node) {
-            assignment.send_replace(Some(Assigned { lost, ..self.assigned() }));
-        }
-    }
-
-    fn set_policy(&self, policy: Policy) {
-        self.net.mark("policy", format_args!("{policy:?}"));
-        self.policy.set(policy);
-        self.tell_changes();
-    }
-
-    /// Somebody asks for a point; the operator passes that on to whoever has the server.
-    fn ask_for_a_point(&self, number: u64) {
-        let consistency = match self.net.dice.below(Class::PointRequest, 3) {
-            0 => v1::Consistency::CrashConsistent,
-            1 => v1::Consistency::FilesystemConsistent,
-            _ => v1::Consistency::AppConsistent,
-        };
-        self.net.mark("point asked for", format_args!("{consistency:?}"));
-        let mut asked = lock(&self.asked);
-        asked.push(v1::PointRequest {
-            id: number.to_string(),
-            consistency: consistency.into(),
-            group: false,
-        });
-        let old = asked.len().saturating_sub(MOST_ASKED);
-        asked.drain(..old);
-        drop(asked);
-        self.tell_changes();
-    }
-
-    fn tell_changes(&self) {
-        for assignment in &self.assignments {
-            assignment.send_if_modified(|assigned| {
-                if let Some(assigned) = assigned {
-                    *assigned = Assigned { lost: assigned.lost, ..self.assigned() };
-                }
-                assigned.is_some()
-            });
-        }
-    }
-
-    fn blocks(&self) -> u64 {
-        self.load.disk_blocks.iter().map(|blocks| u64::from(*blocks)).sum()
     }
 }

@@ -2,16 +2,17 @@
 
 use std::{sync::Arc, time::Duration};
 
-use futures::FutureExt as _;
+use futures::{FutureExt as _, future::join_all};
 use lifeboat_agent::{
     core::{Limits, Options as AgentOptions, Parts, Replicator},
     memory::Trouble,
 };
 use lifeboat_applier::core::{Applier, Options as ApplierOptions, Status as ApplierStatus};
 use lifeboat_process_server::core::{
-    Ingest, Shared, fair::FairSlots, space::Space, spool::Spool as _, switchboard::Switchboard,
+    Assigned, Ingest, Shared, fair::FairSlots, space::Space, spool::Spool as _, switchboard::Switchboard,
 };
 use lifeboat_replication::{
+    ids::ServerId,
     log::{LogOptions, LogWriter, Order},
     vault::Vault,
     wire::Dial,
@@ -22,27 +23,27 @@ use tokio::{
     time::sleep,
 };
 
-use super::{APPLIERS, World};
+use super::{APPLIERS, World, server::Server};
 use crate::{
-    faults::Class,
-    net::Net,
+    faults::{Class, Dice},
+    net::{Line, Net},
     program::Program,
     retention::{Reader, SimSealer},
     rng::Rng,
     wire::{Host, SimDial, agents_dial, watch_ingest},
 };
 
-/// Of logs: shorter than by default, so that schedules see more of them run out.
-const LEASE: Duration = Duration::from_secs(30);
+/// Of logs and of appliers: shorter than by default, so that schedules see more of them run out.
+pub(super) const LEASE: Duration = Duration::from_secs(30);
 /// A failover lasts at most so long before it is taken back, in milliseconds.
 const LONGEST_FAILOVER_MS: u64 = 70_000;
 
 /// What a schedule's dice say to each freeze or hook.
-struct Strikes(Arc<Net>, Class);
+struct Strikes(Arc<Dice>, Class);
 
 impl Trouble for Strikes {
     fn strikes(&self, kinds: u64) -> Option<u64> {
-        let dice = &self.0.dice;
+        let dice = &self.0;
         dice.roll(self.1).then(|| dice.below(self.1, kinds))
     }
 }
@@ -59,13 +60,13 @@ impl World {
 
     /// A process server: serves whenever the server is assigned to it.
     pub(super) fn start_process_server(&self, node: usize) -> Program {
-        let (Some(clock), Some(assignment)) = (self.clocks.get(node), self.assignments.get(node)) else {
-            return Program::start(async {});
-        };
+        let Some(clock) = self.clocks.get(node) else { return Program::start(async {}) };
         let Some(spool) = self.spools.get(node).cloned() else { return Program::start(async {}) };
         if self.net.dice.roll(Class::SpoolLost) {
             // Without an await in it: a volume in memory.
-            let _ = spool.volume.clear(self.server.as_str()).now_or_never();
+            for server in &self.servers {
+                let _ = spool.volume.clear(server.id.as_str()).now_or_never();
+            }
         }
         let shared = Shared {
             vault: self.vault(node),
@@ -82,52 +83,44 @@ impl World {
             log_options: self.log_options(),
             groups: Switchboard::default(),
         };
-        let (net, server, mut assigned) = (self.net.clone(), self.server.clone(), assignment.subscribe());
-        if let Some(certificates) = self.certificates.clone() {
+        if let (Some(certificates), Some(server)) = (self.certificates.clone(), self.servers.first()) {
+            let Some(assignment) = server.assignments.get(node) else { return Program::start(async {}) };
             let host = Host {
-                net,
+                net: server.line.clone(),
                 node,
                 process_servers: self.load.process_servers,
                 wire: self.wire,
                 certificates,
-                server,
-                assigned,
+                server: server.id.clone(),
+                assigned: assignment.subscribe(),
                 planted: self.planted,
             };
             return Program::start(host.run(shared));
         }
-        Program::start(async move {
-            loop {
-                if assigned.wait_for(Option::is_some).await.is_err() {
-                    return;
-                }
-                let (listener, connections) = mpsc::channel(4);
-                net.listen(node, Some(listener));
-                let ingest = Ingest::new(shared.clone(), server.clone(), assigned.clone());
-                tokio::spawn(watch_ingest(net.clone(), ingest.status()));
-                let ended = ingest.run(connections).await;
-                net.mark("ingest ended", format_args!("{node} {ended:?}"));
-                net.listen(node, None);
-            }
-        })
+        let serve = |server: &Server| {
+            let assigned = server.assignments.get(node).map(watch::Sender::subscribe);
+            serve(server.line.clone(), node, shared.clone(), server.id.clone(), assigned)
+        };
+        let all: Vec<_> = self.servers.iter().map(serve).collect();
+        Program::start(join_all(all).map(|_| ()))
     }
 
-    pub(super) fn start_agent(&self) -> Program {
+    pub(super) fn start_agent(&self, server: &Server) -> Program {
         let dial: Arc<dyn Dial> = match &self.certificates {
             Some(certificates) => {
                 let buffer = self.load.pipe_bytes;
-                agents_dial(self.net.clone(), self.wire, certificates, buffer, self.planted)
+                agents_dial(server.line.clone(), self.wire, certificates, buffer, self.planted)
             }
-            None => Arc::new(SimDial { net: self.net.clone(), server: self.server.to_string() }),
+            None => Arc::new(SimDial { net: server.line.clone(), server: server.id.to_string() }),
         };
         let parts = Parts {
-            server: self.server.clone(),
+            server: server.id.clone(),
             dial,
-            map: self.machine.map(),
-            source: self.machine.source(),
-            freezer: self.machine.freezer(Some(Arc::new(Strikes(self.net.clone(), Class::Freeze)))),
-            hooks: self.machine.hooks(Some(Arc::new(Strikes(self.net.clone(), Class::Hook)))),
-            env: self.env(&self.agent_clock),
+            map: server.machine.map(),
+            source: server.machine.source(),
+            freezer: server.machine.freezer(Some(Arc::new(Strikes(server.dice.clone(), Class::Freeze)))),
+            hooks: server.machine.hooks(Some(Arc::new(Strikes(server.dice.clone(), Class::Hook)))),
+            env: server.env(),
         };
         let options = AgentOptions {
             limits: Limits {
@@ -158,46 +151,54 @@ impl World {
             ..Default::default()
         };
         let node = self.load.process_servers + applier;
-        let clock = self.clocks.get(node).unwrap_or(&self.agent_clock);
-        let (policy, followed) = watch::channel(Some(self.retain.policy));
-        let applier = Applier::new(self.vault(node), self.server.clone(), self.env(clock), options)
-            .with_policy(followed);
-        tokio::spawn(watch_applier(self.net.clone(), applier.status()));
-        Program::start(async move {
-            applier.run().await;
-            drop(policy);
-        })
+        let Some(clock) = self.clocks.get(node) else { return Program::start(async {}) };
+        let env = self.env(clock);
+        if self.load.leases {
+            return self.start_sharer(applier, node, env, options);
+        }
+        let apply = |server: &Server| {
+            let (policy, followed) = watch::channel(Some(self.retain.policy));
+            let applier = Applier::new(self.vault(node), server.id.clone(), env.clone(), options.clone())
+                .with_policy(followed);
+            tokio::spawn(watch_applier(self.net.clone(), applier.status()));
+            async move {
+                applier.run().await;
+                drop(policy);
+            }
+        };
+        let all: Vec<_> = self.servers.iter().map(apply).collect();
+        Program::start(join_all(all).map(|_| ()))
     }
 
     /// Opens points for a while, under pins.
-    pub(super) fn start_reader(&self) -> JoinHandle<()> {
+    pub(super) fn start_reader(&self, server: &Server) -> JoinHandle<()> {
         let reader = Reader {
             // It outlives a rotation: both keys from the beginning.
             vault: Vault { keys: self.keys[1].clone(), ..self.vault(self.load.process_servers + APPLIERS) },
-            server: self.server.clone(),
-            env: self.env(&self.agent_clock),
-            net: self.net.clone(),
-            rng: self.rng.fork(),
+            server: server.id.clone(),
+            env: server.env(),
+            net: server.line.clone(),
+            rng: server.rng.fork(),
             held_for: self.retain.held_for,
         };
         tokio::spawn(reader.run())
     }
 
     /// A failover closes the log and takes that back after a while.
-    pub(super) fn start_failover(&self, run: &str) -> JoinHandle<()> {
-        let (run, rng) = (run.to_owned(), self.rng.fork());
-        self.start_orders(vec![Order::Failover { run: run.clone() }, Order::Release { run }], rng)
+    pub(super) fn start_failover(&self, server: &Server, run: &str) -> JoinHandle<()> {
+        let (run, rng) = (run.to_owned(), server.rng.fork());
+        self.start_orders(server, vec![Order::Failover { run: run.clone() }, Order::Release { run }], rng)
     }
 
     /// A person takes back a closed log whose run is over: the store brought it back from an older copy.
-    pub(super) fn start_release(&self, run: String) -> JoinHandle<()> {
-        self.start_orders(vec![Order::Release { run }], self.rng.fork())
+    pub(super) fn start_release(&self, server: &Server, run: String) -> JoinHandle<()> {
+        self.start_orders(server, vec![Order::Release { run }], server.rng.fork())
     }
 
     /// As an operator that keeps trying.
-    fn start_orders(&self, orders: Vec<Order>, rng: Rng) -> JoinHandle<()> {
+    fn start_orders(&self, server: &Server, orders: Vec<Order>, rng: Rng) -> JoinHandle<()> {
         let vault = self.vault(self.load.process_servers + APPLIERS);
-        let (server, env, options) = (self.server.clone(), self.env(&self.agent_clock), self.log_options());
+        let (env, server, options) = (server.env(), server.id.clone(), self.log_options());
         let net = self.net.clone();
         tokio::spawn(async move {
             for order in orders {
@@ -228,6 +229,29 @@ impl World {
                 }
             }
         })
+    }
+}
+
+/// Serves a server whenever it is assigned to this node.
+async fn serve(
+    net: Line,
+    node: usize,
+    shared: Shared,
+    server: ServerId,
+    assigned: Option<watch::Receiver<Option<Assigned>>>,
+) {
+    let Some(mut assigned) = assigned else { return };
+    loop {
+        if assigned.wait_for(Option::is_some).await.is_err() {
+            return;
+        }
+        let (listener, connections) = mpsc::channel(4);
+        net.listen(node, Some(listener));
+        let ingest = Ingest::new(shared.clone(), server.clone(), assigned.clone());
+        tokio::spawn(watch_ingest(net.net.clone(), ingest.status()));
+        let ended = ingest.run(connections).await;
+        net.mark("ingest ended", format_args!("{node} {ended:?}"));
+        net.listen(node, None);
     }
 }
 

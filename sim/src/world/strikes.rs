@@ -2,25 +2,21 @@
 
 use std::{sync::atomic::Ordering, time::Duration};
 
-use futures::FutureExt as _;
-use lifeboat_replication::{
-    ids::{DiskSlot, Epoch},
-    log::PartName,
-    store::BlobStore as _,
-    vault::layout,
-};
 use tokio::{task::JoinHandle, time::Instant};
 
-use super::{APPLIERS, Policy, World, hostile::Site};
+use super::{
+    APPLIERS, World,
+    hostile::{Around, Site},
+    server::{Policy, Server},
+};
 use crate::{
     faults::Class,
     net::AGENT,
     oracle::Oracle,
     program::{Crash, Program},
+    rng::Rng,
 };
 
-/// What blocks hold that were written while nothing was tracked; apart from what is written otherwise.
-const UNSEEN: u64 = 1 << 40;
 /// Longer than a lease lasts.
 const PAUSE: Duration = Duration::from_secs(32);
 const BACKUP_EVERY: Duration = Duration::from_secs(8);
@@ -29,62 +25,77 @@ const OUTAGE: Duration = Duration::from_secs(180);
 
 impl World {
     /// What happens in this tick.
-    pub(super) fn strike(&self, site: &mut Site, tick: u64) {
-        self.strike_programs(site, tick);
+    pub(super) fn strike(&self, site: &mut Site) {
+        self.strike_programs(site);
+        for (server, around) in self.servers.iter().zip(&mut site.servers) {
+            self.strike_agent(server, around);
+        }
+        self.strike_nodes(site);
         self.strike_network(site);
-        self.strike_orchestration(site, tick);
+        for number in 0..self.servers.len() {
+            self.strike_orchestration(site, number);
+        }
         self.strike_store(site);
     }
 
-    /// While a server starts, nothing is tracked: blocks change, most to what they were once, which old checksums in the
-    /// vault would take for unchanged.
-    fn write_unseen(&self, tick: u64) {
-        let dice = &self.net.dice;
-        for change in 0..dice.below(Class::Reboot, 16) {
-            let disk = dice.below(Class::Reboot, self.load.disk_blocks.len() as u64) as usize;
-            let blocks = self.load.disk_blocks.get(disk).copied().unwrap_or(1);
-            let block = dice.below(Class::Reboot, u64::from(blocks)) as u32;
-            let address = (DiskSlot(disk as u32 + 1), block);
-            match change % 4 {
-                0..=2 => self.machine.undo_unseen(address),
-                _ => self.machine.write_unseen(address, UNSEEN + tick * 16 + change),
-            }
-        }
-    }
-
-    fn strike_programs(&self, site: &mut Site, tick: u64) {
+    fn strike_programs(&self, site: &mut Site) {
         let dice = &self.net.dice;
         let below = |class: Class, bound: usize| dice.below(class, bound as u64) as usize;
         if dice.roll(Class::ProcessServerCrash) {
             let node = below(Class::ProcessServerCrash, self.load.process_servers);
-            self.crash("process server", site.process_servers.get_mut(node), node);
+            self.crash("process server", &self.rng, site.process_servers.get_mut(node), node);
         }
         if dice.roll(Class::ApplierCrash) {
             let node = below(Class::ApplierCrash, APPLIERS);
-            self.crash("applier", site.appliers.get_mut(node), node);
+            let in_order = self.load.leases && self.rng.below(2) == 0;
+            match site.appliers.get_mut(node) {
+                Some(program) if in_order => {
+                    let down = Duration::from_millis(50 + self.rng.below(40_000));
+                    self.stop_sharer(node, program, down);
+                }
+                program => self.crash("applier", &self.rng, program, node),
+            }
         }
+    }
+
+    /// The number of the write that comes next, which names what happens.
+    fn tick(server: &Server) -> u64 {
+        server.writing.borrow().value
+    }
+
+    fn strike_agent(&self, server: &Server, around: &mut Around) {
+        let dice = &server.dice;
         if dice.roll(Class::AgentCrash) {
-            self.crash("agent", Some(&mut site.agent), 0);
+            self.crash("agent", &server.rng, Some(&mut around.agent), server.number);
         }
         if dice.roll(Class::Reboot) {
             // Nothing of the agent may run on after it.
-            site.agent.crash(Crash::Now, Duration::from_secs(1 + dice.below(Class::Reboot, 20)));
-            self.machine.reboot();
+            around.agent.crash(Crash::Now, Duration::from_secs(1 + dice.below(Class::Reboot, 20)));
+            server.machine.reboot();
             self.net.mark("reboot", format_args!(""));
-            self.write_unseen(tick);
+            server.write_unseen(Self::tick(server));
         }
         if dice.roll(Class::OrderlyReboot) {
             // What is written until the agent runs again the early tracker marks.
-            site.agent.crash(Crash::Now, Duration::from_secs(1 + dice.below(Class::OrderlyReboot, 20)));
-            self.machine.orderly_reboot();
+            around.agent.crash(Crash::Now, Duration::from_secs(1 + dice.below(Class::OrderlyReboot, 20)));
+            server.machine.orderly_reboot();
             self.net.mark("orderly reboot", format_args!(""));
         }
+        // The first one's agent stands still as one of all nodes.
+        if server.number > 0 && dice.roll(Class::Pause) {
+            around.agent.stand_still(PAUSE + Duration::from_millis(dice.below(Class::Pause, 40_000)));
+        }
+    }
+
+    fn strike_nodes(&self, site: &Site) {
+        let dice = &self.net.dice;
         if dice.roll(Class::Pause) {
             let lasts = PAUSE + Duration::from_millis(dice.below(Class::Pause, 40_000));
-            let all = site.process_servers.iter().chain(&site.appliers).chain([&site.agent]);
-            let node = below(Class::Pause, self.clocks.len() + 1);
-            self.net.mark("pause", format_args!("{node} for {lasts:?}"));
+            let agent = site.servers.iter().take(1).map(|around| &around.agent);
+            let all = site.process_servers.iter().chain(&site.appliers).chain(agent);
             let agents = self.clocks.len();
+            let node = dice.below(Class::Pause, agents as u64 + 1) as usize;
+            self.net.mark("pause", format_args!("{node} for {lasts:?}"));
             self.net.stand_still(if node == agents { AGENT } else { node }, Instant::now() + lasts);
             if let Some(program) = all.into_iter().nth(node) {
                 program.stand_still(lasts);
@@ -111,23 +122,29 @@ impl World {
         if dice.roll(Class::ClockJump) {
             let hours = dice.below(Class::ClockJump, 7) as i64 - 3;
             let node = dice.below(Class::ClockJump, 2 * self.clocks.len() as u64) as usize;
-            self.clocks.get(node).unwrap_or(&self.agent_clock).jump(hours * 3_600_000_000);
+            let agents = self.servers.iter().map(|server| &server.clock);
+            let jumps = self.clocks.get(node).into_iter().chain(agents).next();
+            jumps.into_iter().for_each(|clock| clock.jump(hours * 3_600_000_000));
             self.net.mark("clock jump", format_args!("{hours}"));
         }
     }
 
-    fn strike_orchestration(&self, site: &mut Site, tick: u64) {
-        let dice = &self.net.dice;
+    fn strike_orchestration(&self, site: &mut Site, number: usize) {
+        let all_stand = site.servers.iter().all(Around::no_failover);
+        let (Some(server), Some(around)) = (self.servers.get(number), site.servers.get_mut(number)) else {
+            return;
+        };
+        let dice = &server.dice;
         let now = Instant::now();
         let node = |class: Class| dice.below(class, self.load.process_servers as u64) as usize;
         let in_ms = |class: Class, most: u64| now + Duration::from_millis(dice.below(class, most));
-        if let Some((_, node)) = site.assign_at.take_if(|(at, _)| *at <= now) {
-            self.assign(node);
+        if let Some((_, node)) = around.assign_at.take_if(|(at, _)| *at <= now) {
+            server.assign(node);
         }
         if dice.roll(Class::Handover) {
-            self.assign(node(Class::Handover));
+            server.assign(node(Class::Handover));
             if dice.below(Class::Handover, 3) == 0 {
-                site.assign_at = Some((in_ms(Class::Handover, 3000), node(Class::Handover)));
+                around.assign_at = Some((in_ms(Class::Handover, 3000), node(Class::Handover)));
                 self.net.count(|reached| reached.double_handovers += 1);
             }
         }
@@ -135,28 +152,28 @@ impl World {
             let node = node(Class::TwoTakers);
             // As when the operator has given up the one that does not hear it.
             let ordered = dice.below(Class::TwoTakers, 2) == 0;
-            let lost = if ordered { self.newest_epoch() } else { None };
+            let lost = if ordered { server.newest_epoch(&self.model) } else { None };
             self.net.count(|reached| reached.ordered_handovers += u64::from(lost.is_some()));
-            self.assign_also(node, lost);
-            site.assign_at = Some((in_ms(Class::TwoTakers, 60_000), node));
+            server.assign_also(node, lost);
+            around.assign_at = Some((in_ms(Class::TwoTakers, 60_000), node));
         }
-        if site.resume_at.take_if(|at| *at <= now).is_some() {
-            self.set_policy(Policy { paused: false, ..self.policy.get() });
+        if around.resume_at.take_if(|at| *at <= now).is_some() {
+            server.set_policy(Policy { paused: false, ..server.policy.get() });
         }
         if dice.roll(Class::PolicyChange) {
             let round_interval_ms = [300, 1000, 5000][dice.below(Class::PolicyChange, 3) as usize];
             let paused = dice.below(Class::PolicyChange, 4) == 0;
-            self.set_policy(Policy { round_interval_ms, paused });
-            site.resume_at = Some(in_ms(Class::PolicyChange, 20_000));
+            server.set_policy(Policy { round_interval_ms, paused });
+            around.resume_at = Some(in_ms(Class::PolicyChange, 20_000));
         }
+        let tick = Self::tick(server);
         if dice.roll(Class::PointRequest) {
-            self.ask_for_a_point(tick);
+            server.ask_for_a_point(tick);
         }
-        let no_failover = site.failover.as_ref().is_none_or(JoinHandle::is_finished);
-        if no_failover && dice.roll(Class::Failover) {
-            site.run = format!("run-{tick}");
-            site.failover = Some(self.start_failover(&site.run));
-        } else if no_failover && !self.keys_rotated.get() && dice.roll(Class::KeyRotated) {
+        if around.no_failover() && dice.roll(Class::Failover) {
+            around.run = format!("run-{tick}");
+            around.failover = Some(self.start_failover(server, &around.run));
+        } else if number == 0 && all_stand && !self.keys_rotated.get() && dice.roll(Class::KeyRotated) {
             self.keys_rotated.set(true);
             self.net.mark("key rotated", format_args!(""));
             for program in site.process_servers.iter_mut().chain(&mut site.appliers) {
@@ -166,10 +183,10 @@ impl World {
     }
 
     fn strike_store(&self, site: &mut Site) {
-        let dice = &self.net.dice;
-        if dice.roll(Class::BrokenLease) {
-            self.break_lease();
+        for server in self.servers.iter().filter(|server| server.dice.roll(Class::BrokenLease)) {
+            server.break_lease(&self.model);
         }
+        let dice = &self.net.dice;
         if !dice.may(Class::StoreRestored) {
             return;
         }
@@ -192,50 +209,27 @@ impl World {
                 self.net.mark("store restored", format_args!("to backup {backup}"));
                 self.model.restore(model);
                 self.cache.restore(cache);
-                self.net.ask(Oracle::went_back);
-                let running = site.failover.as_ref().is_some_and(|failover| !failover.is_finished());
-                let closed = self.net.ask(|oracle| Ok(oracle.closed_run()));
-                site.release =
-                    closed.filter(|run| !(running && *run == site.run)).map(|run| self.start_release(run));
+                for (server, around) in self.servers.iter().zip(&mut site.servers) {
+                    self.after_restore(server, around);
+                }
             }
         }
     }
 
-    /// Of the newest part of the log, by somebody with a portal.
-    fn newest_part(&self) -> Option<String> {
-        let prefix = layout::log_prefix(&self.server);
-        let mut newest = None;
-        let mut after: Option<String> = None;
-        // The model answers at once.
-        while let Some(Ok(page)) = self.model.list(&prefix, false, after.as_deref()).now_or_never() {
-            newest = page.blobs.last().map(|blob| blob.name.clone()).or(newest);
-            after = page.next;
-            if after.is_none() {
-                break;
-            }
-        }
-        newest
+    fn after_restore(&self, server: &Server, around: &mut Around) {
+        server.line.ask(Oracle::went_back);
+        let running =
+            around.failover.as_ref().is_some_and(|failover: &JoinHandle<()>| !failover.is_finished());
+        let closed = server.line.ask(|oracle| Ok(oracle.closed_run()));
+        let over = closed.filter(|run| !(running && *run == around.run));
+        around.release = over.map(|run| self.start_release(server, run));
     }
 
-    /// What the operator can know of the log's writer.
-    fn newest_epoch(&self) -> Option<Epoch> {
-        let name = self.newest_part()?;
-        let part: PartName = name.rsplit('/').next()?.parse().ok()?;
-        Some(part.epoch)
-    }
-
-    fn break_lease(&self) {
-        if let Some(name) = self.newest_part() {
-            self.net.mark("lease broken", format_args!("{name}"));
-            let _ = self.model.break_lease(&name).now_or_never();
-        }
-    }
-
-    fn crash(&self, what: &str, program: Option<&mut Program>, number: usize) {
-        let down = Duration::from_millis(50 + self.rng.below(12_000));
-        let how = match self.rng.below(2) {
+    fn crash(&self, what: &str, rng: &Rng, program: Option<&mut Program>, number: usize) {
+        let down = Duration::from_millis(50 + rng.below(12_000));
+        let how = match rng.below(2) {
             0 => Crash::Now,
-            _ => Crash::After(1 + self.rng.below(60)),
+            _ => Crash::After(1 + rng.below(60)),
         };
         if program.is_some_and(|program| program.crash(how, down)) {
             self.net.mark("crash", format_args!("{what} {number} {how:?}"));

@@ -244,7 +244,7 @@ fn look_at(sysfs: &Path, disk: &Disk) -> Result<SavedDisk, String> {
 fn settle(tracker: &mut Tracker) -> Result<Option<u64>, String> {
     let mut waited = Duration::ZERO;
     loop {
-        let count = tracker.kernel_in_flight(false);
+        let count = tracker.kernel_in_flight();
         if count.is_none_or(|count| count == 0) || waited >= SETTLE {
             return Ok(count);
         }

@@ -4,7 +4,7 @@ use std::{path::Path, sync::Arc};
 
 use lifeboat_replication::{blocks::BlockSet, env::Wall, wire::v1};
 
-use super::{RebootPlaces, Tracker, TrackerOptions, no_membarrier};
+use super::{RebootPlaces, Tracker, TrackerOptions};
 use crate::{
     edge::{DirtyMap as _, TrackError},
     kernel::{
@@ -13,7 +13,6 @@ use crate::{
         layout::{CONTROL_ISSUE_ONLY, Layout, Set},
         pins::Pins,
         reboot::{self, Believed, Resumption},
-        sys,
     },
 };
 use std::sync::atomic::Ordering::SeqCst;
@@ -39,10 +38,9 @@ impl Tracker {
     ) -> Result<Self, String> {
         let layout = Layout::new(disks);
         let pins = Pins::reopen(folder, identity, disks, &layout)?;
-        sys::membarrier_global().map_err(|error| no_membarrier(error).to_string())?;
-        let mut tracker = Self::over(pins, layout, disks, sysfs.to_owned(), wall);
-        tracker.harvest().map_err(|error| error.to_string())?;
-        tracker.held = tracker.collect(Set::Held);
+        let mut tracker =
+            Self::over(pins, layout, disks, sysfs.to_owned(), wall).map_err(|error| error.to_string())?;
+        tracker.marks.resume(tracker.pins.maps());
         tracker.to_copy_left = tracker.count_to_copy();
         Ok(tracker)
     }
@@ -53,7 +51,7 @@ impl Tracker {
         self.flip()?;
         self.take()?;
         let mut dirty = self.held()?;
-        dirty.union(&self.collect(Set::Suspect));
+        dirty.union(&self.marks.collect(self.pins.maps(), Set::Suspect));
         Ok(dirty)
     }
 
@@ -63,7 +61,7 @@ impl Tracker {
 
     pub(super) fn count_to_copy(&self) -> u64 {
         (0..self.disks.len())
-            .map(|disk| bits::count(&self.pins.marks[self.layout.words(Set::ToCopy, disk)]))
+            .map(|disk| bits::count(&self.pins.marks[self.marks.layout().words(Set::ToCopy, disk)]))
             .sum()
     }
 
@@ -89,7 +87,7 @@ impl Tracker {
             Ok(believed) => {
                 self.carry(believed);
                 tracing::info!(
-                    dirty_blocks = self.held.len(),
+                    dirty_blocks = self.marks.held().len(),
                     to_copy_blocks = self.count_to_copy(),
                     "the changes of before the restart and of the boot are known: no comparison of what is unchanged"
                 );
@@ -116,10 +114,7 @@ impl Tracker {
     fn carry(&mut self, believed: Believed) {
         let Believed { dirty, to_copy, durable, sent, request, reason, issue_only } = believed;
         // Read before they landed or not: they are read again.
-        self.change(Set::Suspect, &dirty, bits::set);
-        self.change(Set::Held, &dirty, bits::set);
-        self.held.union(&dirty);
-        self.suspects.add(&dirty);
+        self.marks.hold(self.pins.maps(), &dirty);
         let control = &self.pins.control;
         if issue_only {
             control[CONTROL_ISSUE_ONLY].store(1, SeqCst);
@@ -139,8 +134,9 @@ impl Tracker {
             return;
         }
         control::set_reason(control, reason.as_deref().unwrap_or_default());
-        let mut done = self.collect(Set::ToCopy);
+        let maps = self.pins.maps();
+        let mut done = self.marks.collect(maps, Set::ToCopy);
         done.subtract(&to_copy);
-        self.change(Set::ToCopy, &done, |words, blocks| _ = bits::clear(words, blocks));
+        self.marks.change(maps, Set::ToCopy, &done, |words, blocks| _ = bits::clear(words, blocks));
     }
 }

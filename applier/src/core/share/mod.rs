@@ -31,6 +31,7 @@ use lifeboat_replication::{
     appliers::{Announcement, standing},
     env::Env,
     ids::ServerId,
+    planted::Planted,
     store::{LeaseId, PutCondition, Refusal, Result, StoreError},
     vault::{Vault, layout},
 };
@@ -114,12 +115,19 @@ pub struct Sharer {
     said: Option<(BTreeSet<ServerId>, Instant)>,
     /// When nobody else was found at the last look: nobody gives anything up meanwhile, and a newcomer can wait.
     alone: Option<Instant>,
+    planted: Option<Planted>,
 }
 
 impl Sharer {
     pub fn new(vault: Vault, env: Env, options: ShareOptions) -> Self {
         let (held, members) = (BTreeMap::new(), Members::default());
-        Self { vault, env, options, held, members, said: None, alone: None }
+        Self { vault, env, options, held, members, said: None, alone: None, planted: None }
+    }
+
+    /// Set by the simulation only.
+    #[must_use]
+    pub fn with(self, planted: Option<Planted>) -> Self {
+        Self { planted, ..self }
     }
 
     /// Servers that may be applied, and for how long.
@@ -204,6 +212,9 @@ impl Sharer {
         for (server, renewal) in answers {
             match renewal {
                 Renewal::Renewed(at) => self.hold(server, at),
+                Renewal::Lost if self.planted == Some(Planted::LostLeaseIsKept) => {
+                    self.hold(server, Instant::now());
+                }
                 Renewal::Lost => {
                     tracing::warn!(%server, "another applier has the server");
                     self.held.remove(&server);
@@ -211,7 +222,7 @@ impl Sharer {
                 Renewal::Unsure(error) => tracing::warn!(%server, %error, "lease not renewed"),
             }
         }
-        let (now, term) = (Instant::now(), self.options.term);
+        let (now, term) = (Instant::now(), self.tenure());
         self.held.retain(|server, held| {
             let keep = held.renewed + term > now;
             if !keep {
@@ -221,8 +232,16 @@ impl Sharer {
         });
     }
 
+    /// No longer than the lease lasts.
+    fn tenure(&self) -> Duration {
+        match self.planted {
+            Some(Planted::TenureOutlivesLease) => self.options.term * 2,
+            _ => self.options.term,
+        }
+    }
+
     fn hold(&mut self, server: ServerId, renewed: Instant) {
-        let until = renewed + self.options.term;
+        let until = renewed + self.tenure();
         match self.held.get_mut(&server) {
             Some(held) => {
                 held.renewed = renewed;
