@@ -62,7 +62,9 @@ fn nothing_is_lost_when_the_agent_ends_between_any_two_steps() {
     drop(tracker);
     let mut tracker = rig.open();
     assert!(tracker.held().unwrap().is_empty());
-    assert_eq!(mirror.round(&mut tracker), 0);
+    // What may have been under way when the agent before ended is read once more, and nothing else.
+    let again = mirror.round(&mut tracker);
+    assert!(again <= 2, "{again}");
     assert_eq!((tracker.lost(), tracker.copy_reason()), (None, None));
     mirror.assert_equals(&disk);
 }

@@ -19,7 +19,7 @@ use std::{
 use aya::{
     Btf, Ebpf, EbpfLoader,
     maps::{HashMap as BpfHash, Map},
-    programs::{BtfTracePoint, links::FdLink},
+    programs::{BtfTracePoint, ProgramError, links::FdLink},
 };
 
 use super::{
@@ -305,6 +305,23 @@ fn attach_links(folder: &Path, disks: &[Disk], pins: &mut Pins) -> io::Result<()
 
 type LoadError = Box<dyn std::error::Error>;
 
+/// The kernel gives up checking a program when a signal comes for the thread, and says so.
+const INTERRUPTED: i32 = libc::EAGAIN;
+/// More signals in a row than anybody sends.
+const LOADS: u32 = 100;
+
+fn load_function(function: &mut BtfTracePoint, tracepoint: &str, btf: &Btf) -> Result<(), ProgramError> {
+    let mut tried = 0;
+    loop {
+        tried += 1;
+        match function.load(tracepoint, btf) {
+            Err(ProgramError::LoadError { io_error, .. })
+                if io_error.raw_os_error() == Some(INTERRUPTED) && tried < LOADS => {}
+            loaded => return loaded,
+        }
+    }
+}
+
 /// Loads what serves this kernel, fills and attaches it. Everything is pinned in `folder`; without one, tracking ends when
 /// the result is dropped.
 fn load(folder: Option<&Path>, disks: &[Disk], layout: &Layout) -> Result<(Program, Ebpf), LoadError> {
@@ -341,7 +358,7 @@ fn load(folder: Option<&Path>, disks: &[Disk], layout: &Layout) -> Result<(Progr
     }
     for Attachment { name, function, tracepoint } in &attachments {
         let function = function_of(&mut ebpf, function)?;
-        function.load(tracepoint, &btf)?;
+        load_function(function, tracepoint, &btf)?;
         if let Some(folder) = folder {
             function.pin(folder.join(format!("program_{name}")))?;
         }
@@ -409,5 +426,33 @@ fn unsupported(error: LoadError) -> TrackError {
     } else {
         "use Linux 5.15 or newer (5.7 or newer, where all disks have a request queue); the agent's log has the kernel's words"
     };
-    TrackError::Unsupported { reason, remedy: remedy.to_owned() }
+    tracing::warn!(reason, "the kernel does not take the tracking program");
+    TrackError::Unsupported { reason: shortened(&reason), remedy: remedy.to_owned() }
+}
+
+/// The verifier tells each step that it took, up to megabytes of them: why is said first, and where it stopped last.
+fn shortened(reason: &str) -> String {
+    const END: usize = 300;
+    let length = reason.chars().count();
+    if length <= 3 * END {
+        return reason.to_owned();
+    }
+    let (first, last) = (reason.chars().take(END), reason.chars().skip(length - END));
+    first.chain(" … ".chars()).chain(last).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shortened;
+
+    #[test]
+    fn of_a_long_reason_the_beginning_and_the_end_are_told() {
+        assert_eq!(shortened("no BTF"), "no BTF");
+        let long = format!("refused: {}; at instruction 7", "step\n".repeat(10_000));
+        let told = shortened(&long);
+        assert!(
+            told.starts_with("refused: ") && told.ends_with("instruction 7") && told.len() < 700,
+            "{told}"
+        );
+    }
 }
