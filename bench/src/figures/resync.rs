@@ -24,7 +24,7 @@ const BLOCK: u64 = 4096;
 /// A disk in memory, compared as fast as sums can be made.
 const MEMORY_MIB: u64 = 1024;
 /// A disk that gives what SATA does, large enough that connecting counts for little.
-const DISK_MIB: u64 = 2048;
+const DISK_MIB: u64 = 3072;
 const DISK_BYTES_PER_SECOND: u64 = 500 << 20;
 const LOOK: Duration = Duration::from_millis(10);
 const LONGEST: Duration = Duration::from_secs(120);
