@@ -32,7 +32,7 @@ pub struct Machines {
 }
 
 impl Machines {
-    /// Every disk is full of data that cannot be compressed, and its first copy begins.
+    /// Every disk is full of data that cannot be compressed; returns when the first copies of all have ended.
     pub fn start(site: &Site) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
         let env = Env::system();
@@ -60,7 +60,13 @@ impl Machines {
             });
             machine
         });
-        Self { machines: machines.collect(), env, _runtime: runtime }
+        let started = Self { machines: machines.collect(), env, _runtime: runtime };
+        for (server, _) in &site.enrolled {
+            site.wait("the first copy of each server ends", || {
+                site.records_by(server).last().is_some_and(|record| record.complete).then_some(())
+            });
+        }
+        started
     }
 
     /// So many blocks of a server change, anywhere on its disk.

@@ -36,11 +36,6 @@ fn of(servers: usize) -> [Figure; 2] {
     };
     let site = Site::new(&options, Vec::new());
     let machines = Machines::start(&site);
-    for (server, _) in &site.enrolled {
-        site.wait("the first copy of each server ends", || {
-            site.records_by(server).last().is_some_and(|record| record.complete).then_some(())
-        });
-    }
     let (began, before) = (Instant::now(), cpu_time(&site.process_server));
     for second in 1..=u32::try_from(TIME.as_secs()).unwrap() {
         for server in 0..servers {

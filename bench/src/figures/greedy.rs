@@ -47,11 +47,6 @@ pub fn measure(repeat: usize) -> Vec<Figure> {
     };
     let site = Site::new(&options, Vec::new());
     let machines = Machines::start(&site);
-    for (server, _) in &site.enrolled {
-        site.wait("the first copy of each server ends", || {
-            site.records_by(server).last().is_some_and(|record| record.complete).then_some(())
-        });
-    }
     let (mut ratios, mut alone, mut beside, mut greedy) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for _ in 0..repeat {
         let (without, _) = ages(&site, &machines, false);

@@ -52,7 +52,7 @@ pub fn measure(repeat: usize) -> Vec<Figure> {
         .goal(Goal::AtMost(1.2)),
         Figure::new(
             "resync_time_over_reading_memory",
-            "the same of a disk in memory, read in the time that sums of it take several cores",
+            "the same of a disk in memory, which is read faster than one core makes sums of it",
             "",
             &ratios(&memory),
         )
