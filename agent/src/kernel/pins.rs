@@ -426,8 +426,11 @@ fn unsupported(error: LoadError) -> TrackError {
     } else {
         "use Linux 5.15 or newer (5.7 or newer, where all disks have a request queue); the agent's log has the kernel's words"
     };
-    tracing::warn!(reason, "the kernel does not take the tracking program");
-    TrackError::Unsupported { reason: shortened(&reason), remedy: remedy.to_owned() }
+    let told = shortened(&reason);
+    if told != reason {
+        tracing::warn!(reason, "the kernel does not take the tracking program");
+    }
+    TrackError::Unsupported { reason: told, remedy: remedy.to_owned() }
 }
 
 /// The verifier tells each step that it took, up to megabytes of them: why is said first, and where it stopped last.
