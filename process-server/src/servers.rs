@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use lifeboat_replication::{ids::ServerId, wire::Accepted};
+use lifeboat_replication::{errors::chain, ids::ServerId, wire::Accepted};
 use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
@@ -48,6 +48,7 @@ impl Servers {
     /// Runs until `stop` ends, then until all logs are released.
     pub async fn run(mut self, stop: impl Future<Output = ()>) {
         let mut stop = std::pin::pin!(stop);
+        self.forget_others().await;
         self.assign();
         loop {
             tokio::select! {
@@ -58,7 +59,9 @@ impl Servers {
                     Err(_) => break,
                 },
                 Some(ended) = self.running.join_next(), if !self.running.is_empty() => {
-                    self.ended(ended);
+                    if let Some(id) = self.ended(ended) {
+                        self.forget(&id).await;
+                    }
                     // It may have been assigned again meanwhile.
                     self.assign();
                 }
@@ -67,8 +70,25 @@ impl Servers {
         for assigned in self.assigned.values() {
             assigned.send_replace(None);
         }
+        // What could not be committed in time waits in the spool for the next start.
         while let Some(ended) = self.running.join_next().await {
             self.ended(ended);
+        }
+    }
+
+    /// What was received of it and not committed is sent again where it is served now.
+    async fn forget(&self, server: &str) {
+        if let Err(error) = self.shared.spool.clear(server).await {
+            tracing::error!(server, error = %chain(&error), "spool not cleared");
+        }
+    }
+
+    /// What an earlier life received of servers that are not assigned here any more is sent again where they are.
+    async fn forget_others(&self) {
+        let Some(directory) = self.directory.borrow().clone() else { return };
+        let own = directory.assigned_to(&self.shared.name).map(|(id, _)| id.clone()).collect();
+        if let Err(error) = self.shared.spool.keep_only(&own).await {
+            tracing::error!(error = %chain(&error), "spool not cleared of other servers");
         }
     }
 
@@ -112,16 +132,18 @@ impl Servers {
         self.running.spawn(async move { (id, ingest.run(accepted).await) });
     }
 
-    fn ended(&mut self, ended: Result<(String, Ended), tokio::task::JoinError>) {
+    /// Which server's it was.
+    fn ended(&mut self, ended: Result<(String, Ended), tokio::task::JoinError>) -> Option<String> {
         match ended {
             Ok((id, how)) => {
                 tracing::info!(server = id, ?how, "server not assigned any more");
                 self.assigned.remove(&id);
                 self.change(|members| _ = members.remove(&id));
+                Some(id)
             }
             // A violated invariant stops the program: what it was is in the log, and the lease runs out.
             Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-            Err(_) => {}
+            Err(_) => None,
         }
     }
 

@@ -6,8 +6,12 @@ mod support;
 
 use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use lifeboat_process_server::{
-    core::{space::Space, spool::MemSpool},
+    core::{
+        space::Space,
+        spool::{MemSpool, Spool as _},
+    },
     directory::Directory,
     servers::{Members, Servers},
 };
@@ -32,6 +36,26 @@ fn directory(assigned: &[(&str, &str)]) -> Option<Arc<Directory>> {
 async fn members(members: &mut watch::Receiver<Arc<Members>>, count: usize) -> Arc<Members> {
     let reached = timeout(Duration::from_secs(60), members.wait_for(|members| members.len() == count)).await;
     reached.expect("never so many members").unwrap().clone()
+}
+
+/// What was received of a server that has moved since would fill the volume for ever.
+#[tokio::test(start_paused = true)]
+async fn what_a_spool_holds_of_servers_that_are_elsewhere_is_removed_at_the_start() {
+    let world = World::new();
+    let id = world.server.to_string();
+    let elsewhere = "22222222-2222-4222-8222-222222222222";
+    let spool = Arc::new(MemSpool::default());
+    for server in [&id, elsewhere] {
+        spool.write(&format!("{server}/x"), Bytes::from_static(b"content")).await.unwrap();
+    }
+    let (_configure, directories) = watch::channel(directory(&[(&id, "ps-0"), (elsewhere, "ps-1")]));
+    let (lists, mut listed) = watch::channel(Arc::new(Members::new()));
+    let servers =
+        Servers::new(world.shared("ps-0", Arc::clone(&spool), Space::spool(64 << 20)), directories, lists);
+    let running = tokio::spawn(servers.run(std::future::pending()));
+    members(&mut listed, 1).await;
+    assert_eq!((spool.bytes_of(elsewhere), spool.bytes_of(&id)), (0, 7));
+    running.abort();
 }
 
 #[tokio::test(start_paused = true)]

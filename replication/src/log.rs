@@ -39,7 +39,7 @@ pub use reader::{Entry, LogReader, ReadError, history};
 pub use retry::Patience;
 pub use state::{LogDisk, LogState};
 pub use takeover::{Order, TakeOverError};
-pub use writer::{Committed, LogWriter, WriteError};
+pub use writer::{Base, Committed, LogWriter, WriteError};
 
 use std::time::Duration;
 

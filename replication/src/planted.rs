@@ -65,6 +65,8 @@ planted! {
     LostLeaseIsKept,
     /// An applier goes on for a term after its lease may have run out.
     TenureOutlivesLease,
+    /// A restarted process server commits what it finds in its spool, whatever the log says.
+    AnyLeftover,
     // What only the real wire can show.
     /// The agent waits for a handshake, and for a dial, as long as it takes.
     DialWithoutTimeOut,

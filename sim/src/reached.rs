@@ -26,6 +26,8 @@ counters! {
     /// Records in the log.
     records,
     exact_records,
+    /// Records that a process server had received before a restart and committed after it.
+    resumed_records,
     /// Exact and complete records.
     points,
     /// Points that are called more than crash-consistent.

@@ -1,6 +1,6 @@
 //! A process server's spool on a volume that fills up, and that loses the end of what was written to it.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -35,6 +35,14 @@ impl Spool for SimSpool {
 
     async fn remove(&self, name: &str) -> Result<(), SpoolError> {
         self.volume.remove(name).await
+    }
+
+    async fn list(&self, server: &str) -> Result<Vec<String>, SpoolError> {
+        self.volume.list(server).await
+    }
+
+    async fn keep_only(&self, servers: &BTreeSet<String>) -> Result<(), SpoolError> {
+        self.volume.keep_only(servers).await
     }
 
     async fn clear(&self, server: &str) -> Result<(), SpoolError> {

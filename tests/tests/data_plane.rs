@@ -96,7 +96,33 @@ fn survives_everything(file_system: &str) {
         });
     }
 
+    received_outlives_its_sender(&mut site);
     assert_nothing_lost(&site, load, mounted);
+}
+
+/// The line to the store is down, then the process server is killed, and the server gone: what it had received whole is in
+/// the log as soon as the line is up again.
+fn received_outlives_its_sender(site: &mut Site) {
+    site.link.as_ref().unwrap().set(Mode::Refused);
+    let mut received = None;
+    for _ in 0..120 {
+        sleep(Duration::from_millis(500));
+        received = site.received();
+        if received.is_some() {
+            break;
+        }
+    }
+    assert!(received.is_some(), "nothing was received while the store was away");
+    site.servers[0].agent.kill();
+    site.process_server.kill();
+    let received = site.received().unwrap();
+    site.process_server.start();
+    site.link.as_ref().unwrap().set(Mode::Open);
+    println!("received up to record {received}; {} are in the log", site.records().len());
+    site.wait_for("what was received is in the log", |records| {
+        records.last().is_some_and(|last| last.number >= received)
+    });
+    site.servers[0].agent.start();
 }
 
 #[test]

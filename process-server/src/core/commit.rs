@@ -16,6 +16,7 @@ use std::{
 
 use lifeboat_replication::{
     env::{Micros, Wall},
+    errors::chain,
     ids::{Epoch, RecordNumber, ServerId},
     log::{LogState, LogWriter, WriteError},
     planted::Planted,
@@ -29,6 +30,8 @@ use tokio::{
 use super::{
     assembler::RecordEnd,
     hello::{self, HelloRefused, Judged},
+    kept::record_name,
+    spool::Spool,
     status::StatusSender,
     switchboard::Switchboard,
     upload::{Placed, Uploaded},
@@ -39,12 +42,25 @@ const LEASE_CHECK: Duration = Duration::from_secs(2);
 /// Chain values kept to compare with what agents believe. An agent lags behind by what it has in flight.
 const RECENT: usize = 1024;
 
-/// A new session: the one before it is over.
+/// A new source of records: the one before it is over.
 pub(super) struct Begin {
-    pub hello: v1::Hello,
+    pub opening: Opening,
     pub pieces: mpsc::Receiver<Uploaded>,
-    pub down: mpsc::Sender<v1::Down>,
-    pub answer: oneshot::Sender<Result<Begun, HelloRefused>>,
+}
+
+pub(super) enum Opening {
+    /// An agent's session.
+    Agent {
+        hello: v1::Hello,
+        down: mpsc::Sender<v1::Down>,
+        answer: oneshot::Sender<Result<Begun, HelloRefused>>,
+    },
+    /// What was received in a session before a restart.
+    Leftover {
+        session: u64,
+        /// Dropped when all pieces are committed.
+        done: oneshot::Sender<()>,
+    },
 }
 
 /// Where the session starts.
@@ -64,6 +80,7 @@ pub(super) struct Commit {
     pub begins: mpsc::Receiver<Begin>,
     pub wall: Arc<dyn Wall>,
     pub groups: Switchboard,
+    pub spool: Arc<dyn Spool>,
     /// Set by the simulation only.
     pub planted: Option<Planted>,
 }
@@ -72,11 +89,14 @@ pub(super) struct Commit {
 struct Current {
     session: u64,
     pieces: mpsc::Receiver<Uploaded>,
-    down: mpsc::Sender<v1::Down>,
+    /// `None`: nobody waits for what is committed.
+    down: Option<mpsc::Sender<v1::Down>>,
     /// Said as soon as the connection takes it: a slow agent must not keep the lease from being renewed.
     owed: VecDeque<v1::Durable>,
     segments: Vec<v1::SegmentRef>,
     inline_segment: Vec<u8>,
+    /// Dropped with it.
+    _done: Option<oneshot::Sender<()>>,
 }
 
 enum Event {
@@ -122,7 +142,13 @@ impl Commit {
         begin: Begin,
         recent: &BTreeMap<u64, [u8; 32]>,
     ) -> Result<Option<Current>, WriteError> {
-        let Begin { hello, pieces, down, answer } = begin;
+        let Begin { opening, pieces } = begin;
+        let (hello, down, answer) = match opening {
+            Opening::Agent { hello, down, answer } => (hello, down, answer),
+            Opening::Leftover { session, done } => {
+                return Ok(Some(Current { _done: Some(done), ..Current::new(session, pieces, None) }));
+            }
+        };
         let judged = match hello::judge(&hello, &self.server, self.log.state(), recent) {
             Ok(judged) => judged,
             Err(refused) => {
@@ -137,14 +163,7 @@ impl Commit {
         let begun = Begun { epoch: state.epoch, last_number: state.last_number, judged, tip: state.clone() };
         // The asker may have given up meanwhile; then its pieces end at once.
         let _ = answer.send(Ok(begun));
-        Ok(Some(Current {
-            session: hello.session,
-            pieces,
-            down,
-            owed: VecDeque::new(),
-            segments: Vec::new(),
-            inline_segment: Vec::new(),
-        }))
+        Ok(Some(Current::new(hello.session, pieces, Some(down))))
     }
 
     async fn take(
@@ -213,11 +232,20 @@ impl Commit {
             epoch: committed.epoch.0,
             chain: committed.chain.to_vec(),
         });
+        let kept = record_name(&self.server, session.session, committed.number);
+        if let Err(error) = self.spool.remove(&kept).await {
+            tracing::warn!(server = %self.server, error = %chain(&error), "record not removed from the spool");
+        }
         Ok(())
     }
 }
 
 impl Current {
+    fn new(session: u64, pieces: mpsc::Receiver<Uploaded>, down: Option<mpsc::Sender<v1::Down>>) -> Self {
+        let owed = VecDeque::new();
+        Self { session, pieces, down, owed, segments: Vec::new(), inline_segment: Vec::new(), _done: None }
+    }
+
     fn owe(&mut self, durable: v1::Durable) {
         self.owed.push_back(durable);
         self.say();
@@ -225,9 +253,10 @@ impl Current {
 
     /// Says what the connection takes now.
     fn say(&mut self) {
+        let Some(down) = &self.down else { return self.owed.clear() };
         while let Some(durable) = self.owed.front() {
             let message = Some(v1::down::Message::Durable(durable.clone()));
-            match self.down.try_send(v1::Down { message }) {
+            match down.try_send(v1::Down { message }) {
                 Err(mpsc::error::TrySendError::Full(_)) => return,
                 // Said, or the connection is gone and the agent learns it from the next Welcome.
                 Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => _ = self.owed.pop_front(),
@@ -246,9 +275,15 @@ fn instant(told: Micros, last: Micros, now: Micros) -> Micros {
 /// What the session has next: room for something owed, or a piece.
 async fn next_event(current: Option<&mut Current>) -> Event {
     let Some(session) = current else { return std::future::pending().await };
+    let can_say = async {
+        match &session.down {
+            Some(down) if !session.owed.is_empty() => _ = down.reserve().await,
+            _ => std::future::pending().await,
+        }
+    };
     tokio::select! {
         biased;
-        _ = session.down.reserve(), if !session.owed.is_empty() => Event::CanSay,
+        () = can_say => Event::CanSay,
         piece = session.pieces.recv() => Event::Piece(piece),
     }
 }

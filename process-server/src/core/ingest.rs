@@ -30,6 +30,8 @@ use super::{
     backoff,
     commit::Commit,
     fair::FairSlots,
+    kept::Kept,
+    leftover::{self, Leftover},
     sealing::Sealer,
     session::{self, SOON, Session},
     space::Space,
@@ -41,6 +43,9 @@ use super::{
 /// What is under way is finished within this time when the server is no longer assigned; then the lease is left to
 /// run out.
 const FINISH_LIMIT: Duration = Duration::from_secs(10);
+/// What a restart found in the spool has so long before an agent is served that waits. Most of it would have to be sent
+/// again; but an uplink that takes longer than this for it is slow, and what is newer matters more.
+const LEFTOVER_LIMIT: Duration = Duration::from_secs(60);
 /// How often a log that somebody holds is looked at: it is taken over so soon after it is free.
 const BUSY_PAUSE: Duration = Duration::from_secs(2);
 /// A closed or damaged log waits for a person.
@@ -69,6 +74,9 @@ pub struct Shared {
     /// To the coordinator of consistency groups.
     pub groups: Switchboard,
 }
+
+/// To an agent that comes before it can be served.
+const WAITS: &str = "nothing is lost: what has changed stays marked and is sent later";
 
 /// Why [`Ingest::run`] came back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,14 +110,21 @@ impl Ingest {
     /// Serves until the server is no longer assigned (or the sender of assignments or of connections is gone).
     pub async fn run(mut self, mut connections: mpsc::Receiver<Accepted>) -> Ended {
         loop {
-            if let Err(error) = self.shared.spool.clear(self.server.as_str()).await {
-                tracing::error!(server = %self.server, error = %chain(&error), "spool not cleared");
-            }
             let Some(log) = self.acquire(&mut connections).await else { return Ended::Released };
             self.held = true;
-            if let Some(ended) = self.serve(log, &mut connections).await {
+            let kept = leftover::of(&self.shared, &self.server, &log).await;
+            if kept.is_empty() {
+                self.clear_spool().await;
+            }
+            if let Some(ended) = self.serve(log, kept, &mut connections).await {
                 return ended;
             }
+        }
+    }
+
+    async fn clear_spool(&self) {
+        if let Err(error) = self.shared.spool.clear(self.server.as_str()).await {
+            tracing::error!(server = %self.server, error = %chain(&error), "spool not cleared");
         }
     }
 
@@ -141,8 +156,7 @@ impl Ingest {
                 accepted = connections.recv() => {
                     let reason = self.status.subscribe().borrow().report.error.clone();
                     let reason = if reason.is_empty() { "the server's log is being taken over" } else { &reason };
-                    let remedy = "nothing is lost: what has changed stays marked and is sent later";
-                    session::refuse(&accepted?.down, reason, remedy, Some(SOON));
+                    session::refuse(&accepted?.down, reason, WAITS, Some(SOON));
                 }
                 taken = &mut attempt => match taken {
                     Some(log) => return Some(log),
@@ -187,10 +201,22 @@ impl Ingest {
         None
     }
 
-    /// Serves agents as long as the log can be written; `None`: it was lost.
-    async fn serve(&mut self, log: LogWriter, connections: &mut mpsc::Receiver<Accepted>) -> Option<Ended> {
+    /// Brings what is left over to the log, then serves agents as long as the log can be written; `None`: it was lost.
+    async fn serve(
+        &mut self,
+        log: LogWriter,
+        leftover: Vec<Kept>,
+        connections: &mut mpsc::Receiver<Accepted>,
+    ) -> Option<Ended> {
         let mut trouble = log.trouble();
         let (begins, to_begin) = mpsc::channel(1);
+        let mut current: Option<BoxFuture<'static, ()>> = None;
+        // Until then an agent waits.
+        let mut reserved = None;
+        if !leftover.is_empty() {
+            current = Some(Box::pin(self.leftover(leftover, begins.clone()).run()));
+            reserved = Some(Instant::now() + LEFTOVER_LIMIT);
+        }
         let mut begins = Some(begins);
         let commit = Commit {
             server: self.server.clone(),
@@ -200,10 +226,10 @@ impl Ingest {
             wall: self.shared.env.wall.clone(),
             planted: self.shared.log_options.planted,
             groups: self.shared.groups.clone(),
+            spool: Arc::clone(&self.shared.spool),
         };
         let mut commit = std::pin::pin!(commit.run());
         let mut greeting: Option<BoxFuture<'static, Option<(Accepted, v1::Hello)>>> = None;
-        let mut current: Option<BoxFuture<'static, ()>> = None;
         let mut deadline = Instant::now();
         loop {
             tokio::select! {
@@ -241,22 +267,35 @@ impl Ingest {
                 greeted = some(&mut greeting) => {
                     greeting = None;
                     if let (Some((accepted, hello)), Some(begins)) = (greeted, &begins) {
+                        if reserved.take_if(|until| Instant::now() >= *until).is_none() && reserved.is_some() {
+                            let reason = "what was received before a restart is being brought to the log";
+                            session::refuse(&accepted.down, reason, WAITS, Some(SOON));
+                            continue;
+                        }
                         // What the session before this one had not committed, the agent still holds.
                         if current.take().is_some() {
                             self.status.connected(false, self.shared.env.wall.now());
                         }
-                        if let Err(error) = self.shared.spool.clear(self.server.as_str()).await {
-                            tracing::error!(server = %self.server, error = %chain(&error), "spool not cleared");
-                        }
+                        self.clear_spool().await;
                         current = Some(Box::pin(self.session(accepted, hello, begins.clone()).run()));
                     }
                 }
-                () = some(&mut current) => current = None,
+                () = some(&mut current) => (current, reserved) = (None, None),
                 Ok(()) = trouble.changed() => {
                     let trouble = trouble.borrow_and_update().clone();
                     self.status.log_trouble(trouble.map(|why| Trouble::new(v1::Hindrance::Store, why)));
                 }
             }
+        }
+    }
+
+    fn leftover(&self, records: Vec<Kept>, begins: mpsc::Sender<super::commit::Begin>) -> Leftover {
+        Leftover {
+            shared: self.shared.clone(),
+            server: self.server.clone(),
+            status: self.status.clone(),
+            begins,
+            records,
         }
     }
 

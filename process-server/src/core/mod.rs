@@ -12,7 +12,8 @@
 //! one that wants all of it does not keep the others waiting.
 //! The stages are joined by bounded channels and run inside one future, so dropping [`Ingest::run`] is a crash: what
 //! was not committed is still held by the agent. Nothing is remembered outside of the vault but the spool, which
-//! holds encrypted segments on their way and is wiped when it is opened.
+//! holds encrypted segments on their way and which records they make: what a restart finds there whole, and next in the
+//! log, it brings to the log by the same stages ([`leftover`]) before an agent is served.
 
 mod assembler;
 pub mod assignment;
@@ -24,6 +25,8 @@ pub mod group;
 pub mod hello;
 mod ingest;
 mod intake;
+mod kept;
+mod leftover;
 mod offer;
 pub mod sealing;
 mod session;

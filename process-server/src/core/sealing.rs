@@ -1,8 +1,8 @@
-//! Second stage: compress, encrypt, keep: in the spool, or, while uploads begin at once, in memory.
+//! Second stage: compress, encrypt, keep in the spool, and, while uploads begin at once, in memory too.
 //!
-//! In: [`Admitted`] batches in order. Out: [`Piece`]s in the same order; once the last one of a record is kept, the
-//! agent hears `Received`. Bounds: a few segments of a server are sealed at a time, within the memory budget; a few of
-//! all servers are kept in memory.
+//! In: [`Admitted`] batches in order. Out: [`Piece`]s in the same order; once the last one of a record is kept and the
+//! record written down for a restart, the agent hears `Received`. Bounds: a few segments of a server are sealed at a time,
+//! within the memory budget; a few of all servers are kept in memory.
 
 use std::{fmt, sync::Arc};
 
@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt as _, stream::FuturesOrdered};
 use lifeboat_replication::{
+    errors::chain,
     ids::{Epoch, RecordNumber, ServerId},
     keys::DataKeys,
     segment::{self, ExtentData, Sealed, SegmentError},
@@ -22,6 +23,7 @@ use super::{
     assembler::RecordEnd,
     assignment::Assigned,
     intake::Admitted,
+    kept::Keeper,
     space::Room,
     spool::{Spool, SpoolError},
 };
@@ -78,33 +80,29 @@ pub fn seal_now(job: &SealJob) -> Result<Sealed, SealError> {
     Ok(segment::seal(&job.keys, &job.name, &job.extents, job.level)?)
 }
 
-/// Of what is kept in the spool: it must come back as it went in.
-pub(super) fn sha256(content: &[u8]) -> [u8; 32] {
-    let mut sum = [0; 32];
-    sum.copy_from_slice(ring::digest::digest(&ring::digest::SHA256, content).as_ref());
-    sum
-}
-
 /// A sealed segment and where it is.
 #[derive(Debug)]
 pub(super) enum Stored {
     /// Named like the others, so that it opens; no blob has that name.
-    Inline {
-        segment: v1::SegmentRef,
-        content: Bytes,
-    },
-    Spooled {
+    Inline { segment: v1::SegmentRef, content: Bytes },
+    Segment {
         segment: v1::SegmentRef,
         room: Room,
-        sha256: [u8; 32],
+        /// Of the content: it must come back from the spool as it went in.
+        crc32c: u32,
+        /// For the upload's first try.
+        held: Option<Held>,
+        /// False only if it is held.
+        in_spool: bool,
     },
-    Held {
-        segment: v1::SegmentRef,
-        room: Room,
-        content: Bytes,
-        /// The place in memory, free when the upload begins: from then on it is the upload's.
-        place: OwnedSemaphorePermit,
-    },
+}
+
+/// A segment that waits in memory.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub content: Bytes,
+    /// Its place, free when the upload begins: from then on it is the upload's.
+    pub place: OwnedSemaphorePermit,
 }
 
 /// One batch further on: a segment, the end of its record, or both.
@@ -132,6 +130,7 @@ pub(super) struct Sealing {
     pub sealer: Arc<dyn Sealer>,
     pub spool: Arc<dyn Spool>,
     pub unspooled: Arc<Semaphore>,
+    pub keeper: Keeper,
     pub assigned: watch::Receiver<Option<Assigned>>,
     pub input: mpsc::Receiver<Admitted>,
     pub out: mpsc::Sender<Piece>,
@@ -147,7 +146,9 @@ impl Sealing {
             tokio::select! {
                 biased;
                 Some(piece) = running.next(), if !running.is_empty() => {
-                    if !self.pass_on(piece?).await {
+                    let piece = piece?;
+                    self.keeper.note(&piece).await;
+                    if !self.pass_on(piece).await {
                         return Ok(());
                     }
                 }
@@ -184,16 +185,19 @@ impl Sealing {
                 return Ok(Piece { number, stored: Some(Stored::Inline { segment, content }), end });
             }
             room.shrink(segment.length);
-            if let Ok(place) = unspooled.try_acquire_owned() {
-                return Ok(Piece {
-                    number,
-                    stored: Some(Stored::Held { segment, room, content, place }),
-                    end,
-                });
-            }
-            let sha256 = sha256(&content);
-            spool.write(&spool_name, content).await?;
-            Ok(Piece { number, stored: Some(Stored::Spooled { segment, room, sha256 }), end })
+            let crc32c = crc32c::crc32c(&content);
+            let held = unspooled.try_acquire_owned().ok();
+            let held = held.map(|place| Held { content: content.clone(), place });
+            let in_spool = match spool.write(&spool_name, content).await {
+                Ok(()) => true,
+                // It goes on without: what the spool is for then is missing, a restart that needs nothing twice.
+                Err(error) if held.is_some() => {
+                    tracing::warn!(segment = segment.name, error = %chain(&error), "segment not kept for a restart");
+                    false
+                }
+                Err(error) => return Err(error.into()),
+            };
+            Ok(Piece { number, stored: Some(Stored::Segment { segment, room, crc32c, held, in_spool }), end })
         }
     }
 

@@ -17,9 +17,10 @@ use tokio::{
 use super::{
     assembler::Assembler,
     assignment::Assigned,
-    commit::{Begin, Begun},
+    commit::{Begin, Begun, Opening},
     ingest::Shared,
     intake::Intake,
+    kept::{Keeper, Origin, disks_sum},
     offer::{Offer, Unusable},
     sealing::{Sealing, SealingError},
     status::{StatusSender, Trouble},
@@ -161,7 +162,8 @@ impl Session {
     async fn begin(&self, pieces: mpsc::Receiver<super::upload::Uploaded>) -> Option<Begun> {
         let (answer, answered) = oneshot::channel();
         let down = &self.accepted.down;
-        let begin = Begin { hello: self.hello.clone(), pieces, down: down.clone(), answer };
+        let opening = Opening::Agent { hello: self.hello.clone(), down: down.clone(), answer };
+        let begin = Begin { opening, pieces };
         let begun = timeout(BEGIN_LIMIT, async {
             self.begins.send(begin).await.ok()?;
             answered.await.ok()
@@ -215,6 +217,13 @@ impl Session {
             asks,
             groups: shared.groups.clone(),
         };
+        let origin = Origin {
+            session: hello.session,
+            base: begun.last_number,
+            epoch: begun.epoch,
+            disks: disks_sum(&begun.tip.disks),
+        };
+        let (spool, wall) = (Arc::clone(&shared.spool), Arc::clone(&shared.env.wall));
         let sealing = Sealing {
             server: server.clone(),
             epoch: begun.epoch,
@@ -226,6 +235,7 @@ impl Session {
             sealer: Arc::clone(&shared.sealer),
             spool: Arc::clone(&shared.spool),
             unspooled: Arc::clone(&shared.unspooled),
+            keeper: Keeper::new(spool, wall, server.clone(), origin),
             assigned,
             input: to_seal,
             out: sealed,

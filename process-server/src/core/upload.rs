@@ -1,11 +1,12 @@
-//! Third stage: segments go from the spool (or from memory, the first time) to cache storage, several at a time.
+//! Third stage: segments go from memory, the first time, or from the spool to cache storage, several at a time.
 //!
 //! In: [`Piece`]s in order. Out: [`Uploaded`] in the same order. Bounds: a few uploads a server, and a number of them
 //! for all servers, given out by [`FairSlots`].
 //!
 //! - **Retries.** A put is repeated under the same name until the store has the segment: the name is this session's
 //!   alone, so what stands under it is what was sent. A store that is away is waited for as long as it takes.
-//! - **Crash consistency.** A segment that no record names is garbage, which the applier removes.
+//! - **Crash consistency.** A segment that no record names is garbage, which the applier removes. One that the spool has not
+//!   any more after a restart may have been sent before it: then the store has it.
 
 use std::sync::Arc;
 
@@ -17,13 +18,13 @@ use lifeboat_replication::{
     store::{BlobStore, PutCondition, Refusal, StoreError},
     wire::v1,
 };
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 
 use super::{
     assembler::RecordEnd,
     backoff,
     fair::FairSlots,
-    sealing::{Piece, Stored, sha256, spool_name},
+    sealing::{Held, Piece, Stored, spool_name},
     spool::{Spool, SpoolError},
     status::{StatusSender, Trouble},
 };
@@ -98,30 +99,18 @@ impl Upload {
             status: self.status.clone(),
         };
         async move {
-            let (segment, room, content) = match stored {
-                None => return Ok(Uploaded { number, placed: None, end }),
-                Some(Stored::Inline { segment, content }) => {
-                    return Ok(Uploaded { number, placed: Some(Placed::Inline(segment, content)), end });
-                }
-                Some(Stored::Spooled { segment, room, sha256 }) => (segment, room, Content::Spooled(sha256)),
-                Some(Stored::Held { segment, room, content, place }) => {
-                    (segment, room, Content::Held(content, place))
+            let placed = match stored {
+                None => None,
+                Some(Stored::Inline { segment, content }) => Some(Placed::Inline(segment, content)),
+                Some(Stored::Segment { segment, room, crc32c, held, in_spool }) => {
+                    one.upload(&segment, crc32c, held, in_spool).await?;
+                    drop(room);
+                    Some(Placed::Blob(segment))
                 }
             };
-            one.upload(&spool_name(&one.server, &segment.name), &segment, content).await?;
-            drop(room);
-            let placed = Some(Placed::Blob(segment));
             Ok(Uploaded { number, placed, end })
         }
     }
-}
-
-/// Where a segment's content is.
-enum Content {
-    /// In memory, and its place among what waits there.
-    Held(Bytes, OwnedSemaphorePermit),
-    /// In the spool, with its checksum.
-    Spooled([u8; 32]),
 }
 
 /// One segment's upload.
@@ -138,46 +127,49 @@ impl One {
     /// What is in memory is tried once; what the store did not take then waits in the spool like the others.
     async fn upload(
         &self,
-        spooled: &str,
         segment: &v1::SegmentRef,
-        mut content: Content,
+        crc32c: u32,
+        mut held: Option<Held>,
+        mut in_spool: bool,
     ) -> Result<(), UploadError> {
+        let spooled = spool_name(&self.server, &segment.name);
         let mut tried = 0;
-        let in_spool = loop {
+        loop {
             let slot = self.slots.acquire(self.server.as_str(), segment.length).await;
-            let (bytes, sum) = match content {
-                Content::Held(bytes, place) => {
-                    // The place is for what waits; from here on it is the upload's.
+            let content = match held.take() {
+                // The place is for what waits; from here on it is the upload's.
+                Some(Held { content, place }) => {
                     drop(place);
-                    (bytes, None)
+                    Ok(content)
                 }
-                Content::Spooled(sum) => (self.spooled(spooled, segment, &sum).await?, Some(sum)),
+                None => self.spooled(&spooled, segment, crc32c).await,
             };
-            match self.put(segment, bytes.clone()).await {
-                Ok(true) => break sum.is_some(),
-                Ok(false) => return Err(UploadError::Taken { name: segment.name.clone() }),
-                Err(error) => {
+            let sent = match &content {
+                Ok(content) => self.put(segment, content.clone()).await,
+                Err(_) => self.has(segment).await,
+            };
+            match (sent, content) {
+                (Ok(true), _) => break,
+                (Ok(false), Ok(_)) => return Err(UploadError::Taken { name: segment.name.clone() }),
+                (Ok(false), Err(error)) => return Err(error),
+                (Err(error), content) => {
                     let trouble = Trouble::new(v1::Hindrance::Store, error.to_string());
                     self.status.upload_trouble(Some(trouble));
+                    if let (Ok(content), false) = (content, in_spool) {
+                        self.spool.write(&spooled, content).await?;
+                        in_spool = true;
+                    }
                 }
             }
-            content = Content::Spooled(match sum {
-                Some(sum) => sum,
-                None => {
-                    let sum = sha256(&bytes);
-                    self.spool.write(spooled, bytes).await?;
-                    sum
-                }
-            });
             // A store that is away must not keep others from trying.
             drop(slot);
             backoff::pause(&self.env, tried).await;
             tried += 1;
-        };
+        }
         self.status.upload_trouble(None);
         self.status.sent(segment.length);
         if in_spool {
-            self.spool.remove(spooled).await?;
+            self.spool.remove(&spooled).await?;
         }
         Ok(())
     }
@@ -186,10 +178,10 @@ impl One {
         &self,
         spooled: &str,
         segment: &v1::SegmentRef,
-        sum: &[u8; 32],
+        crc32c: u32,
     ) -> Result<Bytes, UploadError> {
         let content = self.spool.read(spooled).await?;
-        match sha256(&content) == *sum {
+        match crc32c::crc32c(&content) == crc32c {
             true => Ok(content),
             false => Err(UploadError::Damaged { name: segment.name.clone() }),
         }
@@ -199,10 +191,17 @@ impl One {
     async fn put(&self, segment: &v1::SegmentRef, content: Bytes) -> Result<bool, StoreError> {
         match self.cache.put(&segment.name, content, &PutCondition::IfAbsent).await {
             Ok(_) => Ok(true),
-            // An earlier try whose answer was lost. Only this session knows the name, so the length is enough.
-            Err(error) if error.is(Refusal::AlreadyExists) => {
-                Ok(self.cache.properties(&segment.name, None).await?.length == segment.length)
-            }
+            // An earlier try whose answer was lost.
+            Err(error) if error.is(Refusal::AlreadyExists) => self.has(segment).await,
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Does the store have it? Only the segment's session knows the name, so the length is enough.
+    async fn has(&self, segment: &v1::SegmentRef) -> Result<bool, StoreError> {
+        match self.cache.properties(&segment.name, None).await {
+            Ok(properties) => Ok(properties.length == segment.length),
+            Err(error) if error.is(Refusal::NotFound) => Ok(false),
             Err(error) => Err(error),
         }
     }

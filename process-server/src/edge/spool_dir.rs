@@ -1,14 +1,17 @@
-//! The spool as files: `<dir>/segments/<server>/<name>`. No fsync: the spool is for speed, the agent holds what is not
-//! in the vault.
+//! The spool as files: `<dir>/segments/<server>/<name>`.
+//!
+//! **Crash consistency.** Files outlive the program. No fsync: what a power cut tears is known by its checksum, and the
+//! agent holds what is not in the vault.
 
 use std::{
+    collections::BTreeSet,
     io,
     path::{Path, PathBuf},
 };
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use tokio::fs;
+use tokio::{fs, task::spawn_blocking};
 
 use crate::core::spool::{Spool, SpoolError};
 
@@ -18,33 +21,35 @@ pub struct DirSpool {
 }
 
 impl DirSpool {
-    /// Wipes what an earlier life left.
+    /// With what an earlier life left in it.
     pub async fn open(dir: &Path) -> Result<Self, SpoolError> {
         let segments = dir.join("segments");
-        let failed = |what| {
-            let name = segments.display().to_string();
-            move |source| SpoolError { what, name, source }
-        };
-        absent_is_fine(fs::remove_dir_all(&segments).await).map_err(failed("wipe"))?;
-        fs::create_dir_all(&segments).await.map_err(failed("create"))?;
+        fs::create_dir_all(&segments).await.map_err(|source| SpoolError {
+            what: "create",
+            name: segments.display().to_string(),
+            source,
+        })?;
         Ok(Self { segments })
     }
 }
 
 #[async_trait]
 impl Spool for DirSpool {
+    #[allow(clippy::disallowed_methods, reason = "behind a trait, which is memory in the simulation")]
     async fn write(&self, name: &str, content: Bytes) -> Result<(), SpoolError> {
         let path = self.segments.join(name);
-        let failed = |source| SpoolError { what: "write", name: name.to_owned(), source };
-        match fs::write(&path, &content).await {
+        // Not `fs::write`, which copies the content first.
+        let written = spawn_blocking(move || match std::fs::write(&path, &content) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 if let Some(folder) = path.parent() {
-                    fs::create_dir_all(folder).await.map_err(failed)?;
+                    std::fs::create_dir_all(folder)?;
                 }
-                fs::write(&path, &content).await.map_err(failed)
+                std::fs::write(&path, &content)
             }
-            written => written.map_err(failed),
-        }
+            written => written,
+        });
+        let written = written.await.unwrap_or_else(|gone| Err(io::Error::other(gone)));
+        written.map_err(|source| SpoolError { what: "write", name: name.to_owned(), source })
     }
 
     async fn read(&self, name: &str) -> Result<Bytes, SpoolError> {
@@ -57,10 +62,41 @@ impl Spool for DirSpool {
         removed.map_err(|source| SpoolError { what: "remove", name: name.to_owned(), source })
     }
 
+    async fn list(&self, server: &str) -> Result<Vec<String>, SpoolError> {
+        let listed = names(&self.segments.join(server)).await;
+        listed.map_err(|source| SpoolError { what: "list", name: server.to_owned(), source })
+    }
+
     async fn clear(&self, server: &str) -> Result<(), SpoolError> {
         let removed = absent_is_fine(fs::remove_dir_all(self.segments.join(server)).await);
         removed.map_err(|source| SpoolError { what: "clear", name: server.to_owned(), source })
     }
+
+    async fn keep_only(&self, servers: &BTreeSet<String>) -> Result<(), SpoolError> {
+        let listed = names(&self.segments).await;
+        let name = self.segments.display().to_string();
+        for server in listed.map_err(|source| SpoolError { what: "list", name, source })? {
+            if !servers.contains(&server) {
+                self.clear(&server).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// In order; empty when the folder is not there.
+async fn names(folder: &Path) -> io::Result<Vec<String>> {
+    let mut entries = match fs::read_dir(folder).await {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut names = Vec::new();
+    while let Some(entry) = entries.next_entry().await? {
+        // Ours are ASCII.
+        names.extend(entry.file_name().into_string().ok());
+    }
+    names.sort_unstable();
+    Ok(names)
 }
 
 fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
@@ -75,16 +111,22 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn keeps_what_was_written_and_is_wiped_when_opened_again() {
+    async fn keeps_what_was_written_until_it_is_removed() {
         let dir = tempfile::tempdir().unwrap();
         let spool = DirSpool::open(dir.path()).await.unwrap();
-        spool.write("a/1", Bytes::from_static(b"x")).await.unwrap();
+        assert_eq!(spool.list("a").await.unwrap(), Vec::<String>::new());
+        spool.write("a/2", Bytes::from_static(b"x")).await.unwrap();
+        spool.write("a/1", Bytes::from_static(b"z")).await.unwrap();
         spool.write("b/1", Bytes::from_static(b"y")).await.unwrap();
-        assert_eq!(spool.read("a/1").await.unwrap(), "x");
-        spool.clear("a").await.unwrap();
-        assert!(spool.read("a/1").await.unwrap_err().to_string().contains("spool directory"));
-        assert_eq!(spool.read("b/1").await.unwrap(), "y");
         let spool = DirSpool::open(dir.path()).await.unwrap();
+        assert_eq!(spool.list("a").await.unwrap(), ["1", "2"]);
+        assert_eq!(spool.read("a/2").await.unwrap(), "x");
+        spool.clear("a").await.unwrap();
+        assert!(spool.read("a/2").await.unwrap_err().to_string().contains("spool directory"));
+        assert_eq!(spool.read("b/1").await.unwrap(), "y");
+        spool.keep_only(&BTreeSet::from(["b".to_owned()])).await.unwrap();
+        assert_eq!(spool.list("b").await.unwrap(), ["1"]);
+        spool.keep_only(&BTreeSet::new()).await.unwrap();
         assert!(spool.read("b/1").await.is_err());
         spool.remove("b/1").await.unwrap();
     }

@@ -78,6 +78,8 @@ pub enum Weather {
     LosesAnswers,
     /// Appends never end; segments are taken.
     AppendsHang,
+    /// Segments do not arrive; the log is written.
+    SegmentsAway,
 }
 
 #[derive(Debug)]
@@ -103,7 +105,8 @@ impl Faulty {
         let weather = *self.weather.borrow();
         match weather {
             Weather::AppendsHang if operation == "append" => std::future::pending().await,
-            Weather::Fair | Weather::AppendsHang => call.await,
+            Weather::SegmentsAway if operation == "put" => Err(lost("connection refused")),
+            Weather::Fair | Weather::AppendsHang | Weather::SegmentsAway => call.await,
             Weather::Away => Err(lost("connection refused")),
             Weather::LosesAnswers => {
                 let done = call.await?;
@@ -281,8 +284,12 @@ impl World {
     }
 
     pub fn process_server_with_spool(&self, name: &str, spool_bytes: u64) -> ProcessServer {
+        self.process_server_over(name, Arc::new(MemSpool::default()), spool_bytes)
+    }
+
+    /// With what is in this spool.
+    pub fn process_server_over(&self, name: &str, spool: Arc<MemSpool>, spool_bytes: u64) -> ProcessServer {
         let space = Space::spool(spool_bytes);
-        let spool = Arc::new(MemSpool::default());
         let shared = self.shared(name, Arc::clone(&spool), Arc::clone(&space));
         let settings = v1::Settings { round_interval_micros: 1_000_000, ..Default::default() };
         let assigned = Assigned {
@@ -485,6 +492,17 @@ impl Agent {
             match timeout(Duration::from_secs(120), self.down.recv()).await.ok().flatten()?.message? {
                 v1::down::Message::Settings(_) => {}
                 message => return Some(message),
+            }
+        }
+    }
+
+    /// Waits for `Received` of this number.
+    pub async fn received(&mut self, number: u64) {
+        loop {
+            match self.next().await {
+                Some(v1::down::Message::Received(received)) if received.number == number => return,
+                Some(v1::down::Message::Received(_) | v1::down::Message::Durable(_)) => {}
+                other => panic!("waiting for Received({number}): {other:?}"),
             }
         }
     }

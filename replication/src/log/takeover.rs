@@ -12,7 +12,7 @@
 use tokio::{sync::watch, time::Instant};
 
 use super::{
-    LogOptions, LogWriter, PartName, WriteError, beginning,
+    Base, LogOptions, LogWriter, PartName, WriteError, beginning,
     frame::{self, ChainKey, FrameError, RawFrame},
     part,
     retry::Patience,
@@ -121,7 +121,7 @@ impl Taker<'_> {
         let newest = parts.last().map_or(Epoch(0), |name| name.epoch);
         // Look before anything is broken: a closed log is left as it is, a busy one too.
         if let Some(seen) = self.look(&parts).await? {
-            self.allowed(&seen)?;
+            self.allowed(&seen.state)?;
         }
         let unfenced = match self.plants(Planted::LogReadBeforeFence) {
             true => self.look(&parts).await?,
@@ -132,8 +132,8 @@ impl Taker<'_> {
         if base.is_none() {
             self.is_really_empty(&parts).await?;
         }
-        if let Some(state) = &base {
-            self.allowed(state)?;
+        if let Some(tail) = &base {
+            self.allowed(&tail.state)?;
         }
         self.open(Epoch(newest.0 + 1), base).await
     }
@@ -165,7 +165,7 @@ impl Taker<'_> {
     }
 
     /// State at the end of the log as far as it can be seen without fencing anybody.
-    async fn look(&self, parts: &[PartName]) -> Result<Option<LogState>, TakeOverError> {
+    async fn look(&self, parts: &[PartName]) -> Result<Option<Tail>, TakeOverError> {
         for epoch in epochs(parts) {
             let Some(mut part) = self.newest_alive(parts, epoch).await? else { continue };
             loop {
@@ -176,9 +176,9 @@ impl Taker<'_> {
                 }
                 match self.read(part).await? {
                     None => break,
-                    Some(state) => match state.next_part {
+                    Some(tail) => match tail.state.next_part {
                         Some(next) => part = PartName { epoch, part: next },
-                        None => return Ok(Some(state)),
+                        None => return Ok(Some(tail)),
                     },
                 }
             }
@@ -223,11 +223,13 @@ impl Taker<'_> {
                 match self.read(part).await? {
                     // Its maker died, or was fenced just now, before the header: the epoch before is the base.
                     None => break,
-                    Some(state) => match state.next_part.filter(|_| !self.plants(Planted::RotateNotFollowed))
-                    {
-                        Some(next) => part = PartName { epoch, part: next },
-                        None => return Ok(Fence::Done(Some(state))),
-                    },
+                    Some(tail) => {
+                        let next = tail.state.next_part;
+                        match next.filter(|_| !self.plants(Planted::RotateNotFollowed)) {
+                            Some(next) => part = PartName { epoch, part: next },
+                            None => return Ok(Fence::Done(Some(tail))),
+                        }
+                    }
                 }
             }
         }
@@ -292,8 +294,8 @@ impl Taker<'_> {
         }
     }
 
-    /// State at the end of a part; `None`: it has no header.
-    async fn read(&self, name: PartName) -> Result<Option<LogState>, TakeOverError> {
+    /// The end of a part; `None`: it has no header.
+    async fn read(&self, name: PartName) -> Result<Option<Tail>, TakeOverError> {
         let bytes = part::read_all(self.vault, self.server, name, &self.patience).await?;
         let damaged = |offset: u64, source: Illegal| TakeOverError::Damaged {
             server: self.server.clone(),
@@ -316,16 +318,19 @@ impl Taker<'_> {
         let Some(first) = frame_at(0)? else { return Ok(None) };
         let start = Start::read(&self.vault.keys, self.server.as_str(), &name, &first);
         let (start, key) = start.map_err(|source| damaged(0, source))?;
-        let mut state = start.state;
+        let (mut state, mut last_session) = (start.state, None);
         while let Some(frame) = frame_at(state.offset)? {
             let offset = state.offset;
-            state.read(&key, &frame).map_err(|source| damaged(offset, source))?;
+            let body = state.read(&key, &frame).map_err(|source| damaged(offset, source))?;
+            if let Body::Data(data) = body {
+                last_session = Some(data.session);
+            }
         }
-        Ok(Some(state))
+        Ok(Some(Tail { state, last_session }))
     }
 
     /// Opens `epoch` on what the log ends with; `None`: another taker was faster.
-    async fn open(&self, epoch: Epoch, base: Option<LogState>) -> Result<Option<LogWriter>, TakeOverError> {
+    async fn open(&self, epoch: Epoch, tail: Option<Tail>) -> Result<Option<LogWriter>, TakeOverError> {
         let name = PartName { epoch, part: 0 };
         let blob = name.blob(self.server);
         // Who made the blob does not matter: whoever leases it and writes the header opens the epoch.
@@ -345,9 +350,11 @@ impl Taker<'_> {
         }
         let (key_id, key) = self.vault.keys.current();
         let chain_key = ChainKey::new(key, self.server.as_str());
-        let base_part = base.as_ref().map(LogState::part_name);
-        let fenced = base.clone();
-        let mut state = base.unwrap_or_else(|| LogState::empty(key_id.clone()));
+        let last_session = tail.as_ref().and_then(|tail| tail.last_session);
+        let fenced = tail.map(|tail| tail.state);
+        let base_part = fenced.as_ref().map(LogState::part_name);
+        let mut state = fenced.clone().unwrap_or_else(|| LogState::empty(key_id.clone()));
+        let base = Base { epoch: state.epoch, last_session };
         let place =
             HeaderBase { epoch, part: 0, base_part, base_offset: state.offset, key_id: key_id.clone() };
         let header = state.header(self.server.as_str(), place, &self.who, self.env.wall.now());
@@ -378,6 +385,7 @@ impl Taker<'_> {
             options: self.options.clone(),
             lease: self.lease.clone(),
             state,
+            base,
             chain_key,
             appends: 0,
             renewed_at: Instant::now(),
@@ -410,7 +418,7 @@ impl Taker<'_> {
         self.patience.sure(|| store.acquire_lease(&blob, &self.lease, self.options.lease_term)).await?;
         self.patience.sure(|| store.seal(&blob, &self.lease)).await?;
         let same = |state: &LogState| (state.offset, state.chain) == (fenced.offset, fenced.chain);
-        match self.read(part).await?.as_ref().is_some_and(same) {
+        match self.read(part).await?.is_some_and(|tail| same(&tail.state)) {
             true => Ok(()),
             false => Err(TakeOverError::Damaged {
                 server: self.server.clone(),
@@ -426,8 +434,15 @@ impl Taker<'_> {
 enum Fence {
     /// Another taker is at it.
     Lost,
-    /// Nobody older can write any more; the state at the end of the log, `None` when there is nothing in it.
-    Done(Option<LogState>),
+    /// Nobody older can write any more; the end of the log, `None` when there is nothing in it.
+    Done(Option<Tail>),
+}
+
+/// What a part ends with.
+struct Tail {
+    state: LogState,
+    /// Session of its last data record; `None`: it has none.
+    last_session: Option<u64>,
 }
 
 /// Newest first.

@@ -35,6 +35,15 @@ pub struct Committed {
     pub chain: Chain,
 }
 
+/// What a writer's epoch was opened on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Base {
+    /// The epoch before; 0: the log was empty.
+    pub epoch: Epoch,
+    /// Session of the last data record in the part that was taken over; `None`: that part has none.
+    pub last_session: Option<u64>,
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
     #[error("another writer has taken over the log of server {server}: this one (epoch {epoch}) stops")]
@@ -62,6 +71,7 @@ pub struct LogWriter {
     pub(super) options: LogOptions,
     pub(super) lease: LeaseId,
     pub(super) state: LogState,
+    pub(super) base: Base,
     pub(super) chain_key: ChainKey,
     pub(super) appends: u32,
     pub(super) renewed_at: Instant,
@@ -74,6 +84,11 @@ pub struct LogWriter {
 impl LogWriter {
     pub fn state(&self) -> &LogState {
         &self.state
+    }
+
+    /// What was found when the log was taken over.
+    pub fn base(&self) -> Base {
+        self.base
     }
 
     /// Of this run of the writer: another one has another, also when it has the same name.
@@ -201,6 +216,7 @@ impl LogWriter {
             options: self.options.clone(),
             lease,
             state: next,
+            base: self.base,
             chain_key: self.chain_key.clone(),
             appends: 0,
             renewed_at: Instant::now(),

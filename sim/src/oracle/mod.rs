@@ -63,6 +63,8 @@ pub struct Oracle {
     /// The store lost records, and everything had been ordered to be copied again so often then.
     lost: Option<u64>,
     last_part: Option<(Epoch, u32)>,
+    /// Session of the newest record, and the epoch in which the session was.
+    session: Option<(u64, Epoch)>,
     /// Epoch in which the newest `Closed` stands.
     closed_in: Option<Epoch>,
     compared: BTreeSet<(u32, u64)>,
@@ -98,6 +100,7 @@ impl Oracle {
             lost_epochs: BTreeMap::new(),
             lost: None,
             last_part: None,
+            session: None,
             closed_in: None,
             compared: BTreeSet::new(),
             kept: kept::Kept::new(journal),
@@ -156,6 +159,10 @@ impl Oracle {
     fn record(&mut self, epoch: Epoch, data: &v1::Data) -> Result<(), String> {
         self.reached.records += 1;
         self.epochs.insert(data.number, epoch);
+        // A session ends with its epoch.
+        let began = self.session.filter(|(session, _)| *session == data.session).map_or(epoch, |at| at.1);
+        self.reached.resumed_records += u64::from(began != epoch);
+        self.session = Some((data.session, began));
         let patience = Patience { env: self.env.clone(), tries: 1 };
         let sources = journal::sources(data).map_err(|error| chain(&error))?;
         for source in sources {

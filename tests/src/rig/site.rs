@@ -313,6 +313,15 @@ impl Site {
         self.dir.path().join("vault.json")
     }
 
+    /// Number of the last record of the first server that its process server has received and not committed.
+    pub fn received(&self) -> Option<u64> {
+        let spool = self.dir.path().join(format!("spool-{}/segments", PROCESS_SERVERS[0]));
+        let files = fs::read_dir(spool.join(self.servers[0].id.as_str())).ok()?;
+        let names = files.filter_map(|file| file.ok()?.file_name().into_string().ok());
+        let records = names.filter(|name| name.starts_with("record-"));
+        records.filter_map(|name| u64::from_str_radix(name.rsplit('-').next()?, 16).ok()).max()
+    }
+
     /// Of the first server with a disk.
     pub fn records(&self) -> Vec<v1::Data> {
         self.records_by(&self.servers[0].id)
