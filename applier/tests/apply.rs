@@ -134,7 +134,7 @@ async fn a_crash_at_any_call_is_made_good_by_the_next_applier() {
         let mut calls = 0;
         loop {
             let source = written().await;
-            let faulty = Faulty::new(Arc::new(source.store.clone()), fault, calls);
+            let faulty = Faulty::before(Arc::new(source.store.clone()), fault, calls);
             let broken = Vault { store: faulty.clone(), cache: faulty.clone(), ..source.vault.clone() };
             let mut first = applier(&source, &broken);
             for _ in 0..20 {
@@ -218,7 +218,7 @@ async fn a_seed_disk_grows_with_its_disk() {
             // What was added is copied, and what stands in the way of it: the old footer.
             source.record(RecordKind::Copy, false, 20, &one(1, 257, 511, Some(5))).await;
             source.record(RecordKind::Exact, true, 30, &one(1, 300, 3, Some(6))).await;
-            let faulty = Faulty::new(Arc::new(source.store.clone()), fault, calls);
+            let faulty = Faulty::before(Arc::new(source.store.clone()), fault, calls);
             let broken = Vault { store: faulty.clone(), cache: faulty.clone(), ..source.vault.clone() };
             let mut first = applier(&source, &broken);
             for _ in 0..8 {
@@ -321,7 +321,7 @@ proptest! {
         runtime.block_on(async {
             let mut source = Source::new(&SIZES).await;
             let fault = if lost_answer { Fault::AnswerLost } else { Fault::DoneThenGone };
-            let faulty = Faulty::new(Arc::new(source.store.clone()), fault, crash_at);
+            let faulty = Faulty::before(Arc::new(source.store.clone()), fault, crash_at);
             let broken = Vault { store: faulty.clone(), cache: faulty, ..source.vault.clone() };
             let mut first = applier(&source, &broken);
             let mut time = 0;

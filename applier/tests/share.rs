@@ -128,7 +128,7 @@ async fn one_that_comes_back_with_its_identity_goes_on_with_its_own_leases_at_on
 #[tokio::test(start_paused = true)]
 async fn a_tenure_ends_when_its_lease_may_have_run_out() {
     let (store, wanted) = (ModelStore::new(), servers(1));
-    let faulty = Faulty::new(Arc::new(store.clone()), Fault::Away(TERM * 4), 8);
+    let faulty = Faulty::before(Arc::new(store.clone()), Fault::Away(TERM * 4), 8);
     let vault = Vault { store: faulty.clone(), ..vault(&store) };
     let mut applier = sharer(&vault, 1);
     applier.round(Some(&wanted), &BTreeSet::new()).await.unwrap();
@@ -181,7 +181,7 @@ async fn what_only_one_of_them_is_asked_for_is_taken_by_that_one() {
 #[tokio::test(start_paused = true)]
 async fn leases_cost_what_they_are_said_to() {
     let (store, wanted) = (ModelStore::new(), servers(10));
-    let faulty = Faulty::new(Arc::new(store.clone()), Fault::Gone, 1 << 40);
+    let faulty = Faulty::before(Arc::new(store.clone()), Fault::Gone, 1 << 40);
     let vault = Vault { store: faulty.clone(), ..vault(&store) };
     let mut applier = sharer(&vault, 1);
     rounds(6, &mut [&mut applier], &wanted).await;
@@ -275,7 +275,7 @@ async fn hand_over_at_any_call() {
         let mut calls = 0;
         loop {
             let mut source = written().await;
-            let faulty = Faulty::new(Arc::new(source.store.clone()), fault, calls);
+            let faulty = Faulty::before(Arc::new(source.store.clone()), fault, calls);
             let broken = Vault { store: faulty.clone(), cache: faulty.clone(), ..source.vault.clone() };
             let first = Running::start(&broken, 1);
             sleep(Duration::from_secs(1)).await;

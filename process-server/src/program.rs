@@ -6,6 +6,7 @@ use lifeboat_replication::{
     env::Env,
     errors::chain,
     log::LogOptions,
+    store::gated::Gated,
     vault::{self, Vault, config::VaultConfig},
 };
 use prometheus_client::registry::Registry;
@@ -21,7 +22,7 @@ use crate::{
     core::{Shared, fair::FairSlots, space::Space, switchboard::Switchboard},
     directory::Directory,
     edge::{
-        metered::{Metered, StoreFigures},
+        metered::StoreFigures,
         persisted::{self, PersistedConfiguration},
         seal_pool::SealPool,
         spool_dir::DirSpool,
@@ -234,8 +235,8 @@ async fn try_open(
     let (store, cache) = vault_config.connect()?;
     let keys = Arc::new(vault_config.keys()?);
     // Outside of the meter: a call that waits for its turn is not a slow store.
-    let store = Throttled::new(Metered::new(store, figures.clone()), Arc::clone(throttle));
-    let cache = Throttled::new(Metered::new(cache, figures.clone()), Arc::clone(throttle));
+    let limited = |store| Gated::new(Gated::new(store, figures.clone()), Throttled(Arc::clone(throttle)));
+    let (store, cache) = (limited(store), limited(cache));
     Ok(vault::open(store, cache, keys).await?)
 }
 

@@ -11,7 +11,11 @@ use lifeboat_process_server::{
     core::{Assigned, Ingest, space::Space, spool::MemSpool},
     edge::throttled::{Throttle, Throttled},
 };
-use lifeboat_replication::{ids::ServerId, store::BlobStore, wire::v1};
+use lifeboat_replication::{
+    ids::ServerId,
+    store::{BlobStore, gated::Gated},
+    wire::v1,
+};
 use support::{Agent, World, line::Line};
 use tokio::{
     sync::{mpsc, watch},
@@ -47,7 +51,7 @@ impl Site {
         let line = Line::new(UPLINK);
         let narrowed = |store: Arc<dyn BlobStore>| -> Arc<dyn BlobStore> {
             match narrow {
-                Narrow::Limited => Throttled::new(store, Arc::clone(&throttle)),
+                Narrow::Limited => Gated::new(store, Throttled(Arc::clone(&throttle))),
                 Narrow::Line => line.store(store),
             }
         };

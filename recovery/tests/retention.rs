@@ -187,7 +187,7 @@ async fn listed_bytes(source: &Source, prefix: &str) -> u64 {
 #[tokio::test(start_paused = true)]
 async fn what_is_stored_is_counted_and_a_server_that_writes_nothing_is_not_looked_at() {
     let mut source = Source::new(&SIZES).await;
-    let counted = Faulty::new(Arc::new(source.store.clone()), Fault::RequestLost, 1 << 40);
+    let counted = Faulty::before(Arc::new(source.store.clone()), Fault::RequestLost, 1 << 40);
     let vault = Vault { store: counted.clone(), cache: counted.clone(), ..source.vault.clone() };
     let mut applier = applier(&source, &vault);
     follow(&mut source, &mut applier, 5, 200).await;
@@ -390,7 +390,7 @@ async fn a_crash_at_any_call_of_retention_is_made_good() {
             let plain = Applier::new(vault.clone(), source.server.clone(), source.env.clone(), options);
             source.next_epoch_with_parts_of(3).await;
             follow(&mut source, &mut { plain }, 5, 80).await;
-            let faulty = Faulty::new(Arc::new(source.store.clone()), fault, calls);
+            let faulty = Faulty::before(Arc::new(source.store.clone()), fault, calls);
             let broken = Vault { store: faulty.clone(), cache: faulty.clone(), ..vault.clone() };
             let mut first = applier(&source, &broken);
             for _ in 0..4 {

@@ -6,6 +6,7 @@
 
 pub mod azure;
 pub mod conformance;
+pub mod gated;
 mod limits;
 pub mod model;
 

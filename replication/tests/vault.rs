@@ -7,17 +7,16 @@
     reason = "helpers of tests fail as tests do"
 )]
 
-use std::{ops::Range, sync::Arc, task::Poll, time::Duration};
+use std::{sync::Arc, task::Poll};
 
-use async_trait::async_trait;
-use bytes::Bytes;
 use lifeboat_replication::{
     env::Env,
     ids::ServerId,
     keys::DataKeys,
     log::{LogOptions, LogReader, LogWriter, Order},
     store::{
-        BlobStore, ETag, LeaseId, ListPage, Properties, PutCondition, Result, SnapshotId, StoreError,
+        BlobStore, PutCondition, Result, StoreError,
+        gated::{Call, Gate, Gated},
         model::ModelStore,
     },
     vault::{self, KeyBundle, VaultDescription, VaultError, layout},
@@ -73,8 +72,8 @@ impl Rig {
 }
 
 /// Lets others go first at every call, so that two callers really meet.
-fn around(store: &ModelStore) -> Arc<Around> {
-    Arc::new(Around { inner: store.clone(), down: false })
+fn around(store: &ModelStore) -> Arc<Gated<Around>> {
+    Gated::new(Arc::new(store.clone()), Around { down: false })
 }
 
 #[tokio::test]
@@ -267,7 +266,7 @@ async fn server_json_is_written_only_over_what_was_read() {
 #[tokio::test]
 async fn an_unreachable_vault_says_what_to_check_and_that_it_is_tried_again() {
     let rig = Rig::new();
-    let around = || Arc::new(Around { inner: ModelStore::new(), down: true });
+    let around = || Gated::new(Arc::new(ModelStore::new()), Around { down: true });
     let (store, cache) = (around(), around());
     let recipients = [rig.recovery.to_public().to_string()];
     let bootstrap = vault::bootstrap(store.clone(), cache.clone(), rig.keys(), &recipients, &rig.env).await;
@@ -291,7 +290,7 @@ async fn a_takeover_that_a_restored_store_overtakes_hides_no_record() {
     let mut overtaken = 0;
     for calls in 0..40 {
         let store = ModelStore::new();
-        let around: Arc<dyn BlobStore> = Arc::new(Around { inner: store.clone(), down: false });
+        let around: Arc<dyn BlobStore> = around(&store);
         let keys = Arc::new(DataKeys::generate(&*env.entropy));
         let vault = vault::Vault { store: around.clone(), cache: around, keys, id: "vault".to_owned() };
         let take = || LogWriter::take_over(&vault, &server, "ps", &env, Order::Forced, LogOptions::default());
@@ -338,128 +337,20 @@ async fn a_takeover_that_a_restored_store_overtakes_hides_no_record() {
 /// A store behind a network: every call lets others go first, or fails.
 #[derive(Debug)]
 struct Around {
-    inner: ModelStore,
     down: bool,
 }
 
-impl Around {
-    async fn cross(&self) -> Result<()> {
+impl Gate for Around {
+    async fn pass<T: Send>(
+        &self,
+        call: Call<'_>,
+        request: impl Future<Output = Result<T>> + Send,
+    ) -> Result<T> {
         if self.down {
-            let detail = "Connection refused".to_owned();
-            return Err(StoreError::Unknown { operation: "call", name: "x".to_owned(), detail });
+            let (operation, detail) = (call.operation, "Connection refused".to_owned());
+            return Err(StoreError::Unknown { operation, name: call.name.to_owned(), detail });
         }
         tokio::task::yield_now().await;
-        Ok(())
-    }
-}
-
-#[async_trait]
-impl BlobStore for Around {
-    async fn ensure_container(&self) -> Result<()> {
-        self.cross().await?;
-        self.inner.ensure_container().await
-    }
-    async fn properties(&self, name: &str, snapshot: Option<&SnapshotId>) -> Result<Properties> {
-        self.cross().await?;
-        self.inner.properties(name, snapshot).await
-    }
-    async fn get(
-        &self,
-        name: &str,
-        snapshot: Option<&SnapshotId>,
-        range: Option<Range<u64>>,
-    ) -> Result<Bytes> {
-        self.cross().await?;
-        self.inner.get(name, snapshot, range).await
-    }
-    async fn list(&self, prefix: &str, with_snapshots: bool, after: Option<&str>) -> Result<ListPage> {
-        self.cross().await?;
-        self.inner.list(prefix, with_snapshots, after).await
-    }
-    async fn put(&self, name: &str, content: Bytes, condition: &PutCondition) -> Result<ETag> {
-        self.cross().await?;
-        self.inner.put(name, content, condition).await
-    }
-    async fn delete(&self, name: &str, snapshot: Option<&SnapshotId>) -> Result<()> {
-        self.cross().await?;
-        self.inner.delete(name, snapshot).await
-    }
-
-    async fn delete_if_match(&self, name: &str, etag: &ETag) -> Result<()> {
-        self.inner.delete_if_match(name, etag).await
-    }
-    async fn create_append(&self, name: &str) -> Result<ETag> {
-        self.cross().await?;
-        self.inner.create_append(name).await
-    }
-    async fn append(&self, name: &str, content: Bytes, lease: &LeaseId, position: u64) -> Result<()> {
-        self.cross().await?;
-        self.inner.append(name, content, lease, position).await
-    }
-    async fn seal(&self, name: &str, lease: &LeaseId) -> Result<()> {
-        self.cross().await?;
-        self.inner.seal(name, lease).await
-    }
-    async fn create_page(&self, name: &str, length: u64) -> Result<ETag> {
-        self.cross().await?;
-        self.inner.create_page(name, length).await
-    }
-    async fn write_pages(
-        &self,
-        name: &str,
-        offset: u64,
-        content: Bytes,
-        lease: Option<&LeaseId>,
-        at_most: u64,
-    ) -> Result<ETag> {
-        self.cross().await?;
-        self.inner.write_pages(name, offset, content, lease, at_most).await
-    }
-    async fn clear_pages(
-        &self,
-        name: &str,
-        range: Range<u64>,
-        lease: Option<&LeaseId>,
-        at_most: u64,
-    ) -> Result<ETag> {
-        self.cross().await?;
-        self.inner.clear_pages(name, range, lease, at_most).await
-    }
-    async fn page_ranges(&self, name: &str, snapshot: Option<&SnapshotId>) -> Result<Vec<Range<u64>>> {
-        self.cross().await?;
-        self.inner.page_ranges(name, snapshot).await
-    }
-    async fn grow_page(&self, name: &str, length: u64, if_match: &ETag) -> Result<ETag> {
-        self.cross().await?;
-        self.inner.grow_page(name, length, if_match).await
-    }
-    async fn raise_sequence(&self, name: &str, sequence: u64, lease: Option<&LeaseId>) -> Result<u64> {
-        self.cross().await?;
-        self.inner.raise_sequence(name, sequence, lease).await
-    }
-    async fn snapshot(
-        &self,
-        name: &str,
-        lease: Option<&LeaseId>,
-        if_match: Option<&ETag>,
-    ) -> Result<SnapshotId> {
-        self.cross().await?;
-        self.inner.snapshot(name, lease, if_match).await
-    }
-    async fn acquire_lease(&self, name: &str, lease: &LeaseId, term: Duration) -> Result<()> {
-        self.cross().await?;
-        self.inner.acquire_lease(name, lease, term).await
-    }
-    async fn renew_lease(&self, name: &str, lease: &LeaseId) -> Result<()> {
-        self.cross().await?;
-        self.inner.renew_lease(name, lease).await
-    }
-    async fn release_lease(&self, name: &str, lease: &LeaseId) -> Result<()> {
-        self.cross().await?;
-        self.inner.release_lease(name, lease).await
-    }
-    async fn break_lease(&self, name: &str) -> Result<()> {
-        self.cross().await?;
-        self.inner.break_lease(name).await
+        request.await
     }
 }

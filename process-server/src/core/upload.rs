@@ -14,6 +14,7 @@ use bytes::Bytes;
 use futures::{StreamExt as _, stream::FuturesOrdered};
 use lifeboat_replication::{
     env::Env,
+    errors::chain,
     ids::{RecordNumber, ServerId},
     store::{BlobStore, PutCondition, Refusal, StoreError},
     wire::v1,
@@ -168,8 +169,9 @@ impl One {
         }
         self.status.upload_trouble(None);
         self.status.sent(segment.length);
-        if in_spool {
-            self.spool.remove(&spooled).await?;
+        if in_spool && let Err(error) = self.spool.remove(&spooled).await {
+            // It goes with the next session.
+            tracing::warn!(server = %self.server, error = %chain(&error), "segment not removed from the spool");
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! The limit over a model store, on a clock that does not wait.
 
-use lifeboat_replication::store::model::ModelStore;
+use bytes::Bytes;
+use lifeboat_replication::store::{BlobStore as _, LeaseId, PutCondition, gated::Gated, model::ModelStore};
 use tokio::task::JoinSet;
 
 use super::*;
@@ -9,13 +10,13 @@ const MIB: u64 = 1 << 20;
 /// A segment of 2 MiB and its limits, 64 times smaller: the model store keeps everything.
 const SEGMENT: u64 = 32 << 10;
 
-fn throttled(limit: u64) -> (Arc<Throttle>, Arc<Throttled>) {
+fn throttled(limit: u64) -> (Arc<Throttle>, Arc<Gated<Throttled>>) {
     let throttle = Arc::new(Throttle::default());
     throttle.set_limit(limit);
-    (Arc::clone(&throttle), Throttled::new(Arc::new(ModelStore::new()), throttle))
+    (Arc::clone(&throttle), Gated::new(Arc::new(ModelStore::new()), Throttled(throttle)))
 }
 
-async fn put(store: &Throttled, name: &str, bytes: u64) {
+async fn put(store: &Gated<Throttled>, name: &str, bytes: u64) {
     let content = Bytes::from(vec![7; bytes as usize]);
     store.put(name, content, &PutCondition::IfAbsent).await.unwrap();
 }
@@ -26,7 +27,7 @@ type Done = Arc<Mutex<Vec<(Instant, String, u64)>>>;
 /// Puts one segment after the other, like each of a server's upload slots; when each was put.
 fn sender(
     senders: &mut JoinSet<()>,
-    store: &Arc<Throttled>,
+    store: &Arc<Gated<Throttled>>,
     done: &Done,
     server: &str,
     slot: usize,

@@ -7,7 +7,6 @@ pub mod line;
 pub mod pki;
 
 use std::{
-    ops::Range,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -15,8 +14,6 @@ use std::{
     time::Duration,
 };
 
-use async_trait::async_trait;
-use bytes::Bytes;
 use lifeboat_process_server::core::{
     Assigned, Ended, Ingest, Shared, fair::FairSlots, sealing::InlineSealer, space::Space, spool::MemSpool,
     status::Status, switchboard::Switchboard,
@@ -29,7 +26,8 @@ use lifeboat_replication::{
     keys::DataKeys,
     log::{LogOptions, LogReader, Patience},
     store::{
-        BlobStore, ETag, LeaseId, ListPage, Properties, PutCondition, Result, SnapshotId, StoreError,
+        Result, StoreError,
+        gated::{Call, Gate, Gated},
         model::ModelStore,
     },
     vault::Vault,
@@ -83,19 +81,20 @@ pub enum Weather {
 }
 
 #[derive(Debug)]
-pub struct Faulty {
-    inner: ModelStore,
+struct Faulty {
     weather: watch::Receiver<Weather>,
     calls: AtomicU64,
 }
 
-impl Faulty {
-    async fn change<T>(
+impl Gate for Faulty {
+    async fn pass<T: Send>(
         &self,
-        operation: &'static str,
-        name: &str,
-        call: impl Future<Output = Result<T>>,
+        call: Call<'_>,
+        request: impl Future<Output = Result<T>> + Send,
     ) -> Result<T> {
+        let Call { operation, name, .. } = call;
+        // Its credential may lack the right: it never asks.
+        assert!(operation != "delete", "a process server deletes {name}");
         let lost = |detail: &str| StoreError::Unknown {
             operation,
             name: name.to_owned(),
@@ -104,128 +103,18 @@ impl Faulty {
         tokio::time::sleep(Duration::from_millis(5)).await;
         let weather = *self.weather.borrow();
         match weather {
+            Weather::Away => Err(lost("connection refused")),
             Weather::AppendsHang if operation == "append" => std::future::pending().await,
             Weather::SegmentsAway if operation == "put" => Err(lost("connection refused")),
-            Weather::Fair | Weather::AppendsHang | Weather::SegmentsAway => call.await,
-            Weather::Away => Err(lost("connection refused")),
-            Weather::LosesAnswers => {
-                let done = call.await?;
+            Weather::LosesAnswers if call.changes() => {
+                let done = request.await?;
                 match self.calls.fetch_add(1, Ordering::Relaxed) % 2 {
                     0 => Err(lost("connection reset")),
                     _ => Ok(done),
                 }
             }
+            _ => request.await,
         }
-    }
-
-    async fn look<T>(
-        &self,
-        operation: &'static str,
-        name: &str,
-        call: impl Future<Output = Result<T>>,
-    ) -> Result<T> {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-        let weather = *self.weather.borrow();
-        match weather {
-            Weather::Away => Err(StoreError::Unknown {
-                operation,
-                name: name.to_owned(),
-                detail: "connection refused".into(),
-            }),
-            _ => call.await,
-        }
-    }
-}
-
-#[async_trait]
-impl BlobStore for Faulty {
-    async fn ensure_container(&self) -> Result<()> {
-        self.inner.ensure_container().await
-    }
-    async fn properties(&self, name: &str, snapshot: Option<&SnapshotId>) -> Result<Properties> {
-        self.look("properties", name, self.inner.properties(name, snapshot)).await
-    }
-    async fn get(
-        &self,
-        name: &str,
-        snapshot: Option<&SnapshotId>,
-        range: Option<Range<u64>>,
-    ) -> Result<Bytes> {
-        self.look("get", name, self.inner.get(name, snapshot, range)).await
-    }
-    async fn list(&self, prefix: &str, with_snapshots: bool, after: Option<&str>) -> Result<ListPage> {
-        self.look("list", prefix, self.inner.list(prefix, with_snapshots, after)).await
-    }
-    async fn put(&self, name: &str, content: Bytes, condition: &PutCondition) -> Result<ETag> {
-        self.change("put", name, self.inner.put(name, content, condition)).await
-    }
-    /// Its credential may lack the right: it never asks.
-    async fn delete(&self, name: &str, _: Option<&SnapshotId>) -> Result<()> {
-        panic!("a process server deletes {name}")
-    }
-
-    async fn delete_if_match(&self, name: &str, etag: &ETag) -> Result<()> {
-        self.change("delete if match", name, self.inner.delete_if_match(name, etag)).await
-    }
-    async fn create_append(&self, name: &str) -> Result<ETag> {
-        self.change("create_append", name, self.inner.create_append(name)).await
-    }
-    async fn append(&self, name: &str, content: Bytes, lease: &LeaseId, position: u64) -> Result<()> {
-        self.change("append", name, self.inner.append(name, content, lease, position)).await
-    }
-    async fn seal(&self, name: &str, lease: &LeaseId) -> Result<()> {
-        self.change("seal", name, self.inner.seal(name, lease)).await
-    }
-    async fn create_page(&self, name: &str, length: u64) -> Result<ETag> {
-        self.inner.create_page(name, length).await
-    }
-    async fn write_pages(
-        &self,
-        name: &str,
-        offset: u64,
-        content: Bytes,
-        lease: Option<&LeaseId>,
-        at_most: u64,
-    ) -> Result<ETag> {
-        self.inner.write_pages(name, offset, content, lease, at_most).await
-    }
-    async fn clear_pages(
-        &self,
-        name: &str,
-        range: Range<u64>,
-        lease: Option<&LeaseId>,
-        at_most: u64,
-    ) -> Result<ETag> {
-        self.inner.clear_pages(name, range, lease, at_most).await
-    }
-    async fn page_ranges(&self, name: &str, snapshot: Option<&SnapshotId>) -> Result<Vec<Range<u64>>> {
-        self.inner.page_ranges(name, snapshot).await
-    }
-    async fn grow_page(&self, name: &str, length: u64, if_match: &ETag) -> Result<ETag> {
-        self.inner.grow_page(name, length, if_match).await
-    }
-    async fn raise_sequence(&self, name: &str, sequence: u64, lease: Option<&LeaseId>) -> Result<u64> {
-        self.inner.raise_sequence(name, sequence, lease).await
-    }
-    async fn snapshot(
-        &self,
-        name: &str,
-        lease: Option<&LeaseId>,
-        if_match: Option<&ETag>,
-    ) -> Result<SnapshotId> {
-        self.inner.snapshot(name, lease, if_match).await
-    }
-    async fn acquire_lease(&self, name: &str, lease: &LeaseId, term: Duration) -> Result<()> {
-        self.change("acquire_lease", name, self.inner.acquire_lease(name, lease, term)).await
-    }
-    async fn renew_lease(&self, name: &str, lease: &LeaseId) -> Result<()> {
-        self.change("renew_lease", name, self.inner.renew_lease(name, lease)).await
-    }
-    async fn release_lease(&self, name: &str, lease: &LeaseId) -> Result<()> {
-        self.change("release_lease", name, self.inner.release_lease(name, lease)).await
-    }
-    async fn break_lease(&self, name: &str) -> Result<()> {
-        self.change("break_lease", name, self.inner.break_lease(name)).await
     }
 }
 
@@ -246,7 +135,8 @@ impl World {
             entropy: Arc::new(Counting::default()),
         };
         let (weather, now) = watch::channel(Weather::Fair);
-        let store = |inner| Arc::new(Faulty { inner, weather: now.clone(), calls: AtomicU64::new(0) });
+        let faulty = || Faulty { weather: now.clone(), calls: AtomicU64::new(0) };
+        let store = |inner| Gated::new(Arc::new(inner), faulty());
         let keys = Arc::new(DataKeys::generate(&*env.entropy));
         let stores = [ModelStore::new(), ModelStore::new()];
         let vault = Vault {

@@ -8,7 +8,11 @@ use lifeboat_replication::{
     ids::ServerId,
     keys::DataKeys,
     log::{LogState, Patience},
-    store::{SnapshotId, model::ModelStore},
+    store::{
+        BlobStore, Refusal, Result, SnapshotId, StoreError,
+        gated::{Call, Gate, Gated},
+        model::ModelStore,
+    },
     vault::Vault,
 };
 
@@ -24,6 +28,33 @@ pub(super) fn seeds() -> Seeds {
     };
     let server = ServerId::from_random([7; 16]);
     Seeds { vault, server, patience: Patience::new(env), planted: None }
+}
+
+/// Refuses one kind of call of the store and the cache.
+#[derive(Debug)]
+struct Refuses(&'static str, Refusal);
+
+impl Gate for Refuses {
+    async fn pass<T: Send>(
+        &self,
+        call: Call<'_>,
+        request: impl Future<Output = Result<T>> + Send,
+    ) -> Result<T> {
+        let Call { operation, name, .. } = call;
+        if operation != self.0 {
+            return request.await;
+        }
+        let (name, detail) = (name.to_owned(), "planted".to_owned());
+        Err(StoreError::Refused { operation, name, why: self.1, detail })
+    }
+}
+
+/// The same vault, of which calls of one operation are refused.
+pub(super) fn refusing(seeds: &Seeds, operation: &'static str, why: Refusal) -> Seeds {
+    let gated = |store: &Arc<dyn BlobStore>| Gated::new(Arc::clone(store), Refuses(operation, why));
+    let (store, cache) = (gated(&seeds.vault.store), gated(&seeds.vault.cache));
+    let vault = Vault { store, cache, ..seeds.vault.clone() };
+    Seeds { vault, server: seeds.server.clone(), patience: Patience::new(Env::system()), planted: None }
 }
 
 /// The point of the record at `log`, an hour after the one before, with one disk.

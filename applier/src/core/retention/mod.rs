@@ -16,6 +16,8 @@ mod collector;
 #[cfg(test)]
 mod fixture;
 pub mod plan;
+#[cfg(test)]
+mod refused_tests;
 mod sweep;
 mod watch;
 

@@ -8,7 +8,7 @@ mod writer;
 
 use std::sync::Arc;
 
-use self::scripted::Scripted;
+use self::scripted::{Script, Scripted};
 use super::{LogOptions, LogReader, LogState, LogWriter, Order, PartName, Patience, TakeOverError, part};
 use crate::{
     env::Env,
@@ -30,7 +30,7 @@ struct Site {
 impl Site {
     fn new() -> Self {
         let env = Env::system();
-        let store = Arc::new(Scripted::default());
+        let store = Script::before_model();
         let vault = Vault {
             store: store.clone(),
             cache: store.clone(),
