@@ -117,6 +117,9 @@ pub struct Run {
     /// How changes are found. Another one than before makes all disks be compared with the vault.
     #[arg(long, value_enum, default_value_t, env = "LIFEBOAT_TRACKING")]
     pub tracking: kernel::Tracking,
+    /// The appliance may not shut this server down (spec.requestShutdown of its ProtectedServer).
+    #[arg(long, env = "LIFEBOAT_NO_SHUTDOWN")]
+    pub no_shutdown: bool,
     #[command(flatten)]
     pub pins: PinArg,
     #[command(flatten)]

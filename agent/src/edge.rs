@@ -11,7 +11,7 @@
 //!                                        └──────────► old ───────────────────────► held ─────────────────────► clean
 //! ```
 
-use std::{io, time::Duration};
+use std::{fmt, io, path::PathBuf, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -277,4 +277,57 @@ impl Freezer for NoFreezer {
     async fn thaw(&mut self) -> Thawed {
         Thawed { longest: Duration::ZERO, held_until_now: false }
     }
+}
+
+/// Why the server cannot be taken out of service.
+#[derive(Debug, thiserror::Error)]
+pub enum PowerError {
+    #[error("the order cannot be noted in {}: check the volume", path.display())]
+    Note {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("this machine is not run by systemd: stop its services and shut it down by hand")]
+    NoSystemd,
+    #[error("services cannot be stopped by `systemctl`: shut the server down by hand")]
+    Systemctl {
+        #[source]
+        source: io::Error,
+    },
+    #[error("file systems cannot be made read-only: restart the server to bring it back into service")]
+    Remount {
+        #[source]
+        source: io::Error,
+    },
+    #[error(
+        "{mounts} can still be written to: see what holds it and ask again, or restart the server to bring it back into service"
+    )]
+    StillWritable { mounts: String },
+    #[error("the thread that stops services is gone: restart the server to bring it back into service")]
+    Gone,
+}
+
+/// When an order was begun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Begun {
+    /// In this run of the machine; noted for the next one.
+    Now,
+    /// Before the machine was started last.
+    Earlier,
+}
+
+/// Takes the machine out of service.
+pub trait Power: fmt::Debug + Send + Sync {
+    /// Notes that the order is carried out.
+    ///
+    /// # Errors
+    /// Nothing has been stopped.
+    fn begin(&self, id: &str) -> Result<Begun, PowerError>;
+
+    /// Stops what runs and makes file systems read-only; may be repeated. It goes on when the future is dropped.
+    fn quiet(&self) -> BoxFuture<'static, Result<(), PowerError>>;
+
+    /// Switches the machine off. Comes back only if that fails.
+    fn off(&self);
 }

@@ -23,9 +23,10 @@ use tokio::{
 use crate::{
     cli::Run,
     core::{Options, Parts, Replicator},
-    edge::TrackError,
+    edge::{Power, TrackError},
     kernel::{
-        self, Discovery, Disk, Found, KernelFreezer, KernelHooks, PINS, RebootPlaces, Tracked, TrackerOptions,
+        self, Discovery, Disk, Found, KernelFreezer, KernelHooks, KernelPower, PINS, RebootPlaces, Tracked,
+        TrackerOptions,
     },
     machine,
     net::{dialler::Dialler, renewal},
@@ -153,6 +154,7 @@ async fn protect(
         machine: machine::describe(Path::new("/")),
         issues: found.issues,
         excluded: wanted,
+        power: (!arguments.no_shutdown).then(|| Arc::new(KernelPower::new(state.path())) as Arc<dyn Power>),
         ..Options::default()
     };
     tracing::info!(server = %server, disks = found.disks.len(), version = options.machine.agent_version, "agent starts");

@@ -2,6 +2,7 @@
 
 mod groups;
 mod history;
+mod shutdown;
 
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::{CustomResource, KubeSchema};
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 pub use self::{
     groups::{GroupMember, GroupPoint, MissedGroupPoint, TakenGroupPoint},
     history::{LogHead, Rollback},
+    shutdown::{Shutdown, ShutdownState},
 };
 use crate::{Condition, Time, appliance::Health, check::HealthCheck, refs::LocalRef, run::Consistency};
 
@@ -67,6 +69,11 @@ pub struct ProtectedServerSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 63))]
     pub resynchronize: Option<String>,
+    /// Takes the machine out of service for good: the time of the request. Its services are stopped, its file systems become
+    /// read-only, everything is replicated, and it is switched off. A request that is older than ten minutes when the
+    /// operator sees it first does nothing. `kubectl lifeboat shutdown` sets it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_shutdown: Option<Time>,
     /// What it becomes in a failover.
     pub target: Target,
     /// How to hear that the recovered machine's service works. Without it a machine counts as up when it runs.
@@ -289,6 +296,9 @@ pub struct ProtectedServerStatus {
     /// The point that `spec.requestPoint` asks for, or asked for last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub requested_point: Option<RequestedPoint>,
+    /// The shutdown that `spec.requestShutdown` asks for, or asked for last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shutdown: Option<Shutdown>,
     /// What has become of the points of its consistency group.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group_point: Option<GroupPoint>,

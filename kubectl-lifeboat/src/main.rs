@@ -9,6 +9,7 @@ mod enroll;
 mod failover;
 mod point;
 mod recovery_key;
+mod shutdown;
 mod status;
 mod text;
 mod vault;
@@ -47,6 +48,8 @@ enum Command {
     Failover(failover::Failover),
     /// Asks a server for a point of this moment, and waits for it.
     Point(point::Point),
+    /// Takes a server out of service: stopped, replicated to its last write, switched off.
+    Shutdown(shutdown::Shutdown),
     /// Answers a step that waits for people.
     Approve(approve::Approve),
     /// Recovery keys, which open the vault when the cluster is gone.
@@ -87,6 +90,7 @@ async fn run(arguments: Arguments) -> Result<(), PluginError> {
         Command::Status(command) => command.run(&cluster).await,
         Command::Failover(command) => command.run(&cluster).await,
         Command::Point(command) => command.run(&cluster).await,
+        Command::Shutdown(command) => command.run(&cluster).await,
         Command::Approve(command) => command.run(&cluster).await,
         Command::RecoveryKey(_) | Command::Vault(_) => Ok(()),
     }

@@ -27,6 +27,8 @@ use crate::{
 
 #[path = "group_tests.rs"]
 mod group;
+#[path = "shutdown_tests.rs"]
+mod shutdown;
 
 /// splitmix64.
 #[derive(Clone)]
@@ -99,6 +101,7 @@ struct Vault {
     kinds: Vec<v1::RecordKind>,
     ends: Vec<v1::End>,
     answers: BTreeMap<String, v1::PointAnswer>,
+    shutdown: Option<v1::ShutdownAnswer>,
     wrong: Vec<String>,
 }
 
@@ -112,6 +115,7 @@ struct Server {
     /// One in so many messages breaks the connection; 0: none.
     breaks: Arc<Mutex<u64>>,
     paused: Arc<Mutex<bool>>,
+    shutdown: Arc<Mutex<String>>,
     freezes_per_hour: u32,
     asked: Arc<Mutex<Vec<v1::PointRequest>>>,
     app_interval: Duration,
@@ -150,6 +154,7 @@ impl Server {
         v1::Settings {
             round_interval_micros: 1_000_000,
             paused: *self.paused.lock().unwrap(),
+            shutdown: self.shutdown.lock().unwrap().clone(),
             max_freezes_per_hour: self.freezes_per_hour,
             freeze_timeout_micros: 5_000_000,
             rpo_threshold_micros: 900_000_000,
@@ -237,6 +242,7 @@ impl Server {
                     {
                         let mut vault = self.vault.lock().unwrap();
                         vault.clean_at = heartbeat.clean_at_micros;
+                        vault.shutdown = heartbeat.shutdown;
                         vault.answers.extend(heartbeat.points.into_iter().map(|one| (one.id.clone(), one)));
                     }
                     send(v1::down::Message::Settings(self.settings())).await.ok()?;
@@ -320,6 +326,7 @@ struct World {
     /// Freezes fail, expire and leave file systems out.
     hostile: bool,
     hooks: bool,
+    power: Option<Arc<dyn crate::edge::Power>>,
 }
 
 impl World {
@@ -338,12 +345,13 @@ impl World {
             start: Instant::now(),
             breaks: Arc::new(Mutex::new(breaks)),
             paused: Arc::default(),
+            shutdown: Arc::default(),
             freezes_per_hour: 0,
             asked: Arc::default(),
             app_interval: Duration::ZERO,
             group: Arc::default(),
         };
-        Self { machine, server, random, env, planted: None, hostile: false, hooks: false }
+        Self { machine, server, random, env, planted: None, hostile: false, hooks: false, power: None }
     }
 
     fn start(&self) -> tokio::task::JoinHandle<crate::edge::TrackError> {
@@ -372,7 +380,8 @@ impl World {
             window_records: 4,
             frozen_bytes: 4 * 4096,
         };
-        let options = Options { limits, planted: self.planted, ..Options::default() };
+        let options =
+            Options { limits, planted: self.planted, power: self.power.clone(), ..Options::default() };
         tokio::spawn(Replicator::new(parts, options).run())
     }
 

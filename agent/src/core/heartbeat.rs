@@ -12,6 +12,7 @@ impl Session<'_> {
     pub(super) fn heartbeat(&mut self) -> Result<v1::Up, SessionError> {
         let now = Instant::now();
         let clean_at = self.clean_at(now)?;
+        self.kept.shutdown.clean(clean_at);
         let date = self.parts.env.wall.now();
         let machine = &self.options.machine;
         let reason = self.parts.map.copy_reason();
@@ -46,6 +47,7 @@ impl Session<'_> {
             agent_version: machine.agent_version.clone(),
             points: self.kept.requests.answers(),
             not_freezable: self.not_freezable.clone(),
+            shutdown: self.kept.shutdown.answer(),
         };
         Ok(up(v1::up::Message::Heartbeat(message)))
     }

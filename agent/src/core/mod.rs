@@ -8,6 +8,7 @@
 //!                                       ├─ compare   which blocks differ from the vault, by checksums
 //!                                       ├─ points    what is asked for, and what was answered
 //!                                       ├─ standing  points of frozen file systems
+//!                                       ├─ shutdown  takes the server out of service by order
 //!                                       ├─ group     this server's part in the point of its consistency group
 //!                                       ├─ chunk     reads blocks, leaves out zeros
 //!                                       └─ clock     the process server's time
@@ -32,6 +33,7 @@ mod progress;
 mod record;
 pub mod round;
 mod session;
+mod shutdown;
 mod standing;
 pub mod tracker;
 
@@ -54,8 +56,11 @@ use tokio::time::Instant;
 
 pub use session::SessionError;
 
-use self::{backoff::Backoff, freeze::FreezeBudget, points::Requests, progress::Progress, session::Session};
-use crate::edge::{BlockSource, DirtyMap, Freezer, Hooks, TrackError};
+use self::{
+    backoff::Backoff, freeze::FreezeBudget, points::Requests, progress::Progress, session::Session,
+    shutdown::Shutdown,
+};
+use crate::edge::{BlockSource, DirtyMap, Freezer, Hooks, Power, TrackError};
 
 /// What somebody has to do something about is asked again after this time.
 const ASK_AGAIN: Duration = Duration::from_secs(60);
@@ -129,6 +134,8 @@ pub struct Options {
     pub limits: Limits,
     /// Told which disks the appliance wants left out; whoever runs the replicator starts it anew without them.
     pub excluded: watch::Sender<Vec<DiskSelector>>,
+    /// By which the appliance may shut the server down; `None`: it may not.
+    pub power: Option<Arc<dyn Power>>,
     /// Set by the simulation only.
     pub planted: Option<Planted>,
 }
@@ -137,6 +144,7 @@ pub struct Options {
 struct Kept {
     freezes: FreezeBudget,
     requests: Requests,
+    shutdown: Shutdown,
     /// Applications may be held: they are released before anything else is tried.
     holding: bool,
     /// When policy wants the next application-consistent point.
@@ -162,6 +170,7 @@ impl Replicator {
         let kept = Kept {
             freezes: FreezeBudget::default(),
             requests: Requests::default(),
+            shutdown: Shutdown::default(),
             holding: false,
             app_due: None,
             progress: Progress::default(),

@@ -54,10 +54,25 @@ pub(super) fn has_to_wait(map: &dyn DirtyMap, settings: &v1::Settings) -> bool {
 }
 
 impl Session<'_> {
+    /// An order to shut the server down, if there is one.
+    pub(super) fn shut_down(&mut self, settings: &v1::Settings) {
+        let obstacle = if settings.paused {
+            let remedy = "replication is paused: set spec.replication to Enabled and ask again";
+            Some(("Paused", remedy.to_owned()))
+        } else if !self.tracker.complete() {
+            let remedy = "the vault does not hold the whole server yet: ask again when the copy is complete";
+            Some(("CopyUnderWay", remedy.to_owned()))
+        } else {
+            None
+        };
+        self.kept.shutdown.asked(&settings.shutdown, self.options.power.as_ref(), obstacle);
+    }
+
     /// The settings have changed. What begins now begins in a new session, for which the process server looks at the
     /// vault's checksums anew.
     pub(super) fn obey(&mut self, settings: &v1::Settings) -> Result<(), SessionError> {
         exclude(self.options, settings);
+        self.shut_down(settings);
         if let Some(reason) = heed(&mut *self.parts.map, settings)? {
             return Err(SessionError::Again { reason });
         }

@@ -276,7 +276,7 @@ impl<'a> Session<'a> {
             full_copy = welcome.full_copy_reason,
             "session begins"
         );
-        Ok(Self {
+        let mut session = Self {
             policy: Policy::from_wire(&settings),
             waits: orders::has_to_wait(&*parts.map, &settings),
             clock: Clock::new(Micros(welcome.process_server_time_micros), heard, heard - asked),
@@ -299,7 +299,9 @@ impl<'a> Session<'a> {
             tell: false,
             not_freezable,
             useful: false,
-        })
+        };
+        session.shut_down(&settings);
+        Ok(session)
     }
 
     async fn serve(&mut self, connection: Connection) -> SessionError {
@@ -342,6 +344,10 @@ impl<'a> Session<'a> {
                 }
                 done = self.stage.beside() => self.prepared(done),
                 released = self.releasing.done() => self.released(released),
+                stopped = self.kept.shutdown.stopped() => {
+                    self.kept.shutdown.has_stopped(stopped);
+                    self.tell = true;
+                }
                 in_time = self.group.written_back() => self.group_written_back(in_time),
                 permit = up.reserve(), if ready => {
                     let permit = permit.map_err(|_| SessionError::Closed)?;
@@ -378,6 +384,9 @@ impl<'a> Session<'a> {
                 self.useful = true;
                 let theirs = Micros(answer.process_server_time_micros);
                 self.clock.answered(Micros(answer.agent_time_micros), theirs, now);
+                if let (true, Some(power)) = (self.kept.shutdown.answered(), &self.options.power) {
+                    power.off();
+                }
             }
             Some(v1::down::Message::Sums(sums)) => self.compared(&sums)?,
             Some(v1::down::Message::Settings(settings)) => {
@@ -454,7 +463,11 @@ impl<'a> Session<'a> {
 
     /// The first round of a session is due at once.
     pub(super) fn next_round(&self) -> Instant {
-        self.last_round.map_or(self.last_exact, |last| last + self.policy.round_interval())
+        let interval = match self.kept.shutdown.is_in_a_hurry() {
+            true => self.policy.round_interval().min(HEARTBEAT),
+            false => self.policy.round_interval(),
+        };
+        self.last_round.map_or(self.last_exact, |last| last + interval)
     }
 
     /// Looks whether marks may be missing; if so, the session is over.

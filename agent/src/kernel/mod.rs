@@ -9,6 +9,7 @@
 //!   rung: which tracker; scan: without eBPF, DirtyMap and BlockSource made of reading the disks again and again
 //!   hooks: Hooks (scripts of applications)
 //!   reboot: what is dirty over an orderly restart of the machine
+//!   power: takes the machine out of service
 //!   sys, aio, mapped: all the unsafe code
 //! ```
 
@@ -31,6 +32,7 @@ mod mapped;
 pub mod marks;
 mod mounts;
 mod pins;
+mod power;
 mod program;
 mod reader;
 pub mod reboot;
@@ -46,6 +48,7 @@ pub use disks::{Discovery, Disk, Found};
 pub use freezer::KernelFreezer;
 pub use hooks::KernelHooks;
 pub use pins::remove as remove_pins;
+pub use power::KernelPower;
 pub use reader::DiskReader;
 pub use rung::{Tracked, Tracking, best, open};
 pub use tracker::{Counters, PINS, RebootPlaces, Tracker, TrackerOptions};

@@ -118,6 +118,16 @@ pub(super) fn without_file_system(sysfs: &Path, disks: &[Disk]) -> Vec<String> {
     all
 }
 
+/// Where file systems on block devices can be written to, in any namespace: one mount for each.
+pub(super) fn writable() -> io::Result<Vec<PathBuf>> {
+    let own = read(Path::new("/proc/self"))?;
+    let others = other_namespaces()?;
+    let all = std::iter::once(&own).chain(others.iter().map(|(_, mountinfo)| mountinfo));
+    let mounts = all.flat_map(|mountinfo| mountinfo.lines()).filter_map(parse);
+    let writable = mounts.filter(|mount| !mount.read_only && mount.of().is_some());
+    Ok(writable.map(|mount| (mount.device, mount.point)).collect::<BTreeMap<_, _>>().into_values().collect())
+}
+
 /// The writable file systems of this namespace.
 pub(super) fn here(sysfs: &Path, disks: &[Disk]) -> io::Result<Vec<Mount>> {
     Ok(on_disks(&read(Path::new("/proc/self"))?, sysfs, disks))

@@ -44,6 +44,29 @@ pub(super) fn membarrier_global() -> io::Result<()> {
     check(unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_GLOBAL, 0, 0) }).map(|_| ())
 }
 
+/// Writes back what is dirty in every file system.
+pub(super) fn sync() {
+    // SAFETY: takes nothing and cannot fail.
+    unsafe { libc::sync() }
+}
+
+/// Makes the file system that is mounted here read-only. `EBUSY` while a file is open for writing.
+pub(super) fn remount_read_only(point: &Path) -> io::Result<()> {
+    let point = c_path(point)?;
+    let flags = libc::MS_REMOUNT | libc::MS_RDONLY;
+    // SAFETY: the path lives until the call is over; absent source, type and options are null.
+    let done =
+        unsafe { libc::mount(std::ptr::null(), point.as_ptr(), std::ptr::null(), flags, std::ptr::null()) };
+    check(done.into()).map(|_| ())
+}
+
+/// Switches the machine off at once, without writing anything back. Comes back only if that fails.
+pub(super) fn power_off() -> io::Error {
+    // SAFETY: takes a number only.
+    unsafe { libc::reboot(libc::RB_POWER_OFF) };
+    io::Error::last_os_error()
+}
+
 /// Kills a child's process group. The child must not have been waited for, so that the number is still its own.
 pub(super) fn kill_group(child: u32) -> io::Result<()> {
     let group = libc::pid_t::try_from(child).map_err(io::Error::other)?;

@@ -14,7 +14,7 @@ use super::{
     names::{self, CONTROL_PORT},
     validate::Validated,
 };
-use crate::{control::Endpoint, pki::tls_name};
+use crate::{control::Endpoint, controllers::protected_server::shutdown, pki::tls_name};
 
 /// Process servers that there have to be for now: those that are asked for, and those that go as soon as the last
 /// server has moved away, so that they commit what they have. The highest ordinals go.
@@ -194,6 +194,7 @@ fn settings(server: &ProtectedServer, policy: &ReplicationPolicySpec, now: jiff:
         // A time zone that does not exist is a condition of the policy; until it is mended nothing begins by itself.
         resynchronization_waits: !resynchronization.allows(now).unwrap_or(false),
         exclude: server.spec.disks.iter().flat_map(|disks| &disks.exclude).map(selector).collect(),
+        shutdown: shutdown::order(server),
     }
 }
 

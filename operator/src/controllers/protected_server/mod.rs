@@ -15,6 +15,7 @@ mod retention;
 pub mod rollback;
 #[cfg(test)]
 mod rollback_tests;
+pub mod shutdown;
 pub mod status;
 #[cfg(test)]
 mod status_tests;

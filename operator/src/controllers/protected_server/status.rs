@@ -18,6 +18,7 @@ use super::{
     places::Placed,
     request,
     rollback::{self, Seen},
+    shutdown,
 };
 use crate::{
     control::{Applied, Figures, enrol::Enrolment},
@@ -151,6 +152,7 @@ pub fn status(server: &ProtectedServer, findings: &Findings, now: Time) -> Prote
             .and_then(|applied| storage(&applied.report))
             .or(before.storage.clone()),
         requested_point: request::state(server, findings.answer.as_ref(), now),
+        shutdown: shutdown::state(server, said_of_shutdown(report), now),
         group_point: group::point(server, findings.group.as_ref(), before.group_point.as_ref()),
         last_seen_head: seen.head,
         rollback: rollback.clone(),
@@ -158,6 +160,10 @@ pub fn status(server: &ProtectedServer, findings: &Findings, now: Time) -> Prote
         issues,
         failover: findings.failover.clone(),
     }
+}
+
+fn said_of_shutdown(report: Option<&v1::ServerReport>) -> Option<&v1::ShutdownAnswer> {
+    report?.heartbeat.as_ref()?.shutdown.as_ref()
 }
 
 fn phase(
