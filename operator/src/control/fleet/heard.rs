@@ -20,6 +20,8 @@ pub struct Figures {
     pub time: Micros,
     /// How long ago it arrived.
     pub age: Duration,
+    /// How long the process server has reported without a gap.
+    pub since: Duration,
     pub report: v1::ServerReport,
 }
 
@@ -116,6 +118,7 @@ impl Fleet {
             process_server: process_server.to_owned(),
             time: Micros(report.time_micros),
             age: heard.at.elapsed(),
+            since: heard.since.elapsed(),
             report: found,
         })
     }

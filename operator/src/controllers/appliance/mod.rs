@@ -121,6 +121,7 @@ async fn pass(
     let wanted = validated.replicas;
     let kept = plan::kept_replicas(wanted, running, &appliance.name_any(), &fetched.servers);
     let validated = &Validated { replicas: kept, ..validated.clone() };
+    findings.looked = true;
     findings.servers = u32::try_from(fetched.servers.len()).unwrap_or(u32::MAX);
     findings.process_server_set = fetched.process_servers.clone();
     findings.applier_set = fetched.applier.clone();
@@ -402,18 +403,11 @@ async fn tell(
     new: &lifeboat_crds::ReplicationApplianceStatus,
     context: &Context,
 ) {
-    let before = appliance
-        .status
-        .as_ref()
-        .map(|status| conditions::is_true(&status.conditions, ConditionType::Ready))
-        .unwrap_or(false);
+    let known = appliance.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    let before = conditions::is_true(known, ConditionType::Ready);
     let Some(ready) = conditions::find(&new.conditions, ConditionType::Ready) else { return };
-    match (before, ready.status == "True") {
-        (false, true) => context.events.normal(appliance, Reason::AsExpected, "Serve", &ready.message).await,
-        (true, false) => {
-            context.events.warning(appliance, Reason::ReferenceNotReady, "Serve", &ready.message).await
-        }
-        _ => {}
+    if before != (ready.status == "True") {
+        context.events.condition(appliance, ready, "Serve", &ready.message).await;
     }
 }
 
