@@ -277,10 +277,7 @@ fn pods_ready(
         let remedy = match (waits_for_vault(findings), names.is_empty()) {
             (true, _) => "they wait for the vault".to_owned(),
             (false, true) => "wait, or see the pods' events".to_owned(),
-            (false, false) => format!(
-                "wait, or see `kubectl describe pod {}`; those that are ready serve meanwhile",
-                names.join(" ")
-            ),
+            (false, false) => format!("wait, or see `kubectl describe pod {}`", names.join(" ")),
         };
         let message = format!("{ready} of {wanted} {component}s ready: {remedy}");
         return unmet(kind, Reason::PodsNotReady, message);
