@@ -157,7 +157,8 @@ async fn pass(
             .map_err(|error| vaults::failure(&error))?;
         findings.id = Some(adopted.id.to_string());
     }
-    if findings.enrolment.is_none() {
+    // Agents enrol where their data goes.
+    if findings.enrolment.is_none() && appliance.spec.has_role(Role::Ingest) {
         findings.enrolment = Some(make_token(server, &appliance, findings, context).await?);
     }
     settle(server, &appliance, key, context, findings).await?;
@@ -278,7 +279,7 @@ async fn settle(
     let remedy = if appliance.spec.has_role(Role::Ingest) {
         "raise spec.processServers.replicas"
     } else {
-        "it has the role Apply alone; servers send to an appliance with the role Ingest, which this one takes when the other cluster is lost"
+        "it has the role Apply alone. Points that another cluster takes of this server can be recovered here; servers send to an appliance with the role Ingest, which this one takes when the other cluster is lost"
     };
     let message = format!("ReplicationAppliance {} has no process server: {remedy}", key.name);
     Err(Failure::waiting(Reason::ReferenceNotReady, message))

@@ -248,6 +248,13 @@ impl Facts<'_> {
         self.hindrance().filter(|hindrance| hindrance.refuses_agents() && !self.connected())
     }
 
+    /// No process server here has it, and the vault holds points of it.
+    fn is_replicated_elsewhere(&self) -> bool {
+        let applied = self.findings.applied.as_ref();
+        self.findings.placed.process_server.is_none()
+            && applied.is_some_and(|applied| !applied.report.points.is_empty())
+    }
+
     /// The vault is older than the policy allows.
     fn late(&self) -> bool {
         self.rpo_seconds.is_some_and(|seconds| seconds > self.threshold())
@@ -489,6 +496,11 @@ impl Facts<'_> {
         let kind = ConditionType::RpoMet;
         let threshold = self.threshold();
         match self.rpo_seconds {
+            None if self.is_replicated_elsewhere() => unknown(
+                kind,
+                Reason::NotYetKnown,
+                "how old the vault is says the cluster whose process server has this server: see status.recoveryPoints.latest",
+            ),
             None => unknown(kind, Reason::NotYetKnown, "there is no point yet"),
             Some(seconds) if seconds <= threshold => {
                 met(kind, Reason::AsExpected, "the newest point is younger than the policy's threshold")
