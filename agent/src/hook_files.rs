@@ -58,16 +58,20 @@ fn shipped(name: &str) -> Result<[(&'static str, &'static str); 2], HookFileErro
     Ok([("pre", pre), ("post", post)])
 }
 
-/// Writes a hook that comes with the agent; an older one is replaced, one that somebody has written is not.
+/// Writes a hook that comes with the agent. What stood there (an older one, or somebody's own) stays beside it.
 pub fn enable(hooks: &Path, name: &str) -> Result<(), HookFileError> {
+    let scripts = shipped(name)?;
     let folder = hooks.join(name);
     let failed = |path: &Path| {
         let path = path.to_owned();
         move |source| HookFileError::Write { path, source }
     };
     fs::DirBuilder::new().recursive(true).mode(0o755).create(&folder).map_err(failed(&folder))?;
-    for (script, content) in shipped(name)? {
+    for (script, content) in scripts {
         let path = folder.join(script);
+        if fs::read_to_string(&path).is_ok_and(|found| found != content) {
+            fs::rename(&path, folder.join(format!("{script}.replaced"))).map_err(failed(&path))?;
+        }
         fs::write(&path, content).map_err(failed(&path))?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).map_err(failed(&path))?;
     }
@@ -95,7 +99,12 @@ pub fn remove_unchanged(hooks: &Path) {
     for (name, _, _) in SHIPPED {
         _ = disable(hooks, name);
     }
-    _ = fs::remove_dir(hooks);
+    // Its folder too, which `enable` has made; only what is empty goes.
+    if fs::remove_dir(hooks).is_ok()
+        && let Some(folder) = hooks.parent().filter(|folder| folder.ends_with("lifeboat"))
+    {
+        _ = fs::remove_dir(folder);
+    }
 }
 
 fn check(places: &HookArgs) -> Result<(), Box<dyn Error>> {
@@ -129,16 +138,17 @@ mod tests {
     #[test]
     fn what_comes_with_the_agent_can_be_enabled_and_taken_away_again() {
         let root = tempfile::tempdir().unwrap();
-        let hooks = root.path().join("hooks.d");
+        let hooks = root.path().join("lifeboat/hooks.d");
         for name in ["postgresql", "mariadb"] {
             enable(&hooks, name).unwrap();
             let mode = fs::metadata(hooks.join(name).join("pre")).unwrap().permissions().mode();
             assert_eq!(mode & 0o7777, 0o755);
         }
         remove_unchanged(&hooks);
-        assert!(!hooks.exists());
+        assert!(!root.path().join("lifeboat").exists());
         let unknown = enable(&hooks, "oracle").unwrap_err().to_string();
         assert!(unknown.contains("postgresql, mariadb"), "{unknown}");
+        assert!(!hooks.exists(), "an empty hook would make every application-consistent point fail");
     }
 
     #[test]
@@ -148,5 +158,8 @@ mod tests {
         fs::write(root.path().join("mariadb/pre"), "#!/bin/sh\n").unwrap();
         assert!(matches!(disable(root.path(), "mariadb"), Err(HookFileError::Changed { .. })));
         assert!(root.path().join("mariadb/pre").exists());
+        enable(root.path(), "mariadb").unwrap();
+        let kept = fs::read_to_string(root.path().join("mariadb/pre.replaced")).unwrap();
+        assert_eq!(kept, "#!/bin/sh\n");
     }
 }

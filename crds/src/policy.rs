@@ -20,6 +20,11 @@ use crate::{Condition, Duration};
     derive = "PartialEq",
     doc = "ReplicationPolicy says how often servers send their changes, which RPO is promised, how data is compressed, and how long it is kept.",
     printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="Ready")].status"#
+    ),
+    printcolumn(
         name = "Round",
         type_ = "string",
         json_path = ".spec.roundInterval",

@@ -95,7 +95,7 @@ pub struct RecoveryPointChoice {
     /// How it is chosen.
     #[serde(default)]
     pub kind: RecoveryPointKind,
-    /// The newest point that is not younger than this (RFC 3339).
+    /// The newest point at or before this instant (RFC 3339).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time: Option<Time>,
 }

@@ -31,7 +31,7 @@ pub(crate) struct Failover {
     /// A drill into an isolated network: the only type that this version offers.
     #[arg(long)]
     test: bool,
-    /// The newest point that is not younger than this (RFC 3339), instead of the latest.
+    /// The newest point at or before this instant (RFC 3339), instead of the latest.
     #[arg(long)]
     at: Option<Timestamp>,
     /// The newest point that all members of a consistency group have in common, instead of each server's own latest.

@@ -2,24 +2,44 @@
 
 use clap::Args;
 use jiff::Timestamp;
-use lifeboat_crds::{FailoverRun, ProtectedServer, ReplicationAppliance, run::RunPhase};
+use lifeboat_crds::{
+    Condition, FailoverRun, ProtectedServer, RecoveryPlan, ReplicationAppliance, ReplicationPolicy,
+    appliance::Health, run::RunPhase,
+};
 
 use crate::{
     cluster::{Cluster, PluginError},
     text,
 };
 
+/// The operator writes each server's figures every few seconds: it does not run, or not here, when they are older.
+const OLD_SECONDS: i64 = 300;
+
 #[derive(Args)]
 pub(crate) struct Status {}
 
 impl Status {
     pub(crate) async fn run(self, cluster: &Cluster) -> Result<(), PluginError> {
-        let appliances = cluster.list("ReplicationAppliance").await?;
-        let servers = cluster.list("ProtectedServer").await?;
-        let runs = cluster.list("FailoverRun").await?;
-        print!("{}", screen(&cluster.namespace, &appliances, &servers, &runs, Timestamp::now()));
+        let all = All {
+            appliances: cluster.list("ReplicationAppliance").await?,
+            policies: cluster.list("ReplicationPolicy").await?,
+            servers: cluster.list("ProtectedServer").await?,
+            plans: cluster.list("RecoveryPlan").await?,
+            runs: cluster.list("FailoverRun").await?,
+        };
+        print!("{}", screen(&cluster.namespace, &all, Timestamp::now()));
         Ok(())
     }
+}
+
+/// What there is in the namespace.
+#[derive(Default)]
+struct All {
+    appliances: Vec<ReplicationAppliance>,
+    policies: Vec<ReplicationPolicy>,
+    servers: Vec<ProtectedServer>,
+    plans: Vec<RecoveryPlan>,
+    runs: Vec<FailoverRun>,
 }
 
 /// Something that is not well, and what to do.
@@ -29,14 +49,9 @@ struct Trouble {
     remedy: String,
 }
 
-fn screen(
-    namespace: &str,
-    appliances: &[ReplicationAppliance],
-    servers: &[ProtectedServer],
-    runs: &[FailoverRun],
-    now: Timestamp,
-) -> String {
-    let troubles = troubles(appliances, servers);
+fn screen(namespace: &str, all: &All, now: Timestamp) -> String {
+    let All { servers, runs, .. } = all;
+    let troubles = troubles(all, now);
     let mut screen = match (troubles.len(), servers.len()) {
         (0, 0) => format!("Nothing is protected in namespace {namespace}: apply a ProtectedServer.\n"),
         (0, 1) => "All is well: the one server is protected.\n".to_owned(),
@@ -73,57 +88,110 @@ fn screen(
     screen
 }
 
-fn troubles(appliances: &[ReplicationAppliance], servers: &[ProtectedServer]) -> Vec<Trouble> {
-    let mut troubles = Vec::new();
-    for appliance in appliances {
-        let name = appliance.metadata.name.clone().unwrap_or_default();
-        let conditions =
-            appliance.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
-        let unmet =
-            conditions.iter().filter(|condition| condition.status != "True" && condition.type_ != "Ready");
-        let mut unmet: Vec<_> = unmet.filter(|condition| !abnormal(&condition.type_)).collect();
-        // What is wrong goes before what cannot be said for that reason, and the vault before those that wait for it.
-        if unmet.iter().any(|condition| condition.status == "False") {
-            unmet.retain(|condition| condition.status == "False");
-        }
-        unmet.sort_by_key(|condition| condition.type_ != "VaultReachable");
-        if unmet.is_empty() {
-            unmet = conditions.iter().filter(|one| one.type_ == "Ready" && one.status != "True").collect();
-        }
-        troubles.extend(unmet.into_iter().map(|condition| Trouble {
-            whose: format!("appliance {name}"),
+fn troubles(all: &All, now: Timestamp) -> Vec<Trouble> {
+    let mut troubles: Vec<Trouble> = all.appliances.iter().flat_map(of_appliance).collect();
+    for policy in &all.policies {
+        let name = policy.metadata.name.clone().unwrap_or_default();
+        let conditions = policy.status.as_ref().map(|status| status.conditions.as_slice());
+        troubles.extend(stalled(format!("policy {name}"), conditions.unwrap_or_default()));
+    }
+    troubles.extend(all.servers.iter().flat_map(|server| of_server(server, now)));
+    for plan in &all.plans {
+        let name = plan.metadata.name.clone().unwrap_or_default();
+        let conditions = plan.status.as_ref().map(|status| status.conditions.as_slice());
+        troubles.extend(stalled(format!("plan {name}"), conditions.unwrap_or_default()));
+    }
+    troubles
+}
+
+fn is_true(condition: &Condition, kind: &str) -> bool {
+    condition.type_ == kind && condition.status == "True"
+}
+
+/// What waits for a person.
+fn stalled(whose: String, conditions: &[Condition]) -> Option<Trouble> {
+    let found = conditions.iter().find(|condition| is_true(condition, "Stalled"))?;
+    Some(Trouble { whose, what: found.message.clone(), remedy: String::new() })
+}
+
+fn of_appliance(appliance: &ReplicationAppliance) -> Vec<Trouble> {
+    let name = appliance.metadata.name.clone().unwrap_or_default();
+    let whose = format!("appliance {name}");
+    let status = appliance.status.clone().unwrap_or_default();
+    let conditions = status.conditions.as_slice();
+    if conditions.is_empty() {
+        return vec![Trouble {
+            whose,
+            what: "the operator has not seen it".to_owned(),
+            remedy: "see whether it runs: `kubectl -n lifeboat-system get pods`".to_owned(),
+        }];
+    }
+    let unmet =
+        conditions.iter().filter(|condition| condition.status != "True" && condition.type_ != "Ready");
+    let mut unmet: Vec<_> = unmet.filter(|condition| !abnormal(&condition.type_)).collect();
+    // What is wrong goes before what cannot be said for that reason, and the vault before those that wait for it.
+    if unmet.iter().any(|condition| condition.status == "False") {
+        unmet.retain(|condition| condition.status == "False");
+    } else {
+        // Nothing could be looked at: Ready says why.
+        unmet.retain(|_| false);
+    }
+    unmet.sort_by_key(|condition| condition.type_ != "VaultReachable");
+    if unmet.is_empty() {
+        unmet = conditions.iter().filter(|one| one.type_ == "Ready" && one.status != "True").collect();
+    }
+    if !unmet.is_empty() {
+        let told = |condition: &Condition| Trouble {
+            whose: whose.clone(),
             what: condition.message.clone(),
             remedy: String::new(),
-        }));
-        if conditions.is_empty() {
-            troubles.push(Trouble {
-                whose: format!("appliance {name}"),
-                what: "the operator has not seen it".to_owned(),
-                remedy: "see whether it runs: `kubectl -n lifeboat-system get pods`".to_owned(),
-            });
-        }
+        };
+        return unmet.into_iter().map(told).collect();
     }
-    for server in servers {
-        let name = server.metadata.name.clone().unwrap_or_default();
-        let status = server.status.clone().unwrap_or_default();
-        troubles.extend(status.issues.iter().map(|issue| Trouble {
-            whose: format!("server {name}"),
-            what: issue.message.clone(),
-            remedy: issue.remedy.clone(),
-        }));
-        let ready = status.conditions.iter().find(|condition| condition.type_ == "Ready");
-        if status.issues.is_empty() && ready.is_none_or(|ready| ready.status != "True") {
-            let what = ready
-                .map_or_else(|| "the operator has not seen it".to_owned(), |ready| ready.message.clone());
-            troubles.push(Trouble { whose: format!("server {name}"), what, remedy: String::new() });
-        }
+    // It serves; what may keep it from doing so tomorrow.
+    let unwell = status.components.into_iter().filter(|component| {
+        matches!(component.health, Health::Warning | Health::Critical) && !component.message.is_empty()
+    });
+    let told = |component: lifeboat_crds::appliance::Component| Trouble {
+        whose: format!("{whose}, {}", component.name),
+        what: component.message,
+        remedy: String::new(),
+    };
+    unwell.map(told).collect()
+}
+
+fn of_server(server: &ProtectedServer, now: Timestamp) -> Vec<Trouble> {
+    let whose = format!("server {}", server.metadata.name.clone().unwrap_or_default());
+    let status = server.status.clone().unwrap_or_default();
+    let mut troubles = Vec::new();
+    let age = status.rpo.as_ref().map(|rpo| now.as_second() - rpo.observed_at.as_second());
+    if let Some(age) = age.filter(|age| *age > OLD_SECONDS) {
+        let age = text::seconds(u64::try_from(age).unwrap_or(0));
+        troubles.push(Trouble {
+            whose: whose.clone(),
+            what: format!("what is shown of it is {age} old: the operator has written nothing since"),
+            remedy:
+                "see whether it runs: `kubectl -n lifeboat-system get pods`; replication goes on without it"
+                    .to_owned(),
+        });
+    }
+    troubles.extend(status.issues.iter().map(|issue| Trouble {
+        whose: whose.clone(),
+        what: issue.message.clone(),
+        remedy: issue.remedy.clone(),
+    }));
+    let ready = status.conditions.iter().find(|condition| condition.type_ == "Ready");
+    if status.issues.is_empty() && ready.is_none_or(|ready| ready.status != "True") {
+        let what =
+            ready.map_or_else(|| "the operator has not seen it".to_owned(), |ready| ready.message.clone());
+        troubles.push(Trouble { whose, what, remedy: String::new() });
     }
     troubles
 }
 
 /// Conditions that are only there while something is not normal: false is good.
 fn abnormal(kind: &str) -> bool {
-    matches!(kind, "Reconciling" | "Stalled" | "ResynchronizationRequired")
+    matches!(kind, "Reconciling" | "Stalled" | "Deleting")
 }
 
 fn server_row(server: &ProtectedServer, now: Timestamp) -> Vec<String> {
@@ -186,9 +254,8 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn an_issue_is_shown_with_its_remedy_before_anything_else() {
-        let mut server: ProtectedServer = serde_json::from_value(serde_json::json!({
+    fn server() -> ProtectedServer {
+        serde_json::from_value(serde_json::json!({
             "metadata": {"name": "db-1"},
             "spec": {
                 "applianceRef": {"name": "berlin"},
@@ -197,7 +264,37 @@ mod tests {
                 "target": {"virtualMachinePod": {"cpus": 1, "memory": "1Gi"}},
             },
         }))
-        .unwrap();
+        .unwrap()
+    }
+
+    fn appliance(status: serde_json::Value) -> ReplicationAppliance {
+        serde_json::from_value(serde_json::json!({
+            "metadata": {"name": "berlin"},
+            "spec": {
+                "vault": {"azure": {
+                    "endpoint": "https://a.blob.core.windows.net",
+                    "container": "lifeboat",
+                    "authentication": {"accountKeySecretRef": {"name": "vault", "key": "key"}},
+                }},
+            },
+            "status": status,
+        }))
+        .unwrap()
+    }
+
+    fn condition(kind: &str, status: &str, message: &str) -> serde_json::Value {
+        serde_json::json!({
+            "type": kind,
+            "status": status,
+            "reason": "Any",
+            "message": message,
+            "lastTransitionTime": "2026-01-01T00:00:00Z",
+        })
+    }
+
+    #[test]
+    fn an_issue_is_shown_with_its_remedy_before_anything_else() {
+        let mut server = server();
         let issue = Issue {
             code: "SpoolFull".to_owned(),
             severity: Severity::Warning,
@@ -206,7 +303,8 @@ mod tests {
             since: Timestamp::UNIX_EPOCH,
         };
         server.status = Some(ProtectedServerStatus { issues: vec![issue], ..Default::default() });
-        let screen = screen("dr", &[], &[server], &[], Timestamp::UNIX_EPOCH);
+        let all = All { servers: vec![server], ..Default::default() };
+        let screen = screen("dr", &all, Timestamp::UNIX_EPOCH);
         let first: Vec<_> = screen.lines().take(3).collect();
         assert_eq!(
             first,
@@ -216,5 +314,47 @@ mod tests {
                 "      → raise spec.processServers.spool.size"
             ]
         );
+    }
+
+    #[test]
+    fn an_appliance_whose_spec_cannot_be_used_says_why_and_not_what_it_could_not_look_at() {
+        let broken = appliance(serde_json::json!({"conditions": [
+            condition("ProcessServersReady", "Unknown", "not looked at in this pass: see Ready"),
+            condition("Ready", "False", "spec.bandwidth[0].timeZone: no such time zone"),
+        ]}));
+        let all = All { appliances: vec![broken], ..Default::default() };
+        let told: Vec<_> = troubles(&all, Timestamp::UNIX_EPOCH).into_iter().map(|one| one.what).collect();
+        assert_eq!(told, ["spec.bandwidth[0].timeZone: no such time zone"]);
+    }
+
+    #[test]
+    fn a_component_that_is_not_well_is_shown_while_the_appliance_serves() {
+        let serving = appliance(serde_json::json!({
+            "conditions": [condition("Ready", "True", "the appliance serves")],
+            "components": [
+                {"name": "vault", "health": "Warning", "reason": "DeletionNotGuarded", "message": "soft delete is off", "since": "2026-01-01T00:00:00Z"},
+                {"name": "berlin-applier-0", "health": "Healthy", "reason": "AsExpected", "message": "", "since": "2026-01-01T00:00:00Z"},
+            ],
+        }));
+        let all = All { appliances: vec![serving], ..Default::default() };
+        let told: Vec<_> =
+            troubles(&all, Timestamp::UNIX_EPOCH).into_iter().map(|one| (one.whose, one.what)).collect();
+        assert_eq!(told, [("appliance berlin, vault".to_owned(), "soft delete is off".to_owned())]);
+    }
+
+    #[test]
+    fn figures_that_nobody_writes_any_more_are_not_shown_as_if_all_were_well() {
+        let mut server = server();
+        let observed_at: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        server.status = serde_json::from_value(serde_json::json!({
+            "rpo": {"seconds": 2, "observedAt": observed_at},
+            "conditions": [condition("Ready", "True", "protected")],
+        }))
+        .unwrap();
+        let all = All { servers: vec![server], ..Default::default() };
+        let at = |seconds: i64| observed_at + jiff::SignedDuration::from_secs(seconds);
+        assert!(troubles(&all, at(OLD_SECONDS)).is_empty());
+        let told = troubles(&all, at(OLD_SECONDS + 1));
+        assert!(told[0].what.contains("5m1s old"), "{}", told[0].what);
     }
 }

@@ -809,3 +809,12 @@ async fn the_policy_gets_its_application_consistent_points_by_the_clock() {
     assert!((3..=4).contains(&app), "{app}");
     assert!(vault.answers.is_empty(), "nobody had asked: {:?}", vault.answers);
 }
+
+#[test]
+fn every_disk_that_has_the_same_trouble_is_named() {
+    let refused =
+        |path: &str| super::issue("DiskTooLarge", "Error", format!("{path} is too large"), "leave it out");
+    let all = super::by_code(&[refused("/dev/sda"), refused("/dev/sdb")]);
+    let told = all.get("DiskTooLarge").map(|issue| (issue.message.as_str(), issue.remedy.as_str()));
+    assert_eq!(told, Some(("/dev/sda is too large; /dev/sdb is too large", "leave it out")));
+}

@@ -164,9 +164,31 @@ pub struct Replicator {
     kept: Kept,
 }
 
+/// One issue a code, in which every disk that it is about is named: the server's status has one of each.
+fn by_code(issues: &[AgentIssue]) -> BTreeMap<String, AgentIssue> {
+    let mut all: BTreeMap<String, AgentIssue> = BTreeMap::new();
+    for issue in issues {
+        match all.get_mut(&issue.code) {
+            Some(known) => {
+                join(&mut known.message, &issue.message);
+                join(&mut known.remedy, &issue.remedy);
+            }
+            None => _ = all.insert(issue.code.clone(), issue.clone()),
+        }
+    }
+    all
+}
+
+fn join(text: &mut String, more: &str) {
+    if !text.contains(more) {
+        text.push_str("; ");
+        text.push_str(more);
+    }
+}
+
 impl Replicator {
     pub fn new(parts: Parts, options: Options) -> Self {
-        let issues = options.issues.iter().map(|issue| (issue.code.clone(), issue.clone())).collect();
+        let issues = by_code(&options.issues);
         let kept = Kept {
             freezes: FreezeBudget::default(),
             requests: Requests::default(),

@@ -34,7 +34,7 @@ pub enum ConnectError {
     #[error("{address} cannot be reached; check routes, firewalls and that the appliance runs")]
     Unreachable { address: String, source: io::Error },
     #[error(
-        "TLS with {address} failed; if the certificate is refused, enrol again with the command that `kubectl lifeboat enroll` prints"
+        "TLS with {address} failed; is the clock of this machine right? If the certificate is refused, enrol again with the command that `kubectl lifeboat enroll` prints"
     )]
     Handshake { address: String, source: io::Error },
     #[error(

@@ -2,9 +2,12 @@
 
 use std::{future::Future, sync::Arc, time::Duration};
 
-use lifeboat_replication::wire::v1::{
-    EnrolRequest, EnrolResponse, LocateRequest, LocateResponse, RenewRequest,
-    management_client::ManagementClient,
+use lifeboat_replication::{
+    errors::chain,
+    wire::v1::{
+        EnrolRequest, EnrolResponse, LocateRequest, LocateResponse, RenewRequest,
+        management_client::ManagementClient,
+    },
 };
 use rustls::ClientConfig;
 use tokio::time::timeout;
@@ -25,6 +28,9 @@ pub enum ManagementError {
     Connect(#[from] ConnectError),
     #[error("{address} did not answer {call} within {limit:?}; look at the appliance's status")]
     TimeOut { address: String, call: &'static str, limit: Duration },
+    /// Each for a reason of its own, and it is not always the last one that matters.
+    #[error("no address of the management port can be used: {told}")]
+    Several { told: String },
     /// The appliance said no, in its own words (they name the remedy).
     #[error("{address} refused {call}: {message}")]
     Refused { address: String, call: &'static str, code: Code, message: String },
@@ -47,7 +53,19 @@ impl ManagementError {
             }
             Self::NoAddress => false,
             Self::Connect(ConnectError::Pin { .. } | ConnectError::Address { .. }) => false,
-            Self::Connect(_) | Self::TimeOut { .. } => true,
+            Self::Connect(_) | Self::TimeOut { .. } | Self::Several { .. } => true,
+        }
+    }
+}
+
+/// What each address said.
+fn all_of(mut failed: Vec<ManagementError>) -> ManagementError {
+    match failed.len() {
+        0 => ManagementError::NoAddress,
+        1 => failed.remove(0),
+        _ => {
+            let told: Vec<String> = failed.iter().map(|error| chain(error)).collect();
+            ManagementError::Several { told: told.join("; ") }
         }
     }
 }
@@ -84,15 +102,15 @@ impl Management {
         F: Fn(ManagementClient<Channel>) -> R,
         R: Future<Output = Result<Response<T>, Status>>,
     {
-        let mut last = ManagementError::NoAddress;
+        let mut failed = Vec::new();
         for address in &self.addresses {
             match self.call_one(call, address, &make).await {
                 Ok(answer) => return Ok(answer),
-                Err(error) if error.is_passing() => last = error,
+                Err(error) if error.is_passing() => failed.push(error),
                 Err(error) => return Err(error),
             }
         }
-        Err(last)
+        Err(all_of(failed))
     }
 
     async fn call_one<T, F, R>(
@@ -116,5 +134,34 @@ impl Management {
             code: status.code(),
             message: status.message().to_owned(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_with_every_address_is_told() {
+        let clock = ConnectError::Handshake {
+            address: "10.0.0.1:443".to_owned(),
+            source: io::Error::other("invalid peer certificate: certificate not valid yet"),
+        };
+        let name = ConnectError::Resolve {
+            address: "berlin.svc:443".to_owned(),
+            source: io::Error::from(io::ErrorKind::NotFound),
+        };
+        assert!(matches!(all_of(vec![]), ManagementError::NoAddress));
+        let alone = all_of(vec![ManagementError::NoAddress]);
+        assert!(matches!(alone, ManagementError::NoAddress));
+        let all = all_of(vec![clock.into(), name.into()]);
+        assert!(all.is_passing());
+        let told = all.to_string();
+        assert!(
+            told.contains("clock") && told.contains("not valid yet") && told.contains("berlin.svc"),
+            "{told}"
+        );
     }
 }

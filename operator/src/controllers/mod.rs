@@ -17,6 +17,7 @@ use kube::{
     Resource, ResourceExt as _,
     runtime::controller::{Action, Config, Controller},
 };
+use lifeboat_crds::Reason;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
@@ -27,6 +28,9 @@ use crate::runtime::{
 
 /// Objects of a kind that are looked at at the same time; the API server's and the vault's answers are waited for.
 const CONCURRENCY: u16 = 16;
+
+/// A Secret that is missing or wrong is read again this often.
+const SECRET_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Starts every controller; they run until the process ends.
 pub fn start(context: &Context) -> Vec<tokio::task::JoinHandle<()>> {
@@ -98,6 +102,7 @@ fn failed<K: Resource<DynamicType = ()>>(
     };
     context.metrics.failures.get_or_create(&FailureLabel { kind, category }).inc();
     let delay = context.backoffs.next(&key(object, kind), failure.category, &*context.env.entropy);
+    let delay = if waits_for_a_secret(failure.reason) { delay.min(SECRET_INTERVAL) } else { delay };
     let (namespace, name) = (
         object.meta().namespace.as_deref().unwrap_or_default(),
         object.meta().name.as_deref().unwrap_or_default(),
@@ -112,6 +117,11 @@ fn failed<K: Resource<DynamicType = ()>>(
         "pass ended early"
     );
     delay
+}
+
+/// Secrets cannot be watched, and whoever puts one right waits to see that it works.
+fn waits_for_a_secret(reason: Reason) -> bool {
+    matches!(reason, Reason::SecretNotFound | Reason::WrongKey | Reason::VaultAccessDenied)
 }
 
 fn key<K: Resource<DynamicType = ()>>(object: &K, kind: &str) -> String {

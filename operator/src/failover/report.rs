@@ -10,6 +10,7 @@ use lifeboat_crds::{
 use super::{
     answers,
     tick::{Tick, is_clean_up},
+    world::Resolution,
 };
 
 /// Longest message kept in a step.
@@ -92,7 +93,11 @@ fn observations(tick: &Tick<'_>, asking: &[String]) -> Vec<Observation> {
             going(Reason::Progressing, "the run has not been looked at yet")
         }
         RunPhase::Pending => going(Reason::WaitingForOtherRun, &waiting),
-        RunPhase::Validating => stalled(Reason::InvalidPlan, &waiting),
+        RunPhase::Validating => match tick.world.resolution {
+            Some(Resolution::Awaiting(_)) => going(Reason::Progressing, &waiting),
+            Some(Resolution::NotYet(_)) => going(Reason::ReferenceNotReady, &waiting),
+            _ => stalled(Reason::InvalidPlan, &waiting),
+        },
         RunPhase::Running => going(Reason::Progressing, &waiting),
         RunPhase::Waiting if !asking.is_empty() => stalled(Reason::WaitingForApproval, &waiting),
         RunPhase::Waiting => going(Reason::Progressing, &waiting),

@@ -32,6 +32,13 @@ pub struct ServerFacts {
     pub lost: Option<Lost>,
 }
 
+impl ServerFacts {
+    /// Its points are not known yet, or there is none yet: neither needs anybody.
+    pub fn is_to_come(&self) -> bool {
+        self.points.as_ref().map_or(true, Vec::is_empty)
+    }
+}
+
 /// What a vault that was put back does not hold any more.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lost {

@@ -123,7 +123,7 @@ impl Tick<'_> {
                 self.status.phase = Some(RunPhase::Pending);
                 self.status.waiting_for = Some(format!("run {run} has server {server} and is {state}"));
             }
-            Some(Resolution::Problems(problems)) => {
+            Some(Resolution::Problems(problems) | Resolution::NotYet(problems)) => {
                 self.status.phase = Some(RunPhase::Validating);
                 self.status.waiting_for = Some(super::report::bounded(&problems.join("; ")));
             }

@@ -23,8 +23,10 @@ pub enum Resolution {
     Ready(Box<Resolved>),
     /// Servers of which a point of the run's own moment is on its way: worth a short wait.
     Awaiting(Vec<String>),
-    /// What is missing, each with its remedy. The run goes on by itself when it is mended.
+    /// What is missing, each with its remedy: somebody has to act. The run goes on by itself when it is mended.
     Problems(Vec<String>),
+    /// The same, but some of it ends without anybody: a vault that gives no answer, a first copy that is under way.
+    NotYet(Vec<String>),
     /// Another run has one of the servers: its name, the server, and what ends the wait.
     Taken {
         run: String,

@@ -154,7 +154,10 @@ impl StatusSender {
     pub(super) fn connected(&self, connected: bool, now: Micros) {
         self.0.send_modify(|status| {
             status.report.connected = connected;
-            status.report.last_seen_micros = now.0;
+            // That a connection was found dead is no sign of life.
+            if connected {
+                status.report.last_seen_micros = now.0;
+            }
             status.waiting_for_room &= connected;
             status.show_trouble();
         });
@@ -253,5 +256,20 @@ impl Status {
     fn point_at(&mut self, t0: Micros) {
         self.report.last_point_micros = t0.0;
         self.report.recoverable_until_micros = self.report.recoverable_until_micros.max(t0.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_that_ends_is_no_sign_of_life() {
+        let status = StatusSender::new("db-1");
+        status.connected(true, Micros(1));
+        status.received(10, Micros(2));
+        status.connected(false, Micros(9));
+        let report = status.subscribe().borrow().report.clone();
+        assert_eq!((report.connected, report.last_seen_micros), (false, 2));
     }
 }

@@ -20,6 +20,8 @@ pub struct Figures {
     pub time: Micros,
     /// How long ago it arrived.
     pub age: Duration,
+    /// How long the process server has reported without a gap, and had the vault.
+    pub since: Duration,
     pub report: v1::ServerReport,
 }
 
@@ -35,7 +37,7 @@ pub struct Applied {
 pub(super) struct Heard<T> {
     message: T,
     at: Instant,
-    /// Since when there has been no gap.
+    /// Since when there has been no gap, and it has served.
     since: Instant,
 }
 
@@ -55,7 +57,9 @@ impl Fleet {
     pub(in crate::control) fn heard(&self, key: &ApplianceKey, name: &str, report: v1::Report) {
         if let Some(known) = self.appliances().get_mut(key) {
             known.troubles.remove(name);
-            let heard = Heard::new(report, known.reports.get(name));
+            // Without the vault it serves nobody.
+            let served = known.reports.get(name).filter(|before| before.message.vault_error.is_empty());
+            let heard = Heard::new(report, served);
             known.reports.insert(name.to_owned(), heard);
         }
     }
@@ -99,7 +103,7 @@ impl Fleet {
         Some(heard.map_or(listening, |heard| heard.min(listening)))
     }
 
-    /// How long a process server has reported without a gap.
+    /// How long a process server has reported without a gap, and had the vault.
     pub fn reporting_for(&self, key: &ApplianceKey, process_server: &str) -> Option<Duration> {
         let appliances = self.appliances();
         let heard = appliances.get(key)?.reports.get(process_server)?;
@@ -116,6 +120,7 @@ impl Fleet {
             process_server: process_server.to_owned(),
             time: Micros(report.time_micros),
             age: heard.at.elapsed(),
+            since: heard.since.elapsed(),
             report: found,
         })
     }

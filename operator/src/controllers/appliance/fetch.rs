@@ -15,7 +15,7 @@ use super::{
 };
 use crate::runtime::{Context, Failure};
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Fetched {
     pub(super) ca: Option<Secret>,
     pub(super) tls: Option<Secret>,

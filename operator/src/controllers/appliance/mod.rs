@@ -35,7 +35,7 @@ use lifeboat_crds::{
 };
 
 use self::{
-    build::{Inputs, build},
+    build::{Inputs, SECRETS_ANNOTATION, build},
     fetch::{Fetched, fetch, servers_of},
     status::{Applier, Findings, ProcessServer},
     validate::{Validated, validate},
@@ -47,7 +47,7 @@ use super::{
 use crate::{
     control::{ApplianceKey, Desired},
     pki::{Authority, PkiError, public_key_pin},
-    runtime::{Context, Failure},
+    runtime::{Category, Context, Failure},
 };
 
 /// Secrets cannot be watched, and figures are to be fresh.
@@ -121,6 +121,7 @@ async fn pass(
     let wanted = validated.replicas;
     let kept = plan::kept_replicas(wanted, running, &appliance.name_any(), &fetched.servers);
     let validated = &Validated { replicas: kept, ..validated.clone() };
+    findings.looked = true;
     findings.servers = u32::try_from(fetched.servers.len()).unwrap_or(u32::MAX);
     findings.process_server_set = fetched.process_servers.clone();
     findings.applier_set = fetched.applier.clone();
@@ -165,7 +166,8 @@ async fn pass(
         vault.as_ref().map_err(copy)?;
     }
 
-    apply_all(appliance, validated, found, &mut fetched, context, findings).await?;
+    let secrets_hash = started_with(vaults::fingerprint(validated, found), vault.as_ref().err(), &fetched);
+    apply_all(appliance, validated, &secrets_hash, &mut fetched, context, findings).await?;
     rotate(appliance, &vault, &fetched, context, findings).await?;
     tell_programs(appliance, validated, &key, &authority, &fetched, context, findings).await?;
     vault.map(|_| ())
@@ -282,17 +284,27 @@ async fn rotate(
     Ok(())
 }
 
+/// What pods are started with: the Secrets as they are, unless it is known that they open nothing (a wrong key, a Secret
+/// that is gone). Then those that run go on with what they have.
+fn started_with(now: String, refused: Option<&Failure>, fetched: &Fetched) -> String {
+    let sets = [&fetched.process_servers, &fetched.applier];
+    let before = sets.into_iter().flatten().find_map(|set| set.annotations().get(SECRETS_ANNOTATION));
+    match (refused.filter(|failure| failure.category == Category::Stalled), before) {
+        (Some(_), Some(before)) => before.clone(),
+        _ => now,
+    }
+}
+
 async fn apply_all(
     appliance: &ReplicationAppliance,
     validated: &Validated,
-    found: VaultSecrets<'_>,
+    secrets_hash: &str,
     fetched: &mut Fetched,
     context: &Context,
     findings: &mut Findings,
 ) -> Result<(), Failure> {
     let namespace = appliance.namespace().unwrap_or_default();
-    let secrets_hash = vaults::fingerprint(validated, found);
-    let inputs = Inputs { images: &context.settings.images, secrets_hash: &secrets_hash };
+    let inputs = Inputs { images: &context.settings.images, secrets_hash };
     let built = build(appliance, validated, &inputs);
     apply(&context.api::<ConfigMap>(&namespace), &built.configuration).await?;
     for service in &built.services {
@@ -402,18 +414,11 @@ async fn tell(
     new: &lifeboat_crds::ReplicationApplianceStatus,
     context: &Context,
 ) {
-    let before = appliance
-        .status
-        .as_ref()
-        .map(|status| conditions::is_true(&status.conditions, ConditionType::Ready))
-        .unwrap_or(false);
+    let known = appliance.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    let before = conditions::is_true(known, ConditionType::Ready);
     let Some(ready) = conditions::find(&new.conditions, ConditionType::Ready) else { return };
-    match (before, ready.status == "True") {
-        (false, true) => context.events.normal(appliance, Reason::AsExpected, "Serve", &ready.message).await,
-        (true, false) => {
-            context.events.warning(appliance, Reason::ReferenceNotReady, "Serve", &ready.message).await
-        }
-        _ => {}
+    if before != (ready.status == "True") {
+        context.events.condition(appliance, ready, "Serve", &ready.message).await;
     }
 }
 
@@ -454,4 +459,24 @@ async fn let_go(appliance: &ReplicationAppliance, context: &Context) -> Result<D
     context.vaults.forget(&key);
     set_finalizer(&context.api(&namespace), appliance, false).await?;
     Ok(LOOK_INTERVAL)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pods_that_run_are_not_started_anew_with_secrets_that_open_nothing() {
+        let mut fetched = Fetched::default();
+        let wrong_key = Failure::stalled(Reason::VaultAccessDenied, "the store refuses the credentials");
+        let away = Failure::transient(Reason::VaultUnreachable, "no answer");
+        let hash = |refused, fetched: &Fetched| started_with("new".into(), refused, fetched);
+        assert_eq!(hash(Some(&wrong_key), &fetched), "new", "there is nothing to lose");
+        let set = serde_json::json!({"metadata": {"annotations": {SECRETS_ANNOTATION: "old"}}});
+        fetched.applier = Some(serde_json::from_value(set).unwrap());
+        assert_eq!(hash(Some(&wrong_key), &fetched), "old");
+        // The Secret may be the right one for the store's new state.
+        assert_eq!(hash(Some(&away), &fetched), "new");
+        assert_eq!(hash(None, &fetched), "new");
+    }
 }

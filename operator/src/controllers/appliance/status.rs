@@ -22,6 +22,8 @@ const BACKLOG_SECONDS: (u64, u64) = (30 * 60, 45 * 60);
 /// What a pass has found, as far as it came.
 #[derive(Debug, Default)]
 pub struct Findings {
+    /// The pass has come as far as the cluster's objects: what it has found of them is what there is.
+    pub looked: bool,
     pub certificates: Option<Result<(), String>>,
     pub vault: Option<Result<Seen, (Reason, String, Category)>>,
     pub process_servers: Vec<ProcessServer>,
@@ -67,6 +69,9 @@ pub fn status(
     now: Time,
 ) -> ReplicationApplianceStatus {
     let before = appliance.status.clone().unwrap_or_default();
+    if !findings.looked {
+        return not_looked_at(appliance, findings, before, now);
+    }
     let replicas = validated.map(|validated| validated.replicas).unwrap_or_default();
     let ready = ready_replicas(findings.process_server_set.as_ref());
     let components = components(&before, findings, now);
@@ -109,6 +114,42 @@ pub fn status(
     }
 }
 
+/// A spec that cannot be used, or an API server that does not answer: what runs goes on, and what was known of it is the
+/// best that can be said.
+fn not_looked_at(
+    appliance: &ReplicationAppliance,
+    findings: &Findings,
+    before: ReplicationApplianceStatus,
+    now: Time,
+) -> ReplicationApplianceStatus {
+    let mut observed = Vec::new();
+    for kind in [
+        ConditionType::CertificatesReady,
+        ConditionType::VaultReachable,
+        ConditionType::RecoveryKeyReady,
+        ConditionType::ProcessServersReady,
+        ConditionType::AppliersReady,
+    ] {
+        observed.push(unknown(kind, Reason::NotYetKnown, "not looked at in this pass: see Ready"));
+    }
+    let failure = findings.failure.clone();
+    let (category, reason, message) =
+        failure.unwrap_or((Category::Transient, Reason::Progressing, "not looked at yet".to_owned()));
+    observed.extend(not_ready(category, reason, &message));
+    ReplicationApplianceStatus {
+        conditions: conditions::merge(&before.conditions, observed, appliance.metadata.generation, now),
+        selector: findings.selector.clone().or(before.selector),
+        ..before
+    }
+}
+
+/// A pass that did not come to its end.
+fn not_ready(category: Category, reason: Reason, message: &str) -> [Observation; 2] {
+    let kind =
+        if category == Category::Stalled { ConditionType::Stalled } else { ConditionType::Reconciling };
+    [unmet(ConditionType::Ready, reason, message), met(kind, reason, message)]
+}
+
 fn ready_replicas(set: Option<&StatefulSet>) -> i32 {
     set.and_then(|set| set.status.as_ref()?.ready_replicas).unwrap_or(0)
 }
@@ -141,14 +182,7 @@ fn observations(findings: &Findings, validated: Option<&Validated>) -> Vec<Obser
     ];
     let missing = all.iter().find(|observation| !observation.is_met()).cloned();
     match (&findings.failure, missing) {
-        (Some((category, reason, message)), _) => {
-            all.push(unmet(Type::Ready, *reason, message.clone()));
-            all.push(met(
-                if *category == Category::Stalled { Type::Stalled } else { Type::Reconciling },
-                *reason,
-                message.clone(),
-            ));
-        }
+        (Some((category, reason, message)), _) => all.extend(not_ready(*category, *reason, message)),
         (None, Some(missing)) => {
             all.push(unmet(
                 Type::Ready,
@@ -233,9 +267,17 @@ fn pods_ready(
         findings.pods.iter().filter(|pod| pod.labels().get("app.kubernetes.io/component") == Some(&label));
     let troubles: Vec<String> = ours.filter_map(pod_trouble).collect();
     if troubles.is_empty() {
-        let remedy = match waits_for_vault(findings) {
-            true => "they wait for the vault",
-            false => "wait, or see the pods' events",
+        let names: Vec<String> = findings
+            .pods
+            .iter()
+            .filter(|pod| pod.labels().get("app.kubernetes.io/component") == Some(&label))
+            .map(|pod| pod.name_any())
+            .filter(|name| !is_ready(name, findings))
+            .collect();
+        let remedy = match (waits_for_vault(findings), names.is_empty()) {
+            (true, _) => "they wait for the vault".to_owned(),
+            (false, true) => "wait, or see the pods' events".to_owned(),
+            (false, false) => format!("wait, or see `kubectl describe pod {}`", names.join(" ")),
         };
         let message = format!("{ready} of {wanted} {component}s ready: {remedy}");
         return unmet(kind, Reason::PodsNotReady, message);
@@ -445,3 +487,7 @@ pub fn selector_text(appliance: &str) -> String {
 pub fn process_server_names(appliance: &str, replicas: i32) -> Vec<String> {
     (0..replicas).map(|index| names::process_server(appliance, index)).collect()
 }
+
+#[cfg(test)]
+#[path = "status_tests.rs"]
+mod tests;

@@ -74,8 +74,10 @@ async fn resolution(run: &FailoverRun, context: &Context) -> Result<Resolution, 
     if !awaited.is_empty() && context.now() < own_points_until(created(run)) {
         return Ok(Resolution::Awaiting(awaited));
     }
-    Ok(match resolve(&run.spec, groups.as_deref(), &facts(&servers, context).await) {
+    let facts = facts(&servers, context).await;
+    Ok(match resolve(&run.spec, groups.as_deref(), &facts) {
         Ok(resolved) => Resolution::Ready(Box::new(resolved)),
+        Err(problems) if sound && facts.values().any(ServerFacts::is_to_come) => Resolution::NotYet(problems),
         Err(problems) => Resolution::Problems(problems),
     })
 }

@@ -27,8 +27,12 @@ pub(super) fn judge(groups: &[Group], servers: &BTreeMap<String, ProtectedServer
     let pointless: Vec<String> = names
         .iter()
         .filter(|name| {
+            // Of a server that another cluster replicates, only what is in the vault is known.
             servers.get(**name).is_some_and(|server| {
-                server.status.as_ref().and_then(|status| status.last_point_time).is_none()
+                server.status.as_ref().is_none_or(|status| {
+                    let stored = status.recovery_points.as_ref().is_some_and(|points| points.count > 0);
+                    status.last_point_time.is_none() && !stored
+                })
             })
         })
         .map(|name| {
@@ -105,6 +109,14 @@ mod tests {
             (waiting[0].reason(), waiting[1].kind()),
             (Reason::NoRecoveryPoint, ConditionType::Reconciling)
         );
+    }
+
+    #[test]
+    fn points_that_another_cluster_has_put_into_the_vault_are_points() {
+        let mut foreign = servers(&["db-1"], false);
+        let status = foreign.get_mut("db-1").unwrap().status.as_mut().unwrap();
+        status.recovery_points = serde_json::from_value(serde_json::json!({"count": 3})).unwrap();
+        assert!(judge(&groups(&["db-1"]), &foreign)[0].is_met());
     }
 
     #[test]

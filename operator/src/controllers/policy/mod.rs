@@ -45,14 +45,18 @@ pub async fn reconcile(policy: Arc<ReplicationPolicy>, context: Context) -> Resu
     let servers = context.api::<ProtectedServer>(&namespace).list(&ListParams::default()).await?;
     let users = servers.iter().filter(|server| server.spec.policy_ref.name == name).count();
     let before = policy.status.clone().unwrap_or_default();
-    let ready = match policy.spec.resynchronization.allows(context.now()) {
-        Ok(_) => conditions::met(ConditionType::Ready, Reason::AsExpected, "the policy can be used"),
+    let observed = match policy.spec.resynchronization.allows(context.now()) {
+        Ok(_) => vec![conditions::met(ConditionType::Ready, Reason::AsExpected, "the policy can be used")],
         Err(unknown) => {
-            let message = format!("spec.resynchronization.window.timeZone: {unknown}");
-            conditions::unmet(ConditionType::Ready, Reason::UnknownTimeZone, message)
+            let message = format!(
+                "spec.resynchronization.window.timeZone: {unknown}; until then no comparison begins by itself"
+            );
+            vec![
+                conditions::unmet(ConditionType::Ready, Reason::UnknownTimeZone, &message),
+                conditions::met(ConditionType::Stalled, Reason::UnknownTimeZone, message),
+            ]
         }
     };
-    let observed = vec![ready];
     let new = ReplicationPolicyStatus {
         observed_generation: policy.metadata.generation,
         conditions: conditions::merge(

@@ -131,6 +131,8 @@ async fn pass(
     }
     if let (Some(id), Some(process_server)) = (&findings.id, &findings.placed.process_server) {
         findings.figures = context.fleet.figures(key, process_server, id);
+        let report = context.fleet.report(key, process_server);
+        findings.upload_limit = report.map_or(0, |report| report.upload_limit_bytes_per_second);
         findings.answer = request::ask(server, key, process_server, id, context);
         findings.seen = seen(server, findings, key, id, context).await;
     }
@@ -156,7 +158,8 @@ async fn pass(
             .map_err(|error| vaults::failure(&error))?;
         findings.id = Some(adopted.id.to_string());
     }
-    if findings.enrolment.is_none() {
+    // Agents enrol where their data goes.
+    if findings.enrolment.is_none() && appliance.spec.has_role(Role::Ingest) {
         findings.enrolment = Some(make_token(server, &appliance, findings, context).await?);
     }
     settle(server, &appliance, key, context, findings).await?;
@@ -277,7 +280,7 @@ async fn settle(
     let remedy = if appliance.spec.has_role(Role::Ingest) {
         "raise spec.processServers.replicas"
     } else {
-        "it has the role Apply alone; servers send to an appliance with the role Ingest, which this one takes when the other cluster is lost"
+        "it has the role Apply alone. Points that another cluster takes of this server can be recovered here; servers send to an appliance with the role Ingest, which this one takes when the other cluster is lost"
     };
     let message = format!("ReplicationAppliance {} has no process server: {remedy}", key.name);
     Err(Failure::waiting(Reason::ReferenceNotReady, message))
@@ -339,20 +342,22 @@ fn measure(namespace: &str, name: &str, new: &lifeboat_crds::ProtectedServerStat
     context.metrics.agent_connected.get_or_create(&label).set(i64::from(connected));
 }
 
+/// An event for every change of the phase, and when it becomes ready or stops being so.
 async fn tell(server: &ProtectedServer, new: &lifeboat_crds::ProtectedServerStatus, context: &Context) {
-    let before = server.status.as_ref().and_then(|status| status.phase);
-    if before == new.phase {
-        return;
-    }
-    let message = conditions::find(&new.conditions, ConditionType::Ready)
-        .map(|ready| ready.message.clone())
-        .unwrap_or_default();
-    let note = format!("{:?} → {:?}: {message}", before.unwrap_or_default(), new.phase.unwrap_or_default());
-    match new.phase {
-        Some(ServerPhase::Failed | ServerPhase::Resynchronizing) => {
-            context.events.warning(server, Reason::ReferenceNotReady, "ChangePhase", &note).await
+    let before = server.status.clone().unwrap_or_default();
+    let Some(ready) = conditions::find(&new.conditions, ConditionType::Ready) else { return };
+    let was = conditions::is_true(&before.conditions, ConditionType::Ready);
+    if before.phase != new.phase {
+        let (from, to) = (before.phase.unwrap_or_default(), new.phase.unwrap_or_default());
+        let note = format!("{from:?} → {to:?}: {}", ready.message);
+        match new.phase {
+            Some(ServerPhase::Failed | ServerPhase::Resynchronizing) => {
+                context.events.condition(server, ready, "ChangePhase", &note).await
+            }
+            _ => context.events.normal(server, Reason::Progressing, "ChangePhase", &note).await,
         }
-        _ => context.events.normal(server, Reason::Progressing, "ChangePhase", &note).await,
+    } else if was != (ready.status == "True") {
+        context.events.condition(server, ready, "Protect", &ready.message).await;
     }
 }
 

@@ -28,6 +28,10 @@ use hindrance::Hindrance;
 
 /// An agent sends a heartbeat every second.
 const SILENT_SECONDS: u64 = 15;
+/// A process server that is well reports every few seconds.
+const UNHEARD_SECONDS: u64 = 8;
+/// Within this time an agent is back whose process server has started anew.
+const BACK_SECONDS: u64 = 45;
 /// A server that was moved replicates again within this time.
 const MOVE_SECONDS: i64 = 60;
 /// The agent's code for a resynchronization that has to wait.
@@ -51,6 +55,8 @@ pub struct Findings {
     pub group: Option<group::Found>,
     /// The log's end; `None`: nothing new is known of it.
     pub seen: Option<Seen>,
+    /// Bytes a second that its process server may upload now; 0: as many as it can.
+    pub upload_limit: u64,
     /// What is missing or not ready: the pass did not come to its end.
     pub failure: Option<(Category, Reason, String)>,
 }
@@ -233,12 +239,26 @@ impl Facts<'_> {
     }
 
     fn hindrance(&self) -> Option<Hindrance<'_>> {
-        self.report().and_then(Hindrance::of)
+        let backlog = |issue: &Issue| issue.code == Reason::UploadBacklog.as_str();
+        let catches_up = || self.late() && self.connected() && self.before.issues.iter().any(backlog);
+        self.report().and_then(Hindrance::of).or_else(|| catches_up().then_some(Hindrance::CATCHES_UP))
+    }
+
+    /// What spec.bandwidth of the appliance leaves to its process server now.
+    fn upload_limit(&self) -> Option<u64> {
+        Some(self.findings.upload_limit).filter(|limit| *limit > 0)
     }
 
     /// What hinders the server keeps its agent from being served.
     fn refused(&self) -> Option<Hindrance<'_>> {
         self.hindrance().filter(|hindrance| hindrance.refuses_agents() && !self.connected())
+    }
+
+    /// No process server here has it, and the vault holds points of it.
+    fn is_replicated_elsewhere(&self) -> bool {
+        let applied = self.findings.applied.as_ref();
+        self.findings.placed.process_server.is_none()
+            && applied.is_some_and(|applied| !applied.report.points.is_empty())
     }
 
     /// The vault is older than the policy allows.
@@ -259,7 +279,7 @@ impl Facts<'_> {
 
     /// A reconnection takes seconds, and so does the first connection after the enrolment: nothing to wake anybody for.
     fn overdue(&self, now: Time) -> bool {
-        if under_way(self.findings, now).is_some() {
+        if under_way(self.findings, now).is_some() || self.unheard() || self.comes_back(now) {
             return false;
         }
         let since_enrolled = || {
@@ -272,9 +292,28 @@ impl Facts<'_> {
         self.silence().or_else(since_enrolled).is_some_and(|silence| silence >= SILENT_SECONDS)
     }
 
+    /// A connection that has ended this moment is one that begins again the next.
     fn connected(&self) -> bool {
-        self.report().is_some_and(|report| report.connected)
-            && self.silence().is_none_or(|silence| silence < SILENT_SECONDS)
+        match self.silence() {
+            Some(silence) => silence < SILENT_SECONDS,
+            None => self.report().is_some_and(|report| report.connected),
+        }
+    }
+
+    /// The process server says nothing at the moment, so nothing can be said of the agent.
+    fn unheard(&self) -> bool {
+        self.findings.figures.as_ref().is_some_and(|figures| figures.age.as_secs() >= UNHEARD_SECONDS)
+    }
+
+    /// Its process server has started anew: the agent that the former run knew has a while to find it.
+    fn comes_back(&self, now: Time) -> bool {
+        let Some(figures) = self.findings.figures.as_ref() else { return false };
+        let known = self.before.agent.as_ref().and_then(|agent| agent.last_seen);
+        figures.report.last_seen_micros == 0
+            && known.is_some_and(|known| {
+                let silent = now.duration_since(known).as_secs().unsigned_abs();
+                silent.min(figures.since.as_secs()) < BACK_SECONDS
+            })
     }
 
     fn health(&self, issues: &[Issue]) -> Health {
@@ -283,7 +322,7 @@ impl Facts<'_> {
             ServerPhase::Pending | ServerPhase::Enrolling | ServerPhase::Paused => Health::Unknown,
             ServerPhase::Failed => Health::Critical,
             _ if critical => Health::Critical,
-            _ if self.findings.figures.is_none() => Health::Unknown,
+            _ if self.findings.figures.is_none() || self.unheard() => Health::Unknown,
             _ if !issues.is_empty() => Health::Warning,
             _ => Health::Healthy,
         }
@@ -406,6 +445,17 @@ impl Facts<'_> {
             let message = format!("agents are not served meanwhile: {}", hindrance.message());
             return unknown(kind, hindrance.reason(), message);
         }
+        if let Some(figures) = self.findings.figures.as_ref().filter(|_| self.unheard()) {
+            let message = format!(
+                "nothing is heard of process server {} at the moment; agents find it, or another one, by themselves: see the appliance's conditions",
+                figures.process_server
+            );
+            return unknown(kind, Reason::NotYetKnown, message);
+        }
+        if self.comes_back(now) {
+            let message = "its process server has started anew: the agent connects within a minute";
+            return unknown(kind, Reason::Progressing, message);
+        }
         let remedy = "look at `systemctl status lifeboat-agent` on the machine, and whether it reaches the appliance's ports";
         match (self.findings.figures.as_ref(), self.silence()) {
             (None, _) => unknown(
@@ -452,6 +502,11 @@ impl Facts<'_> {
         let kind = ConditionType::RpoMet;
         let threshold = self.threshold();
         match self.rpo_seconds {
+            None if self.is_replicated_elsewhere() => unknown(
+                kind,
+                Reason::NotYetKnown,
+                "how old the vault is says the cluster whose process server has this server: see status.recoveryPoints.latest",
+            ),
             None => unknown(kind, Reason::NotYetKnown, "there is no point yet"),
             Some(seconds) if seconds <= threshold => {
                 met(kind, Reason::AsExpected, "the newest point is younger than the policy's threshold")

@@ -57,6 +57,7 @@ pub(super) fn healthy() -> Findings {
             process_server: "berlin-process-server-0".into(),
             time: Micros(NOW),
             age: Duration::ZERO,
+            since: Duration::from_secs(3600),
             report,
         }),
         ..Findings::default()
@@ -81,6 +82,61 @@ fn a_protected_server_is_ready_with_its_rpo() {
     assert!(conditions::is_true(&status.conditions, ConditionType::Ready), "{:?}", status.conditions);
     assert_eq!(status.rpo.unwrap().seconds, 3);
     assert_eq!(status.progress, None);
+}
+
+#[test]
+fn what_an_agent_tells_of_several_disks_is_one_issue_a_code_that_names_them_all() {
+    let mut findings = healthy();
+    let told = |code: &str, severity: &str, message: &str| v1::AgentIssue {
+        code: code.into(),
+        severity: severity.into(),
+        message: message.into(),
+        remedy: "give it a serial number".into(),
+    };
+    report(&mut findings).heartbeat.as_mut().unwrap().issues = vec![
+        told("DiskWithoutSerial", "Warning", "/dev/sda has none"),
+        told("DiskTooLarge", "Error", "/dev/sdb is too large"),
+        told("DiskWithoutSerial", "Error", "/dev/sdc has none"),
+    ];
+    let issues = status(&server("db-1"), &findings, now()).issues;
+    // A list with one code twice would be refused by the API server, and with it the whole status.
+    let codes: Vec<&str> = issues.iter().map(|issue| issue.code.as_str()).collect();
+    assert_eq!(codes, ["DiskWithoutSerial", "DiskTooLarge"]);
+    assert_eq!(
+        (issues[0].message.as_str(), issues[0].remedy.as_str(), issues[0].severity),
+        ("/dev/sda has none; /dev/sdc has none", "give it a serial number", Severity::Critical)
+    );
+}
+
+#[test]
+fn an_agent_is_not_blamed_for_its_process_server() {
+    let mut db = server("db-1");
+    db.status = Some(status(&db, &healthy(), now()));
+    let told = |findings: &Findings, seconds: i64| {
+        let at = now() + jiff::SignedDuration::from_secs(seconds);
+        let told = status(&db, findings, at);
+        let connected =
+            conditions::find(&told.conditions, ConditionType::AgentConnected).unwrap().status.clone();
+        (connected, told.issues.iter().any(|issue| issue.code == "AgentSilent"), told.replication_health)
+    };
+    // It ends its connections and says so.
+    let mut ends = healthy();
+    report(&mut ends).connected = false;
+    assert_eq!(told(&ends, 0), ("True".into(), false, Some(Health::Healthy)));
+    // Nothing is heard of it.
+    let mut unheard = ends.clone();
+    unheard.figures.as_mut().unwrap().age = Duration::from_secs(18);
+    assert_eq!(told(&unheard, 18), ("Unknown".into(), false, Some(Health::Unknown)));
+    // It has started anew, and no agent has found it yet.
+    let mut anew = ends.clone();
+    (report(&mut anew).last_seen_micros, report(&mut anew).heartbeat) = (0, None);
+    anew.figures.as_mut().unwrap().time = Micros(NOW + 40_000_000);
+    assert_eq!(told(&anew, 40), ("Unknown".into(), false, Some(Health::Healthy)));
+    anew.figures.as_mut().unwrap().time = Micros(NOW + 60_000_000);
+    assert_eq!(told(&anew, 60), ("False".into(), true, Some(Health::Warning)));
+    // Much later: what counts is how long it could have been found.
+    anew.figures.as_mut().unwrap().since = Duration::from_secs(5);
+    assert_eq!(told(&anew, 3600).1, false);
 }
 
 #[test]
@@ -214,8 +270,18 @@ fn an_agent_that_waits_for_a_slow_line_is_worth_a_word_when_the_vault_gets_old()
     let burst = status(&server("db-1"), &findings, now());
     assert_eq!((burst.issues.len(), burst.replication_health), (0, Some(Health::Healthy)));
     findings.policy.as_mut().unwrap().rpo_threshold = lifeboat_crds::Duration::from_secs(2);
+    findings.upload_limit = 1 << 20;
     let late = status(&server("db-1"), &findings, now());
-    assert!(late.issues.iter().any(|issue| issue.code == "UploadBacklog"), "{:?}", late.issues);
+    let backlog = late.issues.iter().find(|issue| issue.code == "UploadBacklog").cloned().unwrap();
+    assert!(backlog.remedy.contains("spec.bandwidth limits uploads to 1024 KiB/s now"), "{}", backlog.remedy);
+    // Between two waits nothing is told in other words; when the vault is up to date, it is over.
+    let mut db = server("db-1");
+    db.status = Some(late.clone());
+    (report(&mut findings).error, report(&mut findings).hindrance) = (String::new(), 0);
+    let between = status(&db, &findings, now());
+    assert_eq!((&between.issues, &between.conditions), (&late.issues, &late.conditions));
+    report(&mut findings).recoverable_until_micros = NOW;
+    assert_eq!(status(&db, &findings, now()).issues, []);
 }
 
 #[test]

@@ -479,6 +479,24 @@ fn a_vault_that_was_put_back_to_before_its_first_point_is_not_called_one_that_ha
 }
 
 #[test]
+fn a_run_that_waits_for_what_comes_by_itself_does_not_ask_for_anybody() {
+    let mut rig = Rig::new(vec![group("database", &["db-1"])]);
+    let ready = std::mem::replace(
+        &mut rig.resolution,
+        Resolution::NotYet(vec!["server db-1: the vault gives no answer".to_owned()]),
+    );
+    rig.run_until(5, |status| status.phase == Some(RunPhase::Validating));
+    assert_eq!(rig.status.waiting_for.as_deref(), Some("server db-1: the vault gives no answer"));
+    assert!(conditions::is_true(&rig.status.conditions, ConditionType::Reconciling), "{:?}", rig.status);
+    assert!(conditions::find(&rig.status.conditions, ConditionType::Stalled).is_none(), "{:?}", rig.status);
+    rig.resolution = ready;
+    rig.run_until(5, |status| status.phase == Some(RunPhase::Running));
+    let unknown = ServerFacts { points: Err("the vault gives no answer".into()), ..facts(&[]) };
+    assert!(unknown.is_to_come() && facts(&[]).is_to_come());
+    assert!(!facts(&[1]).is_to_come());
+}
+
+#[test]
 fn only_the_latest_point_of_a_connected_server_is_waited_for() {
     let connected = OwnPoint { recoverable_until: Some(point(30).time), answered: false };
     let mut servers =
@@ -501,6 +519,9 @@ fn a_run_waits_for_a_point_of_its_own_moment_but_not_for_ever() {
     let ready = std::mem::replace(&mut rig.resolution, Resolution::Awaiting(vec!["db-1".to_owned()]));
     rig.run_until(5, |status| status.phase == Some(RunPhase::Validating));
     assert!(rig.status.waiting_for.as_deref().unwrap().contains("a point of db-1"), "{:?}", rig.status);
+    // Nobody has to do anything.
+    assert!(conditions::is_true(&rig.status.conditions, ConditionType::Reconciling), "{:?}", rig.status);
+    assert!(conditions::find(&rig.status.conditions, ConditionType::Stalled).is_none(), "{:?}", rig.status);
     assert!(rig.journal.is_empty());
     rig.resolution = ready;
     rig.run_until(5, |status| status.phase == Some(RunPhase::Running));

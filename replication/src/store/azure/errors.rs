@@ -78,17 +78,33 @@ impl Call<'_> {
 
     /// The chain of causes, which ends with the system's own words, e.g. "Connection refused".
     fn connection(&self, error: &azure_core::Error) -> String {
-        let mut detail = format!("{} cannot be reached or gave no proper answer: {error}", self.container);
+        let mut causes = vec![error.to_string()];
         let mut cause = error.source();
         while let Some(error) = cause {
-            let said = error.to_string();
-            if !detail.contains(&said) {
-                let _ = write!(detail, ": {said}");
-            }
+            causes.push(error.to_string());
             cause = error.source();
         }
+        let detail =
+            format!("{} cannot be reached or gave no proper answer: {}", self.container, told(&causes));
         without_signature(&detail)
     }
+}
+
+/// Causes as people read them: none twice, and without what only says that a request was made, and where to.
+fn told(causes: &[String]) -> String {
+    const HOW: [&str; 2] = ["failed to execute `reqwest` request", "error sending request for url"];
+    let says = |cause: &&String| !HOW.iter().any(|how| cause.starts_with(how));
+    let mut text = String::new();
+    let last = causes.last().into_iter().filter(|_| !causes.iter().any(|cause| says(&cause)));
+    for cause in causes.iter().filter(says).chain(last) {
+        if !text.contains(cause.as_str()) {
+            if !text.is_empty() {
+                text.push_str(": ");
+            }
+            text.push_str(cause);
+        }
+    }
+    text
 }
 
 /// An answer that says "done" and lacks what it must hold.
@@ -178,6 +194,17 @@ fn without_signature(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_connection_that_failed_is_told_by_its_cause_and_not_by_the_libraries_that_noticed() {
+        let causes = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+        let how = ["failed to execute `reqwest` request", "error sending request for url (http://h/c/blob)"];
+        let timed_out = causes(&[how[0], how[1], "operation timed out"]);
+        assert_eq!(told(&timed_out), "operation timed out");
+        let refused = causes(&[how[0], how[1], "tcp connect error", "Connection refused (os error 111)"]);
+        assert_eq!(told(&refused), "tcp connect error: Connection refused (os error 111)");
+        assert_eq!(told(&causes(&how)), how[1], "something is said in any case");
+    }
 
     #[test]
     fn only_answers_that_say_nothing_happened_are_refusals() {

@@ -13,7 +13,7 @@ use kube::ResourceExt as _;
 use lifeboat_crds::{ReplicationAppliance, appliance::Appliers, names::APPLIANCE_LABEL};
 
 use super::{
-    Inputs,
+    Inputs, SECRETS_ANNOTATION,
     configuration::{APPLIER, APPLIER_VAULT},
     pod::{
         CONFIGURATION_DIR, TLS_DIR, container, http_probe, mount, of_pod, pod_security, port, secret_volume,
@@ -72,7 +72,10 @@ pub(super) fn build(
         ..PodSpec::default()
     };
     StatefulSet {
-        metadata: owned_by(appliance, &names::applier(&name), selector(&name)),
+        metadata: ObjectMeta {
+            annotations: Some(labels([(SECRETS_ANNOTATION, inputs.secrets_hash)])),
+            ..owned_by(appliance, &names::applier(&name), selector(&name))
+        },
         spec: Some(StatefulSetSpec {
             replicas: Some(validated.appliers),
             selector: LabelSelector { match_labels: Some(selector(&name)), match_expressions: None },

@@ -16,6 +16,9 @@ use super::validate::Validated;
 use crate::runtime::settings::Images;
 pub(crate) use process_servers::selector as process_server_selector;
 
+/// On both StatefulSets: which credentials and keys their pods have started with.
+pub(crate) const SECRETS_ANNOTATION: &str = "lifeboat.dev/secrets";
+
 /// What the pods' content depends on beside the spec.
 #[derive(Debug, Clone)]
 pub struct Inputs<'a> {

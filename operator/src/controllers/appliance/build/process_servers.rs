@@ -16,7 +16,7 @@ use kube::ResourceExt as _;
 use lifeboat_crds::{ReplicationAppliance, appliance::ProcessServers, names::APPLIANCE_LABEL};
 
 use super::{
-    Inputs,
+    Inputs, SECRETS_ANNOTATION,
     configuration::VAULT,
     pod::{
         CONFIGURATION_DIR, MANAGEMENT_TLS_DIR, SPOOL_DIR, TLS_DIR, container, http_probe, mount, of_pod,
@@ -94,7 +94,10 @@ pub(super) fn build(
         status: None,
     };
     StatefulSet {
-        metadata: owned_by(appliance, &names::process_servers(&name), selector(&name)),
+        metadata: ObjectMeta {
+            annotations: Some(labels([(SECRETS_ANNOTATION, inputs.secrets_hash)])),
+            ..owned_by(appliance, &names::process_servers(&name), selector(&name))
+        },
         spec: Some(StatefulSetSpec {
             replicas: Some(validated.replicas),
             selector: LabelSelector { match_labels: Some(selector(&name)), match_expressions: None },

@@ -12,7 +12,15 @@ pub(super) struct Hindrance<'a> {
     words: &'a str,
 }
 
+/// The same while it has to wait and while it does not for a moment.
+const UPLINK: &str = "more was written than the uplink or the vault takes: the agent waits, nothing is lost, and the RPO is \
+    high until it has caught up";
+
 impl<'a> Hindrance<'a> {
+    /// A slow uplink makes an agent wait again and again; between two waits the vault is as late as before.
+    pub(super) const CATCHES_UP: Hindrance<'static> =
+        Hindrance { kind: v1::Hindrance::Uplink, words: UPLINK };
+
     pub(super) fn of(report: &'a v1::ServerReport) -> Option<Self> {
         (!report.error.is_empty()).then(|| Self { kind: report.hindrance(), words: &report.error })
     }
@@ -59,6 +67,7 @@ impl<'a> Hindrance<'a> {
             v1::Hindrance::Store => format!("its process server waits for the vault: {}", self.words),
             v1::Hindrance::Spool => format!("its process server cannot use its volume: {}", self.words),
             v1::Hindrance::Damaged => format!("its log in the vault cannot be continued: {}", self.words),
+            v1::Hindrance::Uplink => UPLINK.to_owned(),
             _ => self.words.to_owned(),
         }
     }

@@ -14,8 +14,30 @@ const LOST_SECONDS: u64 = 15 * 60;
 /// RPO of this many times the threshold is critical.
 const CRITICAL_RPO_FACTOR: u64 = 4;
 
+/// Code, severity, message, remedy.
+type Told = (String, Severity, String, String);
+
+/// One a code, in the order in which they came: the list's key. What an agent tells twice (of two disks, say) is told in one.
+fn by_code(all: Vec<Told>) -> Vec<Told> {
+    let mut once: Vec<Told> = Vec::new();
+    for (code, severity, message, remedy) in all {
+        let Some(known) = once.iter_mut().find(|known| known.0 == code) else {
+            once.push((code, severity, message, remedy));
+            continue;
+        };
+        known.1 = known.1.max(severity);
+        for (text, more) in [(&mut known.2, message), (&mut known.3, remedy)] {
+            if !text.contains(&more) {
+                text.push_str("; ");
+                text.push_str(&more);
+            }
+        }
+    }
+    once
+}
+
 pub(super) fn issues(facts: &Facts<'_>, now: Time) -> Vec<Issue> {
-    let mut all: Vec<(String, Severity, String, String)> = Vec::new();
+    let mut all: Vec<Told> = Vec::new();
     if let Some(report) = facts.report() {
         for issue in report.heartbeat.iter().flat_map(|heartbeat| &heartbeat.issues) {
             let severity = if issue.severity == "Warning" { Severity::Warning } else { Severity::Critical };
@@ -28,7 +50,14 @@ pub(super) fn issues(facts: &Facts<'_>, now: Time) -> Vec<Issue> {
             hindrance.reason().as_str().into(),
             hindrance.severity(late),
             hindrance.message(),
-            hindrance.remedy().into(),
+            match facts.upload_limit().filter(|_| hindrance.reason() == Reason::UploadBacklog) {
+                Some(limit) => format!(
+                    "{}; spec.bandwidth limits uploads to {} KiB/s now",
+                    hindrance.remedy(),
+                    limit / 1024
+                ),
+                None => hindrance.remedy().into(),
+            },
         ));
     }
     if let Some((rollback, mended)) = facts.rolled_back {
@@ -69,20 +98,28 @@ pub(super) fn issues(facts: &Facts<'_>, now: Time) -> Vec<Issue> {
         ));
     }
     let threshold = facts.threshold();
-    if let Some(seconds) =
-        facts.rpo_seconds.filter(|seconds| *seconds > threshold && facts.phase != ServerPhase::Paused)
-    {
+    // Whoever is not enrolled, or paused, has no other trouble than that.
+    let replicates =
+        !matches!(facts.phase, ServerPhase::Paused | ServerPhase::Pending | ServerPhase::Enrolling);
+    if let Some(seconds) = facts.rpo_seconds.filter(|seconds| replicates && *seconds > threshold) {
         let severity =
             if seconds / CRITICAL_RPO_FACTOR > threshold { Severity::Critical } else { Severity::Warning };
-        let remedy = "check that the agent is connected, the appliance's health, and whether the uplink carries what is written";
+        let told = |(code, ..): &Told| {
+            code == Reason::AgentSilent.as_str()
+                || facts.hindrance().is_some_and(|hindrance| code == hindrance.reason().as_str())
+        };
+        let remedy = match all.iter().find(|one| told(one)) {
+            Some((code, ..)) => format!("it comes down when what is told as {code} is over"),
+            None => "check that the agent is connected, the appliance's health, and whether the uplink carries what is written".to_owned(),
+        };
         all.push((
             Reason::RpoExceeded.as_str().into(),
             severity,
             format!("the RPO is above {threshold} s"),
-            remedy.into(),
+            remedy,
         ));
     }
-    all.dedup_by(|a, b| a.0 == b.0);
+    let all = by_code(all);
     let bounded = |text: String| text.chars().take(1024).collect::<String>();
     all.into_iter()
         .take(32)
