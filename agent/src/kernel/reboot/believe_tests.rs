@@ -69,7 +69,12 @@ impl Case {
                 to_copy: BlockSet::default(),
             })),
             disks: vec![disk("a"), disk("b")],
-            early: Some(Early { boot: "now".into(), disks: vec![seen("b"), seen("a")], error: None }),
+            early: Some(Early {
+                prints: PRINTS,
+                boot: "now".into(),
+                disks: vec![seen("b"), seen("a")],
+                error: None,
+            }),
             marks: Ok(set(&[(1, 30), (2, 40)])),
         }
     }
@@ -142,7 +147,7 @@ fn a_copy_that_was_under_way_goes_on_with_its_reason() {
 #[test]
 fn every_doubt_has_its_own_code_and_words() {
     type Change = fn(&mut Case);
-    let doubts: [(&str, &str, Change); 14] = [
+    let doubts: [(&str, &str, Change); 15] = [
         ("UncleanShutdown", "lost power", |case| case.found = Found::Nothing),
         ("UncleanShutdown", "still mounted", |case| {
             case.found = Found::Refused("/ was still mounted".into())
@@ -154,6 +159,7 @@ fn every_doubt_has_its_own_code_and_words() {
         ("UncleanShutdown", "this very boot", |case| case.saved().boot = "now".into()),
         ("EarlyTrackerMissing", "initramfs", |case| case.early = None),
         ("EarlyTrackerMissing", "another boot", |case| case.early().boot = "older".into()),
+        ("EarlyTrackerMissing", "update-initramfs", |case| case.early().prints = 0),
         ("EarlyTrackerMissing", "no BTF", |case| case.early().error = Some("no BTF".into())),
         ("EarlyTrackerMissing", "update-initramfs", |case| case.marks = Err("update-initramfs -u".into())),
         ("EarlyTrackerMissing", "not there yet", |case| _ = case.early().disks.pop()),
@@ -195,7 +201,7 @@ proptest! {
 }
 
 fn quiet() -> Quiet<'static> {
-    Quiet { writable: &[], swaps: 0, in_flight: Some(0), lost: None, boot_is_here: true }
+    Quiet { writable: &[], swaps: 0, in_flight: Some(0), lost: None }
 }
 
 #[test]
@@ -208,7 +214,6 @@ fn only_a_quiet_server_is_saved_and_the_others_hear_why_not() {
         (Quiet { in_flight: Some(1), ..quiet() }, "under way"),
         (Quiet { in_flight: None, ..quiet() }, "iostats"),
         (Quiet { lost: Some("TrackingLost: too many".into()), ..quiet() }, "too many"),
-        (Quiet { boot_is_here: false, ..quiet() }, "/boot"),
     ] {
         let reason = orderly(&quiet).unwrap_err();
         assert!(reason.contains(words), "{words}: {reason}");

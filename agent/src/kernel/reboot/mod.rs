@@ -17,13 +17,19 @@
 
 mod areas;
 mod believe;
+mod boot;
+mod device_mapper;
 mod early;
+mod file_system;
 mod image;
+mod lvm;
+mod lvm_text;
 mod raw;
 mod ready;
 mod resume;
 mod save;
 mod saved;
+mod xfs;
 
 use std::{
     fs, io,
@@ -35,9 +41,9 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use super::{disks::Disk, tracker::RebootPlaces};
 
 pub(super) use believe::Believed;
-pub use early::{EarlyError, run as early};
+pub use early::{EarlyError, run as early, run_within_limit as early_within_limit};
 pub(super) use ready::carried;
-pub use ready::ready;
+pub use ready::{DISK_NAMES, ready};
 pub(super) use resume::{Resumption, resume};
 pub(super) use resume::{discard, prepare};
 pub use save::{SaveError, SaveOptions, save};
