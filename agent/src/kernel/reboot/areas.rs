@@ -10,7 +10,7 @@
 //!                        ├─ LVM's metadata (hashed whole) ─► its volumes (`lvm`) ─► as partitions
 //!                        └─ anything else: nothing vouches for it, it is compared with the vault
 //! ```
-//! A file system must fill its area but for 4 MiB, which are hashed: behind a shorter one lies what somebody else writes (an
+//! A file system or physical volume must fill its area but for 4 MiB, which are hashed: behind a shorter one lies what somebody else writes (an
 //! array's or a mirror's own data), who may change the file system as well.
 
 use std::{fs, io, path::Path};
@@ -162,12 +162,13 @@ fn look_into(partition: &Partition, disk: &dyn ReadAt) -> io::Result<Vec<Area>> 
 /// whose metadata tell all that may be written.
 fn volumes(partition: &Partition, head: &[u8], disk: &dyn ReadAt) -> io::Result<Option<Vec<Area>>> {
     let Partition { first_byte, bytes, .. } = *partition;
-    let Some(header) = lvm::header(head).filter(|header| header.data <= SMALL.min(bytes)) else {
+    let Some(header) = lvm::header(head).filter(|header| header.data <= SMALL) else { return Ok(None) };
+    let Some(behind) = bytes.checked_sub(header.bytes).filter(|behind| *behind <= SMALL) else {
         return Ok(None);
     };
     let metadata = disk.read_at(first_byte, header.data)?;
-    let Ok(volumes) = lvm::volumes(&header, &metadata, bytes) else { return Ok(None) };
-    let print = hash(disk, &[(first_byte, header.data)])?;
+    let Ok(volumes) = lvm::volumes(&header, &metadata) else { return Ok(None) };
+    let print = hash(disk, &[(first_byte, header.data), (first_byte + header.bytes, behind)])?;
     let mut areas = vec![Area { first_byte, bytes: header.data, kind: Kind::Volumes, print }];
     for volume in volumes {
         let pieces: Vec<_> =

@@ -167,7 +167,11 @@ fn volumes_are_looked_into_as_partitions_are() {
 #[test]
 fn a_change_of_a_volume_or_of_the_metadata_is_noticed() {
     let before = in_group(&group(), Holder::Volumes);
-    for (byte, word) in [(700_000, "volume group"), ((1 << 20) + 1024 + 52, "was mounted")] {
+    // Also where an array under it would keep its own data.
+    let behind = SIZE as usize - 4096;
+    for (byte, word) in
+        [(700_000, "volume group"), (behind, "volume group"), ((1 << 20) + 1024 + 52, "was mounted")]
+    {
         let mut changed = group();
         changed.0[byte] ^= 1;
         let error = unproven(&before, &in_group(&changed, Holder::Nobody)).unwrap_err();

@@ -30,6 +30,8 @@ pub(super) const LABELS: usize = 4 * SECTOR;
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Header {
     id: String,
+    /// How long the physical volume is: what lies behind it is somebody else's (an array's or a mirror's own data).
+    pub(super) bytes: u64,
     /// First byte of the first extent.
     pub(super) data: u64,
     ring: (u64, u64),
@@ -62,9 +64,15 @@ fn label(head: &[u8]) -> Option<&[u8]> {
 /// `None`: it has another form than the usual one (several places of metadata, or none).
 pub(super) fn header(head: &[u8]) -> Option<Header> {
     let sector = label(head)?;
+    // LVM has emptied the others: whoever took the place since has not.
+    let others = head.get(..LABELS)?.chunks_exact(SECTOR).filter(|other| *other != sector);
+    if others.flatten().any(|byte| *byte != 0) {
+        return None;
+    }
     let offset = u32::from_le_bytes(number(sector, 20)?) as usize;
     let header = sector.get(offset..)?;
     let id = std::str::from_utf8(header.get(..32)?).ok()?.to_owned();
+    let bytes = u64_at(header, 32)?;
     // Two lists, of data areas and of metadata areas, each ended by a zero.
     let mut at = 40;
     let mut lists = [Vec::new(), Vec::new()];
@@ -79,16 +87,15 @@ pub(super) fn header(head: &[u8]) -> Option<Header> {
         }
     }
     match (&lists[0][..], &lists[1][..]) {
-        ([(data, _)], [ring]) if ring.0.checked_add(ring.1)? <= *data => {
-            Some(Header { id, data: *data, ring: *ring })
+        ([(data, _)], [ring]) if ring.0.checked_add(ring.1)? <= *data && *data < bytes => {
+            Some(Header { id, bytes, data: *data, ring: *ring })
         }
         _ => None,
     }
 }
 
-/// `head`: all bytes up to the first extent; `bytes`: how long the physical volume is. An error says why its volumes
-/// are not followed.
-pub(super) fn volumes(header: &Header, head: &[u8], bytes: u64) -> Result<Vec<Volume>, &'static str> {
+/// `head`: all bytes up to the first extent. An error says why its volumes are not followed.
+pub(super) fn volumes(header: &Header, head: &[u8]) -> Result<Vec<Volume>, &'static str> {
     let damaged = "its metadata cannot be read";
     let text = text(header, head).ok_or(damaged)?;
     let all = parse(&text).ok_or(damaged)?;
@@ -130,7 +137,7 @@ pub(super) fn volumes(header: &Header, head: &[u8], bytes: u64) -> Result<Vec<Vo
             let place = || {
                 let first = data.checked_add(first.checked_mul(extent)?)?;
                 let length = extents.checked_mul(extent)?;
-                (first.checked_add(length)? <= bytes).then_some((first, length))
+                (first.checked_add(length)? <= header.bytes).then_some((first, length))
             };
             pieces.push(place().ok_or(damaged)?);
         }

@@ -81,6 +81,8 @@ description = "Write from lvcreate."
 creation_host = "server"
 creation_time = 1764000000
 "#;
+/// How long the physical volume is.
+const BYTES: u64 = 63 << 20;
 const RING: usize = 4096;
 const RING_BYTES: usize = (1 << 20) - 4096;
 
@@ -95,6 +97,7 @@ pub(in super::super) fn physical_volume(bytes: &mut [u8], text: &str) {
     put(bytes, 512 + 20, &32_u32.to_le_bytes());
     put(bytes, 512 + 24, TYPE);
     put(bytes, 544, b"abcdefghijklmnopqrstuvwxyz012345");
+    put(bytes, 544 + 32, &BYTES.to_le_bytes());
     let mut at = 544 + 40;
     for number in [1 << 20, 0, 0, 0, RING as u64, RING_BYTES as u64, 0, 0] {
         put(bytes, at, &number.to_le_bytes());
@@ -114,7 +117,7 @@ fn read(text: &str) -> Result<Vec<Volume>, &'static str> {
     physical_volume(&mut bytes, text);
     let header = header(&bytes[..4096]).unwrap();
     assert_eq!(header.data, 1 << 20);
-    volumes(&header, &bytes, 63 << 20)
+    volumes(&header, &bytes)
 }
 
 #[test]
@@ -164,11 +167,14 @@ fn another_form_of_the_header_is_none() {
         let mut changed = bytes.clone();
         put(&mut changed, at, what);
         let header = header(&changed[..4096])?;
-        volumes(&header, &changed, 63 << 20).ok()
+        volumes(&header, &changed).ok()
     };
     assert!(with(0, &[]).is_some());
     // A second place of metadata; none that counts; a ring that is none; one that reaches into the extents.
     assert_eq!(with(544 + 40 + 48, &9_u64.to_le_bytes()), None);
+    // A boot sector, and a file system that has taken the place.
+    assert_eq!(with(510, &[0x55, 0xaa]), None);
+    assert_eq!(with(1080, &[0x53, 0xef]), None);
     assert_eq!(with(RING + 60, &1_u32.to_le_bytes()), None);
     assert_eq!(with(RING + 4, b"?"), None);
     assert_eq!(with(544 + 40 + 40, &(2_u64 << 20).to_le_bytes()), None);
@@ -184,7 +190,7 @@ proptest::proptest! {
         physical_volume(&mut bytes, PLAIN);
         bytes[at] = value;
         if let Some(header) = header(&bytes[..4096]) {
-            _ = volumes(&header, &bytes[..usize::try_from(header.data).unwrap().min(1 << 20)], 63 << 20);
+            _ = volumes(&header, &bytes[..usize::try_from(header.data).unwrap().min(1 << 20)]);
         }
     }
 }

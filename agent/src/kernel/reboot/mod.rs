@@ -7,12 +7,13 @@
 //!   start of the agent: own tracker attached ─► resume: image read and used up, early marks read
 //!                                                 └─► believe: dirty = saved ∪ early, or why everything is compared
 //! ```
-//! `saved`, `image`, `areas` and `believe` are pure (format, fingerprints, decision); `raw`, `save`, `early` and
-//! `resume` are the edge.
+//! `saved`, `image`, `areas` (with `file_system`, `xfs`, `lvm`) and `believe` are pure (format, fingerprints, decision);
+//! `raw` (with `device_mapper`), `boot`, `save`, `early` and `resume` are the edge.
 //!
 //! - **Once.** The image is emptied, durably, before its content is relied on, and at every other start as well.
-//! - **Nobody in between.** A fingerprint of each ext4 superblock, taken at save and again before the first mount, tells
-//!   of another system that has mounted the file system for writing. What has no such tell-tale is compared.
+//! - **Nobody in between.** A fingerprint of what a mount for writing changes first (the superblock of ext, the end of
+//!   XFS's log), taken at save and again before the first mount, tells of another system that has mounted the file system. What
+//!   has no such tell-tale is compared.
 //! - **Weakness accepted.** A system booted in between that writes to the disks past their file systems is not seen.
 
 mod areas;
