@@ -56,7 +56,14 @@ pub(super) struct Area {
     pub(super) first_byte: u64,
     pub(super) bytes: u64,
     pub(super) kind: Kind,
+    /// Where nothing is proven, why, in a few words.
     pub(super) print: String,
+}
+
+impl Area {
+    fn unproven(first_byte: u64, bytes: u64, why: &str) -> Self {
+        Self { first_byte, bytes, kind: Kind::Unproven, print: why.to_owned() }
+    }
 }
 
 /// Who has a partition or disk open besides file systems.
@@ -146,28 +153,37 @@ fn hash(disk: &dyn ReadAt, ranges: &[(u64, u64)]) -> io::Result<String> {
 
 fn look_into(partition: &Partition, disk: &dyn ReadAt) -> io::Result<Vec<Area>> {
     let Partition { first_byte, bytes, holder } = *partition;
-    let unproven = Area { first_byte, bytes, kind: Kind::Unproven, print: String::new() };
+    let unproven = |why| vec![Area::unproven(first_byte, bytes, why)];
     if holder == Holder::Other {
-        return Ok(vec![unproven]);
+        return Ok(unproven("RAID, encryption or another driver has it"));
     }
     let head = disk.read_at(first_byte, bytes.min(HEAD as u64))?;
     match (lvm::is_labelled(&head), holder) {
-        (true, _) => Ok(volumes(partition, &head, disk)?.unwrap_or_else(|| vec![unproven])),
+        (true, _) => Ok(volumes(partition, &head, disk)?.unwrap_or_else(unproven)),
         (false, Holder::Nobody) => content(&[(first_byte, bytes)], disk),
-        (false, _) => Ok(vec![unproven]),
+        (false, _) => Ok(unproven("LVM has it without a label")),
     }
 }
 
-/// Of a physical volume: its metadata, then its volumes. Extents that are no volume's nobody writes to. `None`: it is not one
-/// whose metadata tell all that may be written.
-fn volumes(partition: &Partition, head: &[u8], disk: &dyn ReadAt) -> io::Result<Option<Vec<Area>>> {
+/// Of a physical volume: its metadata, then its volumes. Extents that are no volume's nobody writes to. The inner error:
+/// why its metadata do not tell all that may be written.
+fn volumes(
+    partition: &Partition,
+    head: &[u8],
+    disk: &dyn ReadAt,
+) -> io::Result<Result<Vec<Area>, &'static str>> {
     let Partition { first_byte, bytes, .. } = *partition;
-    let Some(header) = lvm::header(head).filter(|header| header.data <= SMALL) else { return Ok(None) };
+    let Some(header) = lvm::header(head).filter(|header| header.data <= SMALL) else {
+        return Ok(Err("LVM's label is not the usual one"));
+    };
     let Some(behind) = bytes.checked_sub(header.bytes).filter(|behind| *behind <= SMALL) else {
-        return Ok(None);
+        return Ok(Err("LVM does not fill it"));
     };
     let metadata = disk.read_at(first_byte, header.data)?;
-    let Ok(volumes) = lvm::volumes(&header, &metadata) else { return Ok(None) };
+    let volumes = match lvm::volumes(&header, &metadata) {
+        Ok(volumes) => volumes,
+        Err(why) => return Ok(Err(why)),
+    };
     let print = hash(disk, &[(first_byte, header.data), (first_byte + header.bytes, behind)])?;
     let mut areas = vec![Area { first_byte, bytes: header.data, kind: Kind::Volumes, print }];
     for volume in volumes {
@@ -175,7 +191,7 @@ fn volumes(partition: &Partition, head: &[u8], disk: &dyn ReadAt) -> io::Result<
             volume.pieces.iter().map(|(first, length)| (first_byte + first, *length)).collect();
         areas.extend(content(&pieces, disk)?);
     }
-    Ok(Some(areas))
+    Ok(Ok(areas))
 }
 
 /// A partition or volume, by its own bytes: pieces of a disk, one after the other.
@@ -208,13 +224,14 @@ fn content(pieces: &[(u64, u64)], disk: &dyn ReadAt) -> io::Result<Vec<Area>> {
     } else {
         let found = file_system::clean(&volume)?;
         let behind = |end: u64| bytes.checked_sub(end).filter(|behind| *behind <= SMALL);
-        match found.and_then(|found| Some((behind(found.bytes)?, found))) {
-            Some((behind, found)) => {
+        match found.map(|found| (behind(found.bytes), found)) {
+            Some((Some(behind), found)) => {
                 // Whole sectors: of the file system some more do no harm, they are as it was left.
                 let behind = behind.next_multiple_of(512);
                 let ranges = [&found.ranges[..], &[(bytes - behind, behind)]].concat();
                 (found.kind, hash(&volume, &ranges)?)
             }
+            Some((None, _)) => (Kind::Unproven, "its file system does not fill it".to_owned()),
             None => (Kind::Unproven, String::new()),
         }
     };
@@ -231,7 +248,7 @@ fn content(pieces: &[(u64, u64)], disk: &dyn ReadAt) -> io::Result<Vec<Area>> {
 pub(super) fn distrust(areas: &mut [Area], first_byte: u64) -> Result<(), String> {
     let area = areas.iter_mut().find(|area| area.first_byte == first_byte && area.kind != Kind::Table);
     let area = area.filter(|area| area.kind != Kind::Volumes).ok_or("/boot is not a partition of its own")?;
-    (area.kind, area.print) = (Kind::Unproven, String::new());
+    *area = Area::unproven(area.first_byte, area.bytes, "/boot, where the boot loader may write");
     Ok(())
 }
 

@@ -184,5 +184,6 @@ fn a_group_with_a_snapshot_is_compared_as_a_whole() {
     let mut disk = group();
     lvm::tests::physical_volume(&mut disk.0, &lvm::tests::PLAIN.replace("\"striped\"", "\"snapshot\""));
     let areas = in_group(&disk, Holder::Volumes);
+    assert!(areas[0].print.contains("more than a part of a disk"), "{areas:?}");
     assert_eq!(unproven(&areas, &areas), Ok(vec![(0, (SIZE / 4096) as u32)]));
 }

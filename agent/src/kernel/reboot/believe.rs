@@ -14,7 +14,7 @@ use lifeboat_replication::{
 
 use super::{
     super::disks::Disk,
-    areas::{PRINTS, unproven},
+    areas::{Area, Kind, PRINTS, unproven},
     early::Early,
     saved::{Saved, SavedMark},
 };
@@ -142,7 +142,7 @@ pub(super) fn believe(found: Found, known: &Known<'_>) -> Result<Believed, Strin
             .unwrap_or(u32::MAX);
         for (first, count) in runs {
             to_copy.insert_range(first..first.saturating_add(count).min(blocks));
-            compared.push(format!("{} MiB at byte {} of {path}", count >> 8, u64::from(first) << 12));
+            compared.push(told(areas, first, count, &path));
         }
         believed.to_copy.insert_disk(slot, to_copy);
     }
@@ -153,6 +153,14 @@ pub(super) fn believe(found: Found, known: &Known<'_>) -> Result<Believed, Strin
         )));
     }
     Ok(believed)
+}
+
+/// `128 MiB at byte 1048576 of /dev/sda (why)`
+fn told(areas: &[Area], first: u32, count: u32, path: &impl std::fmt::Display) -> String {
+    let is_it = |area: &&Area| area.kind == Kind::Unproven && area.first_byte >> 12 == u64::from(first);
+    let why = areas.iter().find(is_it).map_or("", |area| &area.print);
+    let why = if why.is_empty() { String::new() } else { format!(" ({why})") };
+    format!("{} MiB at byte {} of {path}{why}", count >> 8, u64::from(first) << 12)
 }
 
 fn slot(index: usize) -> DiskSlot {

@@ -35,7 +35,7 @@ fn areas(print: &str) -> Vec<Area> {
     let half = u64::from(BLOCKS / 2) * 4096;
     vec![
         Area { first_byte: 0, bytes: half, kind: Kind::Ext, print: print.into() },
-        Area { first_byte: half, bytes: half, kind: Kind::Unproven, print: String::new() },
+        Area { first_byte: half, bytes: half, kind: Kind::Unproven, print: "why it is".into() },
     ]
 }
 
@@ -124,7 +124,8 @@ fn what_no_superblock_vouches_for_is_compared_and_said() {
     expected.union(&halves(2));
     assert_eq!(believed.to_copy, expected);
     let reason = believed.reason.unwrap();
-    assert!(reason.starts_with("UncleanShutdown: ") && reason.contains("/dev/name-b"), "{reason}");
+    assert!(reason.starts_with("UncleanShutdown: "), "{reason}");
+    assert!(reason.ends_with("8 MiB at byte 8388608 of /dev/name-b (why it is)"), "{reason}");
     // With nothing to compare there is nothing to say.
     let mut case = Case::new();
     case.saved().disks.iter_mut().for_each(|disk| disk.areas.truncate(1));
