@@ -48,7 +48,8 @@ impl Server {
         fs::write(folder.path().join("boot/vmlinuz"), "").unwrap();
         let (run, boot_id) = (folder.path().join("run"), folder.path().join("boot_id"));
         fs::write(&boot_id, "boot 0").unwrap();
-        rig.options.reboot = Some(RebootPlaces { run, boot_id, ..RebootPlaces::default() });
+        rig.options.reboot =
+            Some(RebootPlaces { run, boot_id, root: folder.path().into(), ..RebootPlaces::default() });
         let mirror = Mirror::new(&rig.disks[0]);
         (Self { disk, rig, mirror, folder, boot: 0 }, size / 4096)
     }

@@ -2,10 +2,11 @@
 //! /boot/grub, and writes it past the file system.
 //!
 //! On the root file system that file is there to be looked at when the changes are saved. A /boot of its own is unmounted by
-//! then, so all of its partition counts as written. Which one it is fstab says, in the end as at the start.
+//! then, so all of its partition counts as written. Which one it is fstab says, in the end as at the start, and what was
+//! mounted when the agent started must be the same.
 
 use std::{
-    fs,
+    fs, io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
@@ -48,6 +49,27 @@ pub(super) fn find(sysfs: &Path, boot: &Path, fstab: &Path, by: &Path) -> Result
     Ok(Boot::Partition { device, disk, first_byte })
 }
 
+/// The file systems of /boot and of the root.
+pub(super) fn mounted(boot: &Path, root: &Path) -> io::Result<[(u32, u32); 2]> {
+    let device = |path: &Path| fs::metadata(path).map(|about| sys::split_device(about.dev()));
+    Ok([device(boot)?, device(root)?])
+}
+
+impl Boot {
+    /// An error: what is mounted is something else.
+    pub(super) fn is_mounted(&self, [boot, root]: [(u32, u32); 2]) -> Result<(), String> {
+        match self {
+            Self::OnRoot if boot != root => {
+                Err("/boot is a file system of its own that /etc/fstab does not name".to_owned())
+            }
+            Self::Partition { device, .. } if boot != *device => {
+                Err("/boot is another file system than /etc/fstab says, or was not mounted".to_owned())
+            }
+            Self::OnRoot | Self::Partition { .. } => Ok(()),
+        }
+    }
+}
+
 /// As udev names them, in `by` (/dev/disk); these names stay when it has ended.
 fn device_file(source: &str, by: &Path) -> PathBuf {
     let kinds = [
@@ -83,6 +105,16 @@ mod tests {
         fs::create_dir_all(path("disk/by-uuid")).unwrap();
         fs::write(path("disk/by-uuid/1"), "").unwrap();
         assert!(look().unwrap_err().contains("UUID=1 is "));
+    }
+
+    #[test]
+    fn what_is_mounted_must_be_what_fstab_says() {
+        let partition = Boot::Partition { device: (8, 1), disk: "sda".into(), first_byte: 1 << 20 };
+        assert!(partition.is_mounted([(8, 1), (8, 2)]).is_ok());
+        assert!(partition.is_mounted([(8, 2), (8, 2)]).unwrap_err().contains("not mounted"));
+        assert!(partition.is_mounted([(8, 17), (8, 2)]).is_err());
+        assert!(Boot::OnRoot.is_mounted([(8, 2), (8, 2)]).is_ok());
+        assert!(Boot::OnRoot.is_mounted([(8, 1), (8, 2)]).unwrap_err().contains("does not name"));
     }
 
     #[test]

@@ -66,11 +66,15 @@ struct Tracked {
     boot: String,
     server: String,
     disks: Vec<Disk>,
+    /// File systems of /boot and of the root.
+    #[serde(default)]
+    mounted: Option<[(u32, u32); 2]>,
 }
 
 /// Leaves word of what is tracked in a directory that lives as long as the boot.
 pub(super) fn note_tracked(places: &RebootPlaces, server: &str, disks: &[Disk]) -> io::Result<()> {
-    let note = Tracked { boot: places.boot(), server: server.to_owned(), disks: disks.to_vec() };
+    let mounted = boot::mounted(&places.root.join("boot"), &places.root).ok();
+    let note = Tracked { boot: places.boot(), server: server.to_owned(), disks: disks.to_vec(), mounted };
     write_note(&places.run, TRACKED, &note)
 }
 

@@ -8,10 +8,8 @@ use std::{
 };
 
 use super::{
-    super::{disks::Disk, sys, tracker::RebootPlaces},
-    IMAGE,
-    boot::{self, Boot},
-    image,
+    super::{disks::Disk, tracker::RebootPlaces},
+    IMAGE, boot, image,
     raw::locate,
 };
 
@@ -74,16 +72,8 @@ fn look(state: &Path, sysfs: &Path, roots: &Roots) -> Result<(), String> {
     if device(&path)? != device(&roots.root)? {
         return Err(format!("{} is not on the root file system", state.display()));
     }
-    let mounted = device(&roots.boot)?;
-    match boot::find(sysfs, &roots.boot, &roots.fstab, &roots.by)? {
-        Boot::OnRoot if mounted != device(&roots.root)? => {
-            return Err("/boot is a file system of its own that /etc/fstab does not name".to_owned());
-        }
-        Boot::Partition { device, .. } if sys::split_device(mounted) != device => {
-            return Err("/boot is another file system than /etc/fstab says, or is not mounted".to_owned());
-        }
-        Boot::OnRoot | Boot::Partition { .. } => {}
-    }
+    let mounted = boot::mounted(&roots.boot, &roots.root).map_err(words)?;
+    boot::find(sysfs, &roots.boot, &roots.fstab, &roots.by)?.is_mounted(mounted)?;
     let mountinfo = fs::read_to_string(&roots.mountinfo).map_err(words)?;
     match root_kind(&mountinfo) {
         Some("ext2" | "ext3" | "ext4" | "xfs") => Ok(()),

@@ -180,19 +180,20 @@ fn words(error: TrackError) -> String {
 fn gather(options: &SaveOptions, image: &Image) -> Result<(Vec<u8>, Quiesced), String> {
     let tracked: Option<Tracked> = read_note(&options.places.run, TRACKED);
     let tracked = tracked.filter(|tracked| tracked.boot == options.places.boot());
-    let Tracked { boot, server, disks } = tracked.ok_or(
+    let Tracked { boot, server, disks, mounted } = tracked.ok_or(
         "the agent has not run since the machine was started: systemctl enable --now lifeboat-agent",
     )?;
     carried(&disks)?;
     let mut tracker = Tracker::reopen(&options.pins, &server, &disks, &options.sysfs, options.wall.clone())?;
     let in_flight = settle(&mut tracker)?;
-    let (mounted, elsewhere) = mounts::find(&options.sysfs, &disks).map_err(|error| error.to_string())?;
+    let (writers, elsewhere) = mounts::find(&options.sysfs, &disks).map_err(|error| error.to_string())?;
     let writable: Vec<String> =
-        mounted.iter().map(|mount| mount.point.display().to_string()).chain(elsewhere).collect();
+        writers.iter().map(|mount| mount.point.display().to_string()).chain(elsewhere).collect();
     let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default().lines().skip(1).count();
     let lost = tracker.lost();
     orderly(&Quiet { writable: &writable, swaps, in_flight, lost })?;
     let loader = boot::find(&options.sysfs, &options.boot, &options.fstab, &options.disk_names)?;
+    mounted.map_or(Ok(()), |mounted| loader.is_mounted(mounted))?;
 
     let mut dirty = tracker.everything_dirty().map_err(words)?;
     let place_of = |disk: &str| disks.iter().position(|known| known.name == disk);
