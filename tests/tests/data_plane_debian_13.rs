@@ -19,7 +19,7 @@ use lifeboat_tests::{
 
 /// Copying half a gigabyte out of an emulated machine.
 const COPY: Duration = Duration::from_secs(1500);
-const ROUND: Duration = Duration::from_secs(300);
+const ROUND: Duration = Duration::from_secs(600);
 const FREEZES: Duration = Duration::from_secs(30);
 const MEMBER_BYTES: u64 = 16 << 20;
 /// What nothing vouches for: the array's members, swap, and /boot, where the boot loader may write. Not root and not data.
