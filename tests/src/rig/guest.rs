@@ -25,7 +25,8 @@ pub const DEBIAN_11: &str = "bullseye";
 pub const DEBIAN_12: &str = "bookworm";
 pub const DEBIAN_13: &str = "trixie";
 pub const DEBIAN_13_LVM: &str = "trixie lvm";
-/// All file systems for two minutes, root last: whoever still writes there would stop the others.
+const FROZEN: Duration = Duration::from_secs(120);
+/// All file systems for so long, root last: whoever still writes there would stop the others.
 const FREEZE: &str = r"
 cat >/run/freeze <<'EOF'
 all=$(awk '$3 ~ /^(ext4|xfs)$/ {print $2}' /proc/mounts | sort -r)
@@ -193,6 +194,7 @@ impl Guest {
 
     /// Nothing writes while the file systems stand still, so the last record holds all of the disks.
     pub fn assert_same(&self, site: &Site) {
+        let began = Instant::now();
         self.shell(FREEZE);
         let last = |records: &[v1::Data]| records.last().map(|record| record.number);
         let mut before = None;
@@ -203,17 +205,21 @@ impl Guest {
             before = now;
             now.filter(|_| rests)
         });
+        // At once, before they go on.
+        let disks: Vec<_> = self.disks.iter().map(|(id, file)| (id, std::fs::read(file).unwrap())).collect();
+        assert!(began.elapsed() < FROZEN, "this machine is too busy: the file systems may have gone on");
         let mut vault = site.all_recovered_of(&site.enrolled[0].0, number);
-        for (id, file) in &self.disks {
-            let (disk, vault) = (std::fs::read(file).unwrap(), vault.remove(id).unwrap());
+        for (id, disk) in disks {
+            let vault = vault.remove(id).unwrap();
             assert_eq!(disk.len(), vault.len());
-            assert_eq!(
-                different_blocks(&disk, &vault),
-                0,
-                "blocks of the vault that are not the disk's ({id})"
-            );
+            let different = different_blocks(&disk, &vault);
+            assert_eq!(different, 0, "blocks of the vault that are not the disk's ({id})");
         }
         assert!(vault.is_empty(), "{:?}", vault.keys());
+    }
+
+    /// Waits until the file systems go on after [`Self::assert_same`].
+    pub fn thawed(&self) {
         self.shell("while ! touch /root/thawed; do sleep 1; done");
     }
 
