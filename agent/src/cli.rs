@@ -44,12 +44,21 @@ pub enum Command {
     ReleaseHooks(HookArgs),
     /// Track all disks from the initramfs on, until the agent runs (the script that `install` puts there).
     #[command(hide = true)]
-    Early(PinArg),
+    Early(EarlyArgs),
     /// Save what is dirty when nothing writes any more (the program in systemd's system-shutdown directory).
     #[command(hide = true)]
     ShutdownSave(PinArg),
     /// Hooks that prepare applications for application-consistent points.
     Hooks(HooksArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct EarlyArgs {
+    #[command(flatten)]
+    pub pins: PinArg,
+    /// Do the work in this process, however long the disks take.
+    #[arg(long)]
+    pub without_limit: bool,
 }
 
 #[derive(Debug, Args)]

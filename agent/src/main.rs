@@ -10,7 +10,7 @@ use std::{
 use clap::Parser as _;
 use lifeboat_agent::{
     assess,
-    cli::{Cli, Command, DiskArgs, Enroll},
+    cli::{Cli, Command, DiskArgs, EarlyArgs, Enroll},
     enrol::{self, Invitation},
     hook_files,
     install::{self, Places},
@@ -88,8 +88,14 @@ fn execute(state: StateDir, command: Command) -> Result<(), Box<dyn Error>> {
         Command::ReleaseHooks(arguments) => {
             Ok(hooks::release_left(&arguments.hooks_dir, &arguments.hooks_state)?)
         }
-        Command::Early(arguments) => {
-            Ok(reboot::early(&Discovery::default(), &arguments.pin_dir, &RebootPlaces::default())?)
+        Command::Early(EarlyArgs { pins, without_limit }) => {
+            let places = RebootPlaces::default();
+            if without_limit {
+                return Ok(reboot::early(&Discovery::default(), &pins.pin_dir, &places)?);
+            }
+            let mut worker = std::process::Command::new(std::env::current_exe()?);
+            worker.args(["early", "--without-limit", "--pin-dir"]).arg(&pins.pin_dir);
+            Ok(reboot::early_within_limit(&mut worker, &places)?)
         }
         Command::ShutdownSave(arguments) => {
             let bytes = reboot::save(&reboot::SaveOptions {
@@ -99,6 +105,7 @@ fn execute(state: StateDir, command: Command) -> Result<(), Box<dyn Error>> {
                 sysfs: PathBuf::from("/sys"),
                 boot: PathBuf::from("/boot"),
                 fstab: PathBuf::from("/etc/fstab"),
+                disk_names: PathBuf::from(reboot::DISK_NAMES),
                 wall: Env::system().wall,
             })?;
             println!("lifeboat-agent: what is dirty is saved for the next start ({bytes} bytes)");

@@ -20,6 +20,8 @@ use lifeboat_agent::{
 use lifeboat_replication::{env::Env, wire::v1};
 
 const SIZE: u64 = 64 << 20;
+/// The smallest on which XFS is made.
+const XFS_SIZE: u64 = 320 << 20;
 
 /// A server whose protected disk holds the agent's state, as most do.
 struct Server {
@@ -33,16 +35,23 @@ struct Server {
 impl Server {
     /// Everything is durable but what happens from here on.
     fn new() -> Self {
-        let disk = Loop::new(SIZE);
+        Self::on("ext4").0
+    }
+
+    /// With a disk that is large enough for this file system; and its blocks.
+    fn on(file_system: &str) -> (Self, u64) {
+        let size = if file_system == "xfs" { XFS_SIZE } else { SIZE };
+        let disk = Loop::new(size);
         let mut rig = Rig::new(&[&disk]);
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir(folder.path().join("boot")).unwrap();
         fs::write(folder.path().join("boot/vmlinuz"), "").unwrap();
         let (run, boot_id) = (folder.path().join("run"), folder.path().join("boot_id"));
         fs::write(&boot_id, "boot 0").unwrap();
-        rig.options.reboot = Some(RebootPlaces { run, boot_id, ..RebootPlaces::default() });
+        rig.options.reboot =
+            Some(RebootPlaces { run, boot_id, root: folder.path().into(), ..RebootPlaces::default() });
         let mirror = Mirror::new(&rig.disks[0]);
-        Self { disk, rig, mirror, folder, boot: 0 }
+        (Self { disk, rig, mirror, folder, boot: 0 }, size / 4096)
     }
 
     fn places(&self) -> RebootPlaces {
@@ -73,17 +82,31 @@ impl Server {
             sysfs: "/sys".into(),
             boot: self.folder.path().join("boot"),
             fstab: self.folder.path().join("fstab"),
+            disk_names: self.folder.path().join("disk"),
             wall: Env::system().wall,
         };
         reboot::save(&options).map_err(|error| error.to_string())
     }
 
-    /// The last steps of a shutdown: read-only, saved, unmounted.
+    /// The last steps of a shutdown: read-only, saved, power off. What an unmount here would still write (XFS does) is
+    /// undone.
     fn shut_down(&self, mounted: Mounted) -> Result<usize, String> {
         run("mount", &["-o", "remount,ro", mounted.path().to_str().unwrap()]);
         let saved = self.save();
+        let left = self.disk.content();
         mounted.unmount();
+        self.put_back(&left);
         saved
+    }
+
+    fn put_back(&self, content: &[u8]) {
+        let now = self.disk.content();
+        let file = self.disk.open(libc::O_SYNC);
+        for (number, (block, now)) in content.chunks(4096).zip(now.chunks(4096)).enumerate() {
+            if block != now {
+                file.write_all_at(block, number as u64 * 4096).unwrap();
+            }
+        }
     }
 
     /// Another kernel: nothing pinned, nothing in /run.
@@ -127,8 +150,17 @@ fn write(mounted: &Mounted, name: &str) {
 
 #[test]
 fn an_orderly_restart_needs_no_comparison_and_loses_nothing() {
-    let mut server = Server::new();
-    let mounted = Mounted::new(&server.disk, "ext4");
+    orderly("ext4");
+}
+
+#[test]
+fn an_orderly_restart_with_xfs_needs_none_either() {
+    orderly("xfs");
+}
+
+fn orderly(file_system: &str) {
+    let (mut server, blocks) = Server::on(file_system);
+    let mounted = Mounted::new(&server.disk, file_system);
     let mut tracker = server.start(&mounted);
     server.catch_up(&mut tracker);
     write(&mounted, "written and taken");
@@ -150,7 +182,7 @@ fn an_orderly_restart_needs_no_comparison_and_loses_nothing() {
     run("sync", &[]);
     // What was held and what is marked is all that the vault lacks: the image's own blocks are among it.
     let held = tracker.held().unwrap();
-    assert!(held.len() < SIZE / 4096 / 2, "{} blocks", held.len());
+    assert!(held.len() < blocks / 2, "{} blocks", held.len());
     server.mirror.read(&held);
     server.mirror.round(&mut tracker);
     drop(tracker);
@@ -185,23 +217,42 @@ fn what_was_saved_is_believed_once() {
 
 #[test]
 fn a_system_that_mounted_the_disk_in_between_is_noticed() {
-    let mut server = Server::new();
-    let mounted = Mounted::new(&server.disk, "ext4");
+    for (file_system, writes) in [("ext4", true), ("ext4", false), ("xfs", true), ("xfs", false)] {
+        mounted_in_between(file_system, Some(writes));
+        mounted_in_between(file_system, None);
+    }
+}
+
+/// It writes a file or nothing, and leaves in order; or (`None`) it loses power right after it has mounted.
+fn mounted_in_between(file_system: &str, writes: Option<bool>) {
+    let (mut server, blocks) = Server::on(file_system);
+    let mounted = Mounted::new(&server.disk, file_system);
     let mut tracker = server.start(&mounted);
     server.catch_up(&mut tracker);
     drop(tracker);
     server.shut_down(mounted).unwrap();
     server.power();
-    // It writes one file, and leaves in order.
     let elsewhere = Mounted::existing(&server.disk.path);
-    write(&elsewhere, "rescue");
-    elsewhere.unmount();
+    match writes {
+        Some(writes) => {
+            if writes {
+                write(&elsewhere, "rescue");
+            }
+            elsewhere.unmount();
+        }
+        None => {
+            // What the disk holds now, when nothing was written back that need not be.
+            let crashed = server.disk.content();
+            elsewhere.unmount();
+            server.put_back(&crashed);
+        }
+    }
     server.early(0);
     let mounted = Mounted::existing(&server.disk.path);
     let mut tracker = server.start(&mounted);
     let reason = tracker.copy_reason().unwrap();
     assert!(reason.starts_with("ChangedWhileDown: "), "{reason}");
-    assert_eq!(tracker.to_copy().unwrap().len(), SIZE / 4096);
+    assert_eq!(tracker.to_copy().unwrap().len(), blocks);
 }
 
 #[test]

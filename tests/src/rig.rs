@@ -10,6 +10,7 @@ pub mod compare;
 #[path = "../../agent/tests/kernel_support/mod.rs"]
 pub mod disk;
 pub mod guest;
+pub mod guest_load;
 pub mod link;
 pub mod load;
 #[path = "../../process-server/tests/support/pki.rs"]
@@ -23,7 +24,8 @@ pub mod site;
 pub use self::{
     compare::{assert_same, different_blocks, settled},
     disk::{Loop, Mounted, run},
-    guest::{DEBIAN_11, DEBIAN_12, Guest},
+    guest::{DEBIAN_11, DEBIAN_12, DEBIAN_13, DEBIAN_13_LVM, Guest},
+    guest_load::{NOT_COMPARED, TRACKED_ANEW},
     link::{Link, Mode},
     load::{Load, assert_nothing_lost, assert_nothing_lost_on, fill, sessions},
     process::Process,

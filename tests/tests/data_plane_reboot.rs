@@ -42,6 +42,7 @@ fn an_orderly_restart_is_followed_by_rounds_and_a_reset_by_a_comparison() {
     println!("the first copy sent {copied} bytes, the restart {sent}");
     assert!(sent < copied / 4, "{sent} bytes sent after the restart, {copied} in the first copy");
     guest.assert_same(&site);
+    guest.thawed();
 
     guest.reset();
     let log = guest.wait("the agent after the reset", ROUND, || {

@@ -29,6 +29,9 @@ const FITHAW: libc::Ioctl = 0xc004_5878_u32 as libc::Ioctl;
 const FIEMAP: libc::Ioctl = 0xc020_660b_u32 as libc::Ioctl;
 const FIEMAP_SYNC: u32 = 1;
 
+/// `DM_TABLE_STATUS`: `_IOWR(0xfd, 12, struct dm_ioctl)`.
+const DM_TABLE_STATUS: libc::Ioctl = 0xc138_fd0c_u32 as libc::Ioctl;
+
 fn check(result: libc::c_long) -> io::Result<libc::c_long> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
@@ -184,6 +187,18 @@ pub(super) fn lock_memory() -> io::Result<()> {
 /// Device number of the block device behind `path`, as (major, minor).
 pub(super) fn split_device(device: u64) -> (u32, u32) {
     (libc::major(device), libc::minor(device))
+}
+
+/// Asks device mapper for a table; `buffer` holds a `struct dm_ioctl` that says its own size, and then the answer.
+pub(super) fn device_mapper_table(control: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<()> {
+    let said = buffer.get(12..).and_then(|rest| rest.first_chunk()).map(|size| u32::from_ne_bytes(*size));
+    if said.map(|size| size as usize) != Some(buffer.len()) || buffer.len() < 312 {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: the kernel reads and writes at most as many bytes as the structure says, which are all of the buffer
+    // (checked above); it copies them, so no alignment is asked for.
+    check(unsafe { libc::ioctl(control.as_raw_fd(), DM_TABLE_STATUS, buffer.as_mut_ptr()) }.into())
+        .map(|_| ())
 }
 
 /// A piece of a file: `struct fiemap_extent`.

@@ -63,13 +63,16 @@ pub struct RebootPlaces {
     pub run: PathBuf,
     /// File with the kernel's name for this boot.
     pub boot_id: PathBuf,
+    /// The root file system, which has /boot in it.
+    pub root: PathBuf,
     /// What `install` writes.
     pub files: RestartPlaces,
 }
 
 impl Default for RebootPlaces {
     fn default() -> Self {
-        Self { run: reboot::RUN.into(), boot_id: reboot::BOOT_ID.into(), files: RestartPlaces::default() }
+        let (run, boot_id) = (reboot::RUN.into(), reboot::BOOT_ID.into());
+        Self { run, boot_id, root: "/".into(), files: RestartPlaces::default() }
     }
 }
 

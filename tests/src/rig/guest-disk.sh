@@ -8,18 +8,31 @@ shift 5
 binary=/usr/local/bin/lifeboat-agent
 cp --sparse=always --reflink=auto "$image" "$disk"
 root=$(mktemp -d)
-loop=$(losetup --find --show --offset $((2048 * 512)) "$disk")
+loops=()
 finish() {
   local status=$?
   umount "$root/proc" 2>/dev/null || true
   umount --recursive --lazy "$root/dev" 2>/dev/null || true
+  if mountpoint -q "$root/boot"; then umount "$root/boot" || status=1; fi
   umount "$root" || status=1
-  losetup --detach "$loop" || status=1
+  for loop in "${loops[@]}"; do losetup --detach "$loop" || status=1; done
   rmdir "$root" || status=1
   exit $status
 }
 trap finish EXIT
-mount "$loop" "$root"
+# at BYTE FOLDER: mounts the file system that begins there. Its own end is in its superblock.
+at() {
+  loops+=("$(losetup --find --show --offset "$1" "$disk")")
+  mount "${loops[-1]}" "$2"
+}
+# One partition, or /boot and a physical volume whose first volume is root (see dev/server/build).
+mapfile -t partitions < <(sfdisk -q --list --output Start "$disk" | tail -n +2)
+if [ ${#partitions[@]} = 1 ]; then
+  at $((partitions[0] * 512)) "$root"
+else
+  at $((partitions[1] * 512 + (1 << 20))) "$root"
+  at $((partitions[0] * 512)) "$root/boot"
+fi
 
 cp "$agent" "$root$binary"
 cp -r "$state" "$root/var/lib/lifeboat-agent"

@@ -7,7 +7,7 @@ use std::{
     fs::File,
     io::{BufRead as _, BufReader, Write as _},
     os::unix::net::UnixStream,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread::sleep,
     time::{Duration, Instant},
@@ -20,24 +20,47 @@ use crate::programs::{free_ports, program};
 
 /// From power on to an answer by SSH: half a minute on an idle machine.
 const BOOT: Duration = Duration::from_secs(600);
-/// Which Debian: its name, as dev/server/build takes it.
+/// Which Debian, and its layout where that is not one partition: as dev/server/build takes them.
 pub const DEBIAN_11: &str = "bullseye";
 pub const DEBIAN_12: &str = "bookworm";
+pub const DEBIAN_13: &str = "trixie";
+pub const DEBIAN_13_LVM: &str = "trixie lvm";
+const FROZEN: Duration = Duration::from_secs(120);
+/// All file systems for so long, root last: whoever still writes there would stop the others.
+const FREEZE: &str = r"
+cat >/run/freeze <<'EOF'
+all=$(awk '$3 ~ /^(ext4|xfs)$/ {print $2}' /proc/mounts | sort -r)
+for at in $all; do fsfreeze -f $at; done
+sleep 120
+for at in $all; do fsfreeze -u $at; done
+EOF
+sync
+setsid sh /run/freeze >/dev/null 2>&1 </dev/null &
+sleep 4
+";
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
 pub struct Guest {
     qemu: Child,
     ssh_port: u16,
     dir: tempfile::TempDir,
+    /// Ids of its disks and their files; the first one has the system.
+    disks: Vec<(String, PathBuf)>,
 }
 
 impl Guest {
     /// Boots one of this release as the site's first enrolled server.
     pub fn boot(site: &Site, release: &str) -> Self {
+        Self::boot_with(site, release, &[])
+    }
+
+    /// The same with empty disks of these sizes beside the system's: /dev/vdb, and so on.
+    pub fn boot_with(site: &Site, release: &str, sizes: &[u64]) -> Self {
         let agent = program("lifeboat-agent");
         let dir = tempfile::Builder::new().prefix("lifeboat-guest-").tempdir().unwrap();
         let path = |name: &str| dir.path().join(name).display().to_string();
-        let image = run(&format!("{ROOT}/dev/server/build"), &[release]);
+        let words: Vec<&str> = release.split(' ').collect();
+        let image = run(&format!("{ROOT}/dev/server/build"), &words);
         let (_, state) = &site.enrolled[0];
         let configuration = &site.control.configuration;
         let addresses = configuration.process_servers.iter().flat_map(|server| &server.data_addresses);
@@ -51,13 +74,29 @@ impl Guest {
         let accelerator = run(&format!("{ROOT}/dev/server/accelerator"), &[]);
         let [ssh_port] = free_ports::<1>().unwrap();
         let log = File::create(dir.path().join("qemu.log")).unwrap();
+        let mut disks = vec![("lifeboat-reboot".to_owned(), PathBuf::from(&disk))];
+        for (number, bytes) in (1..).zip(sizes) {
+            let file = path(&format!("disk-{number}.raw"));
+            File::create_new(&file).unwrap().set_len(*bytes).unwrap();
+            disks.push((format!("lifeboat-extra-{number}"), file.into()));
+        }
+        let drive = |(id, file): &(String, PathBuf)| {
+            let file = file.display();
+            let drive = format!("file={file},if=none,id=drive-{id},format=raw,cache=writeback,discard=unmap");
+            [
+                "-drive".to_owned(),
+                drive,
+                "-device".to_owned(),
+                format!("virtio-blk-pci,drive=drive-{id},serial={id}"),
+            ]
+        };
         let qemu = Command::new("qemu-system-x86_64")
             .args(["-name", "lifeboat-reboot", "-machine", "q35", "-smp", "2", "-m", "1024", "-nodefaults"])
             .args(accelerator.split_whitespace())
             .args(["-display", "none", "-serial", &format!("file:{}", path("console.log"))])
             .args(["-qmp", &format!("unix:{},server=on,wait=off", path("qmp.sock"))])
-            .args(["-drive", &format!("file={disk},if=none,id=os,format=raw,cache=writeback,discard=unmap")])
-            .args(["-device", "virtio-blk-pci,drive=os,serial=lifeboat-reboot", "-device", "virtio-rng-pci"])
+            .args(disks.iter().flat_map(drive))
+            .args(["-device", "virtio-rng-pci"])
             .args(["-netdev", &format!("user,id=net,hostfwd=tcp:127.0.0.1:{ssh_port}-:22")])
             .args(["-device", "virtio-net-pci,netdev=net"])
             .stdin(Stdio::null())
@@ -65,23 +104,24 @@ impl Guest {
             .stderr(log)
             .spawn()
             .unwrap();
-        let guest = Self { qemu, ssh_port, dir };
+        let guest = Self { qemu, ssh_port, dir, disks };
         guest.wait("the first boot", BOOT, || guest.boot_id());
         guest
     }
 
-    pub fn disk(&self) -> PathBuf {
-        self.dir.path().join("disk.raw")
+    fn ssh(&self, command: &str) -> Option<String> {
+        self.ssh_with(command, Stdio::null())
     }
 
-    fn ssh(&self, command: &str) -> Option<String> {
+    /// With something to read.
+    fn ssh_with(&self, command: &str, input: Stdio) -> Option<String> {
         let port = self.ssh_port.to_string();
         let key = self.dir.path().join("ssh_key");
         let output = Command::new("ssh")
             .args(["-q", "-i", key.to_str().unwrap(), "-p", &port, "-o", "BatchMode=yes"])
             .args(["-o", "ConnectTimeout=30", "-o", "StrictHostKeyChecking=no"])
             .args(["-o", "UserKnownHostsFile=/dev/null", "root@127.0.0.1", command])
-            .stdin(Stdio::null())
+            .stdin(input)
             .output()
             .unwrap();
         output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
@@ -90,6 +130,12 @@ impl Guest {
     /// Runs a shell command; it must succeed.
     pub fn shell(&self, command: &str) -> String {
         self.ssh(command).unwrap_or_else(|| panic!("{command}: failed\n{}", self.tail()))
+    }
+
+    /// Puts a program there.
+    pub fn put(&self, program: &Path, place: &str) {
+        let command = format!("cat >{place} && chmod 755 {place}");
+        self.ssh_with(&command, File::open(program).unwrap().into()).unwrap();
     }
 
     /// What the agent has logged since this boot.
@@ -146,11 +192,10 @@ impl Guest {
         })
     }
 
-    /// Nothing writes while the file system stands still, so the last record holds all of the disk.
+    /// Nothing writes while the file systems stand still, so the last record holds all of the disks.
     pub fn assert_same(&self, site: &Site) {
-        self.shell(
-            "sync; setsid sh -c 'fsfreeze -f /; sleep 120; fsfreeze -u /' >/dev/null 2>&1 </dev/null & sleep 2",
-        );
+        let began = Instant::now();
+        self.shell(FREEZE);
         let last = |records: &[v1::Data]| records.last().map(|record| record.number);
         let mut before = None;
         let number = self.wait("the last round", Duration::from_secs(100), || {
@@ -160,10 +205,21 @@ impl Guest {
             before = now;
             now.filter(|_| rests)
         });
-        let (disk, vault) =
-            (std::fs::read(self.disk()).unwrap(), site.recovered_of(&site.enrolled[0].0, number));
-        assert_eq!(disk.len(), vault.len());
-        assert_eq!(different_blocks(&disk, &vault), 0, "blocks of the vault that are not the disk's");
+        // At once, before they go on.
+        let disks: Vec<_> = self.disks.iter().map(|(id, file)| (id, std::fs::read(file).unwrap())).collect();
+        assert!(began.elapsed() < FROZEN, "this machine is too busy: the file systems may have gone on");
+        let mut vault = site.all_recovered_of(&site.enrolled[0].0, number);
+        for (id, disk) in disks {
+            let vault = vault.remove(id).unwrap();
+            assert_eq!(disk.len(), vault.len());
+            let different = different_blocks(&disk, &vault);
+            assert_eq!(different, 0, "blocks of the vault that are not the disk's ({id})");
+        }
+        assert!(vault.is_empty(), "{:?}", vault.keys());
+    }
+
+    /// Waits until the file systems go on after [`Self::assert_same`].
+    pub fn thawed(&self) {
         self.shell("while ! touch /root/thawed; do sleep 1; done");
     }
 

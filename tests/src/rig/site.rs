@@ -2,6 +2,7 @@
 //! that the operator and enrolment would have made.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream},
@@ -20,7 +21,7 @@ use lifeboat_replication::{
     env::{Env, Micros},
     ids::ServerId,
     keys::DataKeys,
-    log::LogReader,
+    log::{LogDisk, LogReader},
     store::azure::{AzureOptions, AzureStore, Credential},
     vault::{self, Vault, layout},
     wire::v1::{self, RecordKind, log_record::Body},
@@ -76,6 +77,8 @@ pub struct SiteOptions<'a> {
     pub without_agent: usize,
     /// Of all servers with disks; empty: none.
     pub consistency_group: &'a str,
+    /// Points for which file systems are frozen come this often; zero: only when there is no other.
+    pub freeze_interval: Duration,
     /// How the agents find changes (`--tracking`).
     pub tracking: &'a str,
 }
@@ -96,6 +99,7 @@ impl Default for SiteOptions<'_> {
             second_process_server: false,
             without_agent: 0,
             consistency_group: "",
+            freeze_interval: Duration::ZERO,
             tracking: "auto",
         }
     }
@@ -439,8 +443,13 @@ impl Site {
         self.recovered_of(&self.servers[0].id, number)
     }
 
-    /// The same of any server.
+    /// The same of any server with one disk.
     pub fn recovered_of(&self, server: &ServerId, number: u64) -> Vec<u8> {
+        self.all_recovered_of(server, number).into_values().next().unwrap()
+    }
+
+    /// All disks of a server, by their ids.
+    pub fn all_recovered_of(&self, server: &ServerId, number: u64) -> BTreeMap<String, Vec<u8>> {
         let options = IndexOptions { cache_bytes: 64 << 20 };
         let env = Env::system();
         // A connection that the store has closed while this runtime stood still is found out by its first use.
@@ -449,15 +458,17 @@ impl Site {
             let opened = self.block_on(BlockIndex::open(&self.vault, server, &env, selector, &options));
             opened.inspect_err(|error| println!("record {number} does not open yet: {error}")).ok()
         });
-        let disk = index.disks().next().unwrap().clone();
-        let blocks = u32::try_from(disk.size_bytes.div_ceil(4096)).unwrap();
-        let mut content = Vec::new();
-        for first in (0..blocks).step_by(1024) {
-            let read = index.read(disk.slot, first, (blocks - first).min(1024));
-            content.extend_from_slice(&self.runtime.block_on(read).unwrap());
-        }
-        content.truncate(usize::try_from(disk.size_bytes).unwrap());
-        content
+        let read = |disk: &LogDisk| {
+            let blocks = u32::try_from(disk.size_bytes.div_ceil(4096)).unwrap();
+            let mut content = Vec::new();
+            for first in (0..blocks).step_by(1024) {
+                let read = index.read(disk.slot, first, (blocks - first).min(1024));
+                content.extend_from_slice(&self.runtime.block_on(read).unwrap());
+            }
+            content.truncate(usize::try_from(disk.size_bytes).unwrap());
+            (disk.id.to_string(), content)
+        };
+        index.disks().map(read).collect()
     }
 
     /// Ends everything but the disks.
@@ -549,6 +560,7 @@ fn assignment(
             max_freezes_per_hour: 30,
             freeze_timeout_micros: 2_000_000,
             rpo_threshold_micros: 30_000_000,
+            app_consistent_interval_micros: u64::try_from(options.freeze_interval.as_micros()).unwrap(),
             ..v1::Settings::default()
         }),
         compression_level: 1,

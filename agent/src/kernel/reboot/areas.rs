@@ -3,10 +3,15 @@
 //! In: the partitions that sysfs knows, and reads past the cache. Out: areas. Taken twice, at shutdown and before the
 //! first mount of the next boot, and compared.
 //!
-//! ext2, ext3 and ext4 write their superblock (mount count, times, state) with the first mount for writing, before any
-//! other block changes: it vouches for all of its area. Of other file systems, volumes, swap and unknown content no
-//! single block does, so these areas are compared with the vault. The partition table and small areas (a boot loader's)
-//! are hashed whole.
+//! ```text
+//!   disk ─┬─ table (hashed whole)
+//!         └─ partitions ─┬─ up to 4 MiB: hashed whole (a boot loader's)
+//!                        ├─ a file system that vouches for itself (`file_system`)
+//!                        ├─ LVM's metadata (hashed whole) ─► its volumes (`lvm`) ─► as partitions
+//!                        └─ anything else: nothing vouches for it, it is compared with the vault
+//! ```
+//! A file system or physical volume must fill its area but for 4 MiB, which are hashed: behind a shorter one lies what somebody else writes (an
+//! array's or a mirror's own data), who may change the file system as well.
 
 use std::{fs, io, path::Path};
 
@@ -15,19 +20,20 @@ use lifeboat_replication::blocks::BLOCK_BYTES;
 use ring::digest::{Context, SHA256};
 use serde::{Deserialize, Serialize};
 
-use super::super::disks::text;
+use super::{
+    super::disks::text,
+    file_system::{self, HEAD},
+    lvm,
+};
 
+/// Which areas there are and what is hashed: counts up with each change, for the initramfs may hold an older agent.
+pub(super) const PRINTS: u32 = 1;
 /// What lies before the first partition: partition table and boot loader.
 const FRONT: u64 = 1 << 20;
 /// The second copy of a GPT, at the end of the disk.
 const BACK: u64 = 33 * 512;
-/// Up to this size an area is hashed whole: the BIOS boot partition of GRUB has 1 MiB.
+/// Up to this size an area is hashed whole: the BIOS boot partition of GRUB has 1 MiB, and so have LVM's metadata.
 const SMALL: u64 = 4 << 20;
-/// Superblock of ext: at byte 1024, magic at 56, state at 58, incompatible features at 96.
-const EXT_SUPERBLOCK: usize = 1024;
-const EXT_MAGIC: [u8; 2] = [0x53, 0xef];
-const EXT_CLEAN: u8 = 1;
-const EXT_NEEDS_RECOVERY: u8 = 4;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Kind {
@@ -35,8 +41,12 @@ pub(super) enum Kind {
     Table,
     /// An ext file system that is not mounted for writing and was unmounted cleanly.
     Ext,
+    /// An XFS of which the same is true.
+    Xfs,
     /// Hashed whole.
     Small,
+    /// LVM's metadata, hashed whole: where its volumes lie.
+    Volumes,
     /// Nothing tells whether somebody wrote here.
     Unproven,
 }
@@ -46,7 +56,24 @@ pub(super) struct Area {
     pub(super) first_byte: u64,
     pub(super) bytes: u64,
     pub(super) kind: Kind,
+    /// Where nothing is proven, why, in a few words.
     pub(super) print: String,
+}
+
+impl Area {
+    fn unproven(first_byte: u64, bytes: u64, why: &str) -> Self {
+        Self { first_byte, bytes, kind: Kind::Unproven, print: why.to_owned() }
+    }
+}
+
+/// Who has a partition or disk open besides file systems.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Holder {
+    Nobody,
+    /// LVM: its metadata say what it may write.
+    Volumes,
+    /// It may write there at any time.
+    Other,
 }
 
 /// A partition as sysfs knows it.
@@ -54,8 +81,7 @@ pub(super) struct Area {
 pub(super) struct Partition {
     pub(super) first_byte: u64,
     pub(super) bytes: u64,
-    /// A volume manager has it open: it may write there at any time.
-    pub(super) held: bool,
+    pub(super) holder: Holder,
 }
 
 /// Reads whole sectors past the cache.
@@ -63,10 +89,9 @@ pub(super) trait ReadAt {
     fn read_at(&self, first_byte: u64, bytes: u64) -> io::Result<Vec<u8>>;
 }
 
-/// The partitions of a disk, in order, and whether the whole disk is held.
-pub(super) fn partitions(sysfs: &Path, disk: &str) -> io::Result<(Vec<Partition>, bool)> {
+/// The partitions of a disk, in order, and who holds the whole disk.
+pub(super) fn partitions(sysfs: &Path, disk: &str) -> io::Result<(Vec<Partition>, Holder)> {
     let folder = sysfs.join("block").join(disk);
-    let held = |folder: &Path| fs::read_dir(folder.join("holders")).is_ok_and(|mut all| all.next().is_some());
     let mut found = Vec::new();
     for entry in fs::read_dir(&folder)? {
         let partition = entry?.path();
@@ -77,63 +102,154 @@ pub(super) fn partitions(sysfs: &Path, disk: &str) -> io::Result<(Vec<Partition>
         let (Some(first), Some(sectors)) = (sectors("start"), sectors("size")) else {
             return Err(io::Error::other(format!("{} has no start or size", partition.display())));
         };
-        found.push(Partition { first_byte: first * 512, bytes: sectors * 512, held: held(&partition) });
+        found.push(Partition { first_byte: first * 512, bytes: sectors * 512, holder: holder(&partition) });
     }
     found.sort_by_key(|partition| (partition.first_byte, partition.bytes));
-    Ok((found, held(&folder)))
+    Ok((found, holder(&folder)))
+}
+
+fn holder(folder: &Path) -> Holder {
+    let holders = fs::read_dir(folder.join("holders")).into_iter().flatten();
+    let mut found = Holder::Nobody;
+    for holder in holders {
+        let uuid = holder.ok().and_then(|holder| text(&holder.path().join("dm/uuid")));
+        match uuid.is_some_and(|uuid| uuid.starts_with("LVM-")) {
+            true => found = Holder::Volumes,
+            false => return Holder::Other,
+        }
+    }
+    found
 }
 
 /// The areas of a disk with these partitions.
 pub(super) fn survey(
     size_bytes: u64,
     partitions: &[Partition],
-    whole_held: bool,
+    whole: Holder,
     disk: &dyn ReadAt,
 ) -> io::Result<Vec<Area>> {
     let Some(first) = partitions.first() else {
-        let whole = Partition { first_byte: 0, bytes: size_bytes, held: whole_held };
-        return Ok(vec![area(&whole, disk)?]);
+        return look_into(&Partition { first_byte: 0, bytes: size_bytes, holder: whole }, disk);
     };
     let end = partitions.iter().map(|partition| partition.first_byte + partition.bytes).max().unwrap_or(0);
     let (front, back) = (FRONT.min(first.first_byte), BACK.min(size_bytes.saturating_sub(end)));
-    let mut context = Context::new(&SHA256);
-    context.update(&disk.read_at(0, front)?);
-    context.update(&disk.read_at(size_bytes - back, back)?);
-    let print = STANDARD.encode(context.finish());
+    let print = hash(disk, &[(0, front), (size_bytes - back, back)])?;
     let mut areas = vec![Area { first_byte: 0, bytes: front, kind: Kind::Table, print }];
     for partition in partitions {
-        let partition = Partition { held: partition.held || whole_held, ..*partition };
-        areas.push(area(&partition, disk)?);
+        // Whoever has the disk has its partitions.
+        let holder = if whole == Holder::Nobody { partition.holder } else { Holder::Other };
+        areas.extend(look_into(&Partition { holder, ..*partition }, disk)?);
     }
     Ok(areas)
 }
 
-fn area(partition: &Partition, disk: &dyn ReadAt) -> io::Result<Area> {
-    let Partition { first_byte, bytes, held } = *partition;
-    let unproven = Area { first_byte, bytes, kind: Kind::Unproven, print: String::new() };
-    if held {
-        return Ok(unproven);
-    }
-    let (kind, content) = if bytes <= SMALL {
-        (Kind::Small, disk.read_at(first_byte, bytes)?)
-    } else {
-        let head = disk.read_at(first_byte, 4096)?;
-        if !is_clean_ext(&head) {
-            return Ok(unproven);
-        }
-        (Kind::Ext, head)
-    };
+fn hash(disk: &dyn ReadAt, ranges: &[(u64, u64)]) -> io::Result<String> {
     let mut context = Context::new(&SHA256);
-    context.update(&content);
-    Ok(Area { first_byte, bytes, kind, print: STANDARD.encode(context.finish()) })
+    for (first, bytes) in ranges.iter().filter(|(_, bytes)| *bytes > 0) {
+        context.update(&disk.read_at(*first, *bytes)?);
+    }
+    Ok(STANDARD.encode(context.finish()))
 }
 
-fn is_clean_ext(head: &[u8]) -> bool {
-    let Some(superblock) = head.get(EXT_SUPERBLOCK..) else { return false };
-    let byte = |offset: usize| superblock.get(offset).copied().unwrap_or(0);
-    superblock.get(56..58) == Some(&EXT_MAGIC[..])
-        && byte(58) & EXT_CLEAN != 0
-        && byte(96) & EXT_NEEDS_RECOVERY == 0
+fn look_into(partition: &Partition, disk: &dyn ReadAt) -> io::Result<Vec<Area>> {
+    let Partition { first_byte, bytes, holder } = *partition;
+    let unproven = |why| vec![Area::unproven(first_byte, bytes, why)];
+    if holder == Holder::Other {
+        return Ok(unproven("RAID, encryption or another driver has it"));
+    }
+    let head = disk.read_at(first_byte, bytes.min(HEAD as u64))?;
+    match (lvm::is_labelled(&head), holder) {
+        (true, _) => Ok(volumes(partition, &head, disk)?.unwrap_or_else(unproven)),
+        (false, Holder::Nobody) => content(&[(first_byte, bytes)], disk),
+        (false, _) => Ok(unproven("LVM has it without a label")),
+    }
+}
+
+/// Of a physical volume: its metadata, then its volumes. Extents that are no volume's nobody writes to. The inner error:
+/// why its metadata do not tell all that may be written.
+fn volumes(
+    partition: &Partition,
+    head: &[u8],
+    disk: &dyn ReadAt,
+) -> io::Result<Result<Vec<Area>, &'static str>> {
+    let Partition { first_byte, bytes, .. } = *partition;
+    let Some(header) = lvm::header(head).filter(|header| header.data <= SMALL) else {
+        return Ok(Err("LVM's label is not the usual one"));
+    };
+    let Some(behind) = bytes.checked_sub(header.bytes).filter(|behind| *behind <= SMALL) else {
+        return Ok(Err("LVM does not fill it"));
+    };
+    let metadata = disk.read_at(first_byte, header.data)?;
+    let volumes = match lvm::volumes(&header, &metadata) {
+        Ok(volumes) => volumes,
+        Err(why) => return Ok(Err(why)),
+    };
+    let print = hash(disk, &[(first_byte, header.data), (first_byte + header.bytes, behind)])?;
+    let mut areas = vec![Area { first_byte, bytes: header.data, kind: Kind::Volumes, print }];
+    for volume in volumes {
+        let pieces: Vec<_> =
+            volume.pieces.iter().map(|(first, length)| (first_byte + first, *length)).collect();
+        areas.extend(content(&pieces, disk)?);
+    }
+    Ok(Ok(areas))
+}
+
+/// A partition or volume, by its own bytes: pieces of a disk, one after the other.
+struct Volume<'a> {
+    pieces: &'a [(u64, u64)],
+    disk: &'a dyn ReadAt,
+}
+
+impl ReadAt for Volume<'_> {
+    fn read_at(&self, mut first_byte: u64, mut bytes: u64) -> io::Result<Vec<u8>> {
+        let mut content = Vec::new();
+        for (first, length) in self.pieces {
+            if bytes > 0 && first_byte < *length {
+                let here = bytes.min(length - first_byte);
+                content.extend(self.disk.read_at(first + first_byte, here)?);
+                (first_byte, bytes) = (first_byte + here, bytes - here);
+            }
+            first_byte = first_byte.saturating_sub(*length);
+        }
+        if bytes == 0 { Ok(content) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+    }
+}
+
+/// What lies in these pieces of the disk, which are one volume or partition: an area for each of them.
+fn content(pieces: &[(u64, u64)], disk: &dyn ReadAt) -> io::Result<Vec<Area>> {
+    let bytes: u64 = pieces.iter().map(|(_, length)| length).sum();
+    let volume = Volume { pieces, disk };
+    let (kind, print) = if bytes <= SMALL {
+        (Kind::Small, hash(&volume, &[(0, bytes)])?)
+    } else {
+        let found = file_system::clean(&volume)?;
+        let behind = |end: u64| bytes.checked_sub(end).filter(|behind| *behind <= SMALL);
+        match found.map(|found| (behind(found.bytes), found)) {
+            Some((Some(behind), found)) => {
+                // Whole sectors: of the file system some more do no harm, they are as it was left.
+                let behind = behind.next_multiple_of(512);
+                let ranges = [&found.ranges[..], &[(bytes - behind, behind)]].concat();
+                (found.kind, hash(&volume, &ranges)?)
+            }
+            Some((None, _)) => (Kind::Unproven, "its file system does not fill it".to_owned()),
+            None => (Kind::Unproven, String::new()),
+        }
+    };
+    let area = |(first_byte, bytes): &(u64, u64)| Area {
+        first_byte: *first_byte,
+        bytes: *bytes,
+        kind,
+        print: print.clone(),
+    };
+    Ok(pieces.iter().map(area).collect())
+}
+
+/// The partition that begins here is written by others without a trace. An error: it is none of these areas.
+pub(super) fn distrust(areas: &mut [Area], first_byte: u64) -> Result<(), String> {
+    let area = areas.iter_mut().find(|area| area.first_byte == first_byte && area.kind != Kind::Table);
+    let area = area.filter(|area| area.kind != Kind::Volumes).ok_or("/boot is not a partition of its own")?;
+    *area = Area::unproven(area.first_byte, area.bytes, "/boot, where the boot loader may write");
+    Ok(())
 }
 
 /// Where nothing proves that nobody wrote, as first block and number of blocks. An error: somebody did.
@@ -156,6 +272,7 @@ pub(super) fn unproven(before: &[Area], now: &[Area]) -> Result<Vec<(u32, u32)>,
         } else if before != now {
             return Err(match before.kind {
                 Kind::Table => "its partition table or boot loader was changed".to_owned(),
+                Kind::Volumes => format!("the volume group at byte {first} was changed"),
                 _ => format!("the file system at byte {first} was mounted or changed"),
             });
         }
@@ -164,108 +281,5 @@ pub(super) fn unproven(before: &[Area], now: &[Area]) -> Result<Vec<(u32, u32)>,
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const SIZE: u64 = 64 << 20;
-
-    struct Bytes(Vec<u8>);
-
-    impl ReadAt for Bytes {
-        fn read_at(&self, first_byte: u64, bytes: u64) -> io::Result<Vec<u8>> {
-            let found = self.0.get(first_byte as usize..(first_byte + bytes) as usize);
-            found.map(<[u8]>::to_vec).ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
-        }
-    }
-
-    /// GRUB's partition, an ext file system, and swap.
-    const PARTITIONS: [Partition; 3] = [
-        Partition { first_byte: 1 << 20, bytes: 1 << 20, held: false },
-        Partition { first_byte: 2 << 20, bytes: 32 << 20, held: false },
-        Partition { first_byte: 34 << 20, bytes: 29 << 20, held: false },
-    ];
-
-    fn disk() -> Bytes {
-        let mut bytes = vec![0; SIZE as usize];
-        let superblock = (2 << 20) + EXT_SUPERBLOCK;
-        bytes[superblock + 56..superblock + 58].copy_from_slice(&EXT_MAGIC);
-        bytes[superblock + 58] = EXT_CLEAN;
-        Bytes(bytes)
-    }
-
-    fn of(disk: &Bytes) -> Vec<Area> {
-        survey(SIZE, &PARTITIONS, false, disk).unwrap()
-    }
-
-    #[test]
-    fn what_nobody_touched_is_trusted_and_what_cannot_tell_is_compared() {
-        let areas = of(&disk());
-        let kinds: Vec<_> = areas.iter().map(|area| area.kind).collect();
-        assert_eq!(kinds, [Kind::Table, Kind::Small, Kind::Ext, Kind::Unproven]);
-        assert_eq!(unproven(&areas, &of(&disk())), Ok(vec![(34 << 8, 29 << 8)]));
-    }
-
-    #[test]
-    fn a_change_of_table_end_loader_or_superblock_is_noticed() {
-        let before = of(&disk());
-        let superblock = (2 << 20) + EXT_SUPERBLOCK;
-        for (byte, word) in [
-            (446, "partition table"),
-            (SIZE as usize - 512, "partition table"),
-            ((1 << 20) + 99_999, "changed"),
-            (superblock + 52, "was mounted"),
-        ] {
-            let mut changed = disk();
-            changed.0[byte] ^= 1;
-            let error = unproven(&before, &of(&changed)).unwrap_err();
-            assert!(error.contains(word), "{byte}: {error}");
-        }
-    }
-
-    #[test]
-    fn a_file_system_that_was_not_unmounted_or_lies_under_a_volume_vouches_for_nothing() {
-        let superblock = (2 << 20) + EXT_SUPERBLOCK;
-        let mut dirty = disk();
-        dirty.0[superblock + 96] |= EXT_NEEDS_RECOVERY;
-        assert_eq!(of(&dirty)[2].kind, Kind::Unproven);
-        let mut mounted = disk();
-        mounted.0[superblock + 58] = 0;
-        assert_eq!(of(&mounted)[2].kind, Kind::Unproven);
-        let held = survey(SIZE, &PARTITIONS, true, &disk()).unwrap();
-        assert!(held[1..].iter().all(|area| area.kind == Kind::Unproven));
-        // It was clean and is not any more: somebody has mounted it.
-        assert!(unproven(&of(&disk()), &of(&mounted)).is_err());
-    }
-
-    #[test]
-    fn other_partitions_are_noticed() {
-        let before = of(&disk());
-        let fewer = survey(SIZE, &PARTITIONS[..2], false, &disk()).unwrap();
-        assert_eq!(unproven(&before, &fewer), Err("its partitions are others".to_owned()));
-    }
-
-    #[test]
-    fn a_disk_without_partitions_is_one_area() {
-        let areas = survey(SIZE, &[], false, &Bytes(vec![0; SIZE as usize])).unwrap();
-        assert_eq!(areas.len(), 1);
-        assert_eq!(unproven(&areas, &areas), Ok(vec![(0, (SIZE / 4096) as u32)]));
-    }
-
-    #[test]
-    fn partitions_are_found_in_the_order_in_which_they_lie() {
-        let sysfs = tempfile::tempdir().unwrap();
-        for (name, start, holder) in [("vda2", "4096", true), ("vda1", "2048", false)] {
-            let folder = sysfs.path().join("block/vda").join(name);
-            fs::create_dir_all(folder.join("holders")).unwrap();
-            for (file, value) in [("partition", "1"), ("start", start), ("size", "2048\n")] {
-                fs::write(folder.join(file), value).unwrap();
-            }
-            if holder {
-                fs::write(folder.join("holders/dm-0"), "").unwrap();
-            }
-        }
-        let (found, held) = partitions(sysfs.path(), "vda").unwrap();
-        let partition = |first_byte, held| Partition { first_byte, bytes: 1 << 20, held };
-        assert_eq!((found, held), (vec![partition(1 << 20, false), partition(2 << 20, true)], false));
-    }
-}
+#[path = "areas_tests.rs"]
+mod tests;

@@ -14,7 +14,7 @@ use lifeboat_replication::{
 
 use super::{
     super::disks::Disk,
-    areas::unproven,
+    areas::{Area, Kind, PRINTS, unproven},
     early::Early,
     saved::{Saved, SavedMark},
 };
@@ -90,6 +90,9 @@ pub(super) fn believe(found: Found, known: &Known<'_>) -> Result<Believed, Strin
     if let Some(error) = &early.error {
         return Err(missing(&format!("the early tracker failed: {error}")));
     }
+    if early.prints != PRINTS {
+        return Err(missing("the initramfs has another version of the agent: update-initramfs -u -k all"));
+    }
     let marks = marks.map_err(missing)?;
     if disks.len() != saved.disks.len() {
         return Err(
@@ -139,17 +142,25 @@ pub(super) fn believe(found: Found, known: &Known<'_>) -> Result<Believed, Strin
             .unwrap_or(u32::MAX);
         for (first, count) in runs {
             to_copy.insert_range(first..first.saturating_add(count).min(blocks));
-            compared.push(format!("{} MiB at byte {} of {path}", count >> 8, u64::from(first) << 12));
+            compared.push(told(areas, first, count, &path));
         }
         believed.to_copy.insert_disk(slot, to_copy);
     }
     if !compared.is_empty() && believed.reason.is_none() {
         believed.reason = Some(Cause::UncleanShutdown.because(format!(
-            "after an orderly restart these areas are compared, for only ext file systems show that nobody else wrote to them: {}",
+            "after an orderly restart these areas are compared, for nothing in them shows that nobody else wrote there: {}",
             compared.join(", ")
         )));
     }
     Ok(believed)
+}
+
+/// `128 MiB at byte 1048576 of /dev/sda (why)`
+fn told(areas: &[Area], first: u32, count: u32, path: &impl std::fmt::Display) -> String {
+    let is_it = |area: &&Area| area.kind == Kind::Unproven && area.first_byte >> 12 == u64::from(first);
+    let why = areas.iter().find(is_it).map_or("", |area| &area.print);
+    let why = if why.is_empty() { String::new() } else { format!(" ({why})") };
+    format!("{} MiB at byte {} of {path}{why}", count >> 8, u64::from(first) << 12)
 }
 
 fn slot(index: usize) -> DiskSlot {
@@ -166,8 +177,6 @@ pub(super) struct Quiet<'a> {
     pub(super) in_flight: Option<u64>,
     /// Why marks may be missing.
     pub(super) lost: Option<String>,
-    /// The kernel, boot loader and its environment lie on the root file system, where they can be seen.
-    pub(super) boot_is_here: bool,
 }
 
 pub(super) fn orderly(quiet: &Quiet<'_>) -> Result<(), String> {
@@ -186,10 +195,6 @@ pub(super) fn orderly(quiet: &Quiet<'_>) -> Result<(), String> {
         }
         Some(0) => {}
         Some(_) => return Err("writes were still under way".to_owned()),
-    }
-    if !quiet.boot_is_here {
-        return Err("/boot is a file system of its own, and a boot loader may write to it at the next boot"
-            .to_owned());
     }
     Ok(())
 }

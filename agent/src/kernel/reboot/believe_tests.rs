@@ -35,7 +35,7 @@ fn areas(print: &str) -> Vec<Area> {
     let half = u64::from(BLOCKS / 2) * 4096;
     vec![
         Area { first_byte: 0, bytes: half, kind: Kind::Ext, print: print.into() },
-        Area { first_byte: half, bytes: half, kind: Kind::Unproven, print: String::new() },
+        Area { first_byte: half, bytes: half, kind: Kind::Unproven, print: "why it is".into() },
     ]
 }
 
@@ -69,7 +69,12 @@ impl Case {
                 to_copy: BlockSet::default(),
             })),
             disks: vec![disk("a"), disk("b")],
-            early: Some(Early { boot: "now".into(), disks: vec![seen("b"), seen("a")], error: None }),
+            early: Some(Early {
+                prints: PRINTS,
+                boot: "now".into(),
+                disks: vec![seen("b"), seen("a")],
+                error: None,
+            }),
             marks: Ok(set(&[(1, 30), (2, 40)])),
         }
     }
@@ -119,7 +124,8 @@ fn what_no_superblock_vouches_for_is_compared_and_said() {
     expected.union(&halves(2));
     assert_eq!(believed.to_copy, expected);
     let reason = believed.reason.unwrap();
-    assert!(reason.starts_with("UncleanShutdown: ") && reason.contains("/dev/name-b"), "{reason}");
+    assert!(reason.starts_with("UncleanShutdown: "), "{reason}");
+    assert!(reason.ends_with("8 MiB at byte 8388608 of /dev/name-b (why it is)"), "{reason}");
     // With nothing to compare there is nothing to say.
     let mut case = Case::new();
     case.saved().disks.iter_mut().for_each(|disk| disk.areas.truncate(1));
@@ -142,7 +148,7 @@ fn a_copy_that_was_under_way_goes_on_with_its_reason() {
 #[test]
 fn every_doubt_has_its_own_code_and_words() {
     type Change = fn(&mut Case);
-    let doubts: [(&str, &str, Change); 14] = [
+    let doubts: [(&str, &str, Change); 15] = [
         ("UncleanShutdown", "lost power", |case| case.found = Found::Nothing),
         ("UncleanShutdown", "still mounted", |case| {
             case.found = Found::Refused("/ was still mounted".into())
@@ -154,6 +160,7 @@ fn every_doubt_has_its_own_code_and_words() {
         ("UncleanShutdown", "this very boot", |case| case.saved().boot = "now".into()),
         ("EarlyTrackerMissing", "initramfs", |case| case.early = None),
         ("EarlyTrackerMissing", "another boot", |case| case.early().boot = "older".into()),
+        ("EarlyTrackerMissing", "update-initramfs", |case| case.early().prints = 0),
         ("EarlyTrackerMissing", "no BTF", |case| case.early().error = Some("no BTF".into())),
         ("EarlyTrackerMissing", "update-initramfs", |case| case.marks = Err("update-initramfs -u".into())),
         ("EarlyTrackerMissing", "not there yet", |case| _ = case.early().disks.pop()),
@@ -195,7 +202,7 @@ proptest! {
 }
 
 fn quiet() -> Quiet<'static> {
-    Quiet { writable: &[], swaps: 0, in_flight: Some(0), lost: None, boot_is_here: true }
+    Quiet { writable: &[], swaps: 0, in_flight: Some(0), lost: None }
 }
 
 #[test]
@@ -208,7 +215,6 @@ fn only_a_quiet_server_is_saved_and_the_others_hear_why_not() {
         (Quiet { in_flight: Some(1), ..quiet() }, "under way"),
         (Quiet { in_flight: None, ..quiet() }, "iostats"),
         (Quiet { lost: Some("TrackingLost: too many".into()), ..quiet() }, "too many"),
-        (Quiet { boot_is_here: false, ..quiet() }, "/boot"),
     ] {
         let reason = orderly(&quiet).unwrap_err();
         assert!(reason.contains(words), "{words}: {reason}");

@@ -4,9 +4,15 @@
 //! fingerprints of their areas in /run, which is kept when the real root takes over. First the tracker, then the
 //! kernel's count of writes so far, then the fingerprints: so no write can be missed, whoever makes it.
 //!
-//! It ends at once and never holds up the boot: what goes wrong is noted, and the agent compares and says why.
+//! It ends soon and never holds up the boot: what goes wrong is noted, and the agent compares and says why. The work is
+//! done by a process of its own, for a read of a disk that does not answer cannot be given up: that process is left behind.
 
-use std::{fs, io, path::Path};
+use std::{
+    fs, io,
+    path::Path,
+    process::{Command, Stdio},
+    time::Duration,
+};
 
 use lifeboat_replication::errors::chain;
 use serde::{Deserialize, Serialize};
@@ -20,10 +26,14 @@ use super::{
         tracker::RebootPlaces,
     },
     EARLY, EARLY_PINS,
-    areas::{Area, partitions, survey},
+    areas::{Area, PRINTS, partitions, survey},
     raw::Direct,
     write_note,
 };
+
+/// Loading the tracker and some reads of each disk take a second, and ten where a machine is emulated.
+const LIMIT: Duration = Duration::from_secs(60);
+const LOOK: Duration = Duration::from_millis(20);
 
 /// Who the early pins belong to: this boot, no server.
 pub(super) const IDENTITY: &str = "early";
@@ -39,6 +49,9 @@ pub(super) struct EarlyDisk {
 /// The note.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Early {
+    /// Its fingerprints mean the same as those of a shutdown with the same number.
+    #[serde(default)]
+    pub(super) prints: u32,
     pub(super) boot: String,
     pub(super) disks: Vec<EarlyDisk>,
     pub(super) error: Option<String>,
@@ -50,6 +63,42 @@ pub enum EarlyError {
     Note(#[source] io::Error),
 }
 
+/// Has `worker` do the work of [`run`], and notes that there is no early tracker if that takes too long.
+pub fn run_within_limit(worker: &mut Command, places: &RebootPlaces) -> Result<(), EarlyError> {
+    let Err(error) = within(worker, LIMIT) else { return Ok(()) };
+    tracing::warn!(error, "no early tracker: this start of the machine will need a comparison");
+    note(places, Vec::new(), Some(error))
+}
+
+fn note(places: &RebootPlaces, disks: Vec<EarlyDisk>, error: Option<String>) -> Result<(), EarlyError> {
+    let note = Early { prints: PRINTS, boot: places.boot(), disks, error };
+    write_note(&places.run, EARLY, &note).map_err(EarlyError::Note)
+}
+
+/// An error: it did not end in time, or not by itself. It may end later; what it would still do it does not get to do.
+#[allow(clippy::disallowed_methods, reason = "the initramfs waits for this; there is no runtime")]
+fn within(worker: &mut Command, limit: Duration) -> Result<(), String> {
+    let ended = |error: io::Error| format!("its process cannot be started ({error})");
+    let mut child = worker.stdin(Stdio::null()).spawn().map_err(ended)?;
+    let mut waited = Duration::ZERO;
+    loop {
+        match child.try_wait() {
+            Ok(Some(status)) if status.success() => return Ok(()),
+            Ok(Some(status)) => return Err(format!("its process ended by itself ({status})")),
+            Ok(None) if waited < limit => {
+                std::thread::sleep(LOOK);
+                waited += LOOK;
+            }
+            // Not waited for: in the middle of a read it dies when the disk has answered.
+            Ok(None) => {
+                _ = child.kill();
+                return Err(format!("the disks did not answer within {} s", limit.as_secs()));
+            }
+            Err(error) => return Err(format!("its process is lost ({error})")),
+        }
+    }
+}
+
 /// `pins` and `places` as the agent has them.
 pub fn run(discovery: &Discovery, pins: &Path, places: &RebootPlaces) -> Result<(), EarlyError> {
     let (disks, error) = match track(discovery, pins) {
@@ -59,7 +108,7 @@ pub fn run(discovery: &Discovery, pins: &Path, places: &RebootPlaces) -> Result<
     if let Some(error) = &error {
         tracing::warn!(error, "no early tracker: this start of the machine will need a comparison");
     }
-    write_note(&places.run, EARLY, &Early { boot: places.boot(), disks, error }).map_err(EarlyError::Note)
+    note(places, disks, error)
 }
 
 fn track(discovery: &Discovery, pins: &Path) -> Result<Vec<EarlyDisk>, String> {
@@ -83,8 +132,8 @@ fn look_at(sysfs: &Path, disk: Disk) -> io::Result<EarlyDisk> {
     let writes_before = under_way.and_then(|under_way| Some(under_way + ended(&stat)?)).ok_or_else(|| {
         io::Error::other(format!("the kernel does not count the requests of {}", disk.name))
     })?;
-    let (partitions, held) = partitions(sysfs, &disk.name)?;
-    let areas = survey(disk.size_bytes, &partitions, held, &Direct::open(&disk.name, false)?)?;
+    let (partitions, holder) = partitions(sysfs, &disk.name)?;
+    let areas = survey(disk.size_bytes, &partitions, holder, &Direct::open(&disk.name, false)?)?;
     Ok(EarlyDisk { disk, writes_before, areas })
 }
 
@@ -97,6 +146,15 @@ fn ended(stat: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_that_does_not_end_is_given_up_and_one_that_fails_is_told() {
+        assert_eq!(within(&mut Command::new("true"), LIMIT), Ok(()));
+        assert!(within(&mut Command::new("false"), LIMIT).unwrap_err().contains("exit status: 1"));
+        assert!(within(&mut Command::new("/no/such/program"), LIMIT).unwrap_err().contains("started"));
+        let slow = within(Command::new("sleep").arg("600"), Duration::from_secs(1));
+        assert_eq!(slow, Err("the disks did not answer within 1 s".to_owned()));
+    }
 
     #[test]
     fn writes_and_discards_are_counted_and_reads_are_not() {

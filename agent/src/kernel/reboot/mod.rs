@@ -7,23 +7,30 @@
 //!   start of the agent: own tracker attached ─► resume: image read and used up, early marks read
 //!                                                 └─► believe: dirty = saved ∪ early, or why everything is compared
 //! ```
-//! `saved`, `image`, `areas` and `believe` are pure (format, fingerprints, decision); `raw`, `save`, `early` and
-//! `resume` are the edge.
+//! `saved`, `image`, `areas` (with `file_system`, `xfs`, `lvm`) and `believe` are pure (format, fingerprints, decision);
+//! `raw` (with `device_mapper`), `boot`, `save`, `early` and `resume` are the edge.
 //!
 //! - **Once.** The image is emptied, durably, before its content is relied on, and at every other start as well.
-//! - **Nobody in between.** A fingerprint of each ext4 superblock, taken at save and again before the first mount, tells
-//!   of another system that has mounted the file system for writing. What has no such tell-tale is compared.
+//! - **Nobody in between.** A fingerprint of what a mount for writing changes first (the superblock of ext, the end of
+//!   XFS's log), taken at save and again before the first mount, tells of another system that has mounted the file system. What
+//!   has no such tell-tale is compared.
 //! - **Weakness accepted.** A system booted in between that writes to the disks past their file systems is not seen.
 
 mod areas;
 mod believe;
+mod boot;
+mod device_mapper;
 mod early;
+mod file_system;
 mod image;
+mod lvm;
+mod lvm_text;
 mod raw;
 mod ready;
 mod resume;
 mod save;
 mod saved;
+mod xfs;
 
 use std::{
     fs, io,
@@ -35,9 +42,9 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use super::{disks::Disk, tracker::RebootPlaces};
 
 pub(super) use believe::Believed;
-pub use early::{EarlyError, run as early};
+pub use early::{EarlyError, run as early, run_within_limit as early_within_limit};
 pub(super) use ready::carried;
-pub use ready::ready;
+pub use ready::{DISK_NAMES, ready};
 pub(super) use resume::{Resumption, resume};
 pub(super) use resume::{discard, prepare};
 pub use save::{SaveError, SaveOptions, save};
@@ -59,11 +66,15 @@ struct Tracked {
     boot: String,
     server: String,
     disks: Vec<Disk>,
+    /// File systems of /boot and of the root.
+    #[serde(default)]
+    mounted: Option<[(u32, u32); 2]>,
 }
 
 /// Leaves word of what is tracked in a directory that lives as long as the boot.
 pub(super) fn note_tracked(places: &RebootPlaces, server: &str, disks: &[Disk]) -> io::Result<()> {
-    let note = Tracked { boot: places.boot(), server: server.to_owned(), disks: disks.to_vec() };
+    let mounted = boot::mounted(&places.root.join("boot"), &places.root).ok();
+    let note = Tracked { boot: places.boot(), server: server.to_owned(), disks: disks.to_vec(), mounted };
     write_note(&places.run, TRACKED, &note)
 }
 

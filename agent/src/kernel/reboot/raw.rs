@@ -1,8 +1,9 @@
 //! Files and disks past the file system and its cache: where a file's blocks lie on its disk, and sectors read and
 //! written there.
 //!
-//! A boot loader that writes to a file (GRUB's environment block) does it in the same way. Only files on a partition or a whole
-//! disk: what a volume manager does with a write is not known here.
+//! A boot loader that writes to a file (GRUB's environment block) does it in the same way. Only files on a whole disk, a
+//! partition, or a volume that is simply a part of one (`device_mapper`): what else a volume manager does with a write is not
+//! known here.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -14,7 +15,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{super::disks::text, super::sys, areas::ReadAt};
+use super::{super::disks::text, super::sys, areas::ReadAt, device_mapper};
 
 /// `FIEMAP_EXTENT_LAST` and `FIEMAP_EXTENT_MERGED`: all other flags say that the bytes are not simply there.
 const HARMLESS: u32 = 0x1 | 0x1000;
@@ -48,12 +49,16 @@ impl Place {
     }
 }
 
+/// Volumes on volumes on …: nobody nests deeper.
+const DEEPEST: usize = 8;
+
 /// An error says why the file's blocks cannot be known.
 pub(super) fn locate(sysfs: &Path, path: &Path) -> io::Result<Place> {
     let file = File::open(path)?;
     let device = sys::split_device(file.metadata()?.dev());
-    let (disk, start) = disk_of(sysfs, device)
-        .map_err(|reason| io::Error::other(format!("{} is on {reason}", path.display())))?;
+    // What has no block device of its own has nothing to ask for.
+    let on = |reason| io::Error::other(format!("{} is on {reason}", path.display()));
+    folder_of(sysfs, device).map_err(on)?;
     let extents = sys::file_extents(file.as_fd(), MOST_EXTENTS)?;
     let mut ranges = Vec::new();
     let mut next = 0;
@@ -64,18 +69,38 @@ pub(super) fn locate(sysfs: &Path, path: &Path) -> io::Result<Place> {
             return Err(io::Error::other(message));
         }
         next += extent.length;
-        ranges.push((start + extent.physical, extent.length));
+        ranges.push((extent.physical, extent.length));
     }
     if next < file.metadata()?.len() || extents.len() == MOST_EXTENTS {
         return Err(io::Error::other(format!("{} lies in too many pieces, or has holes", path.display())));
     }
-    Ok(Place { disk, ranges })
+    on_disk(sysfs, device, ranges).map_err(on)
+}
+
+/// Where these bytes of a block device lie on its whole disk.
+fn on_disk(sysfs: &Path, mut device: (u32, u32), mut ranges: Vec<(u64, u64)>) -> Result<Place, String> {
+    for _ in 0..DEEPEST {
+        let folder = folder_of(sysfs, device)?;
+        let Some(volume) = text(&folder.join("dm/name")) else {
+            let (disk, start) = disk_of(sysfs, device)?;
+            ranges.iter_mut().for_each(|(first, _)| *first += start);
+            return Ok(Place { disk, ranges });
+        };
+        let of = |why: String| format!("the volume {volume}: {why}");
+        let pieces = device_mapper::pieces(device).map_err(|error| of(error.to_string()))?;
+        (device, ranges) = device_mapper::below(&pieces, &ranges).map_err(of)?;
+    }
+    Err("a volume of too many layers".to_owned())
+}
+
+fn folder_of(sysfs: &Path, (major, minor): (u32, u32)) -> Result<PathBuf, String> {
+    fs::canonicalize(sysfs.join(format!("dev/block/{major}:{minor}")))
+        .map_err(|_| "a file system without a block device of its own (btrfs, ZFS, network)".to_owned())
 }
 
 /// The whole disk with this block device, and the byte at which the device begins.
-pub(super) fn disk_of(sysfs: &Path, (major, minor): (u32, u32)) -> Result<(String, u64), String> {
-    let folder = fs::canonicalize(sysfs.join(format!("dev/block/{major}:{minor}")))
-        .map_err(|_| "a file system without a block device of its own (btrfs, ZFS, network)".to_owned())?;
+pub(super) fn disk_of(sysfs: &Path, device: (u32, u32)) -> Result<(String, u64), String> {
+    let folder = folder_of(sysfs, device)?;
     let name = |folder: &Path| folder.file_name().and_then(|name| name.to_str()).map(str::to_owned);
     if fs::read_dir(folder.join("slaves")).is_ok_and(|mut slaves| slaves.next().is_some()) {
         let volume = text(&folder.join("dm/name")).or_else(|| name(&folder)).unwrap_or_default();

@@ -9,9 +9,12 @@ use std::{
 
 use super::{
     super::{disks::Disk, tracker::RebootPlaces},
-    IMAGE, image,
+    IMAGE, boot, image,
     raw::locate,
 };
+
+/// Where udev names disks.
+pub const DISK_NAMES: &str = "/dev/disk";
 
 /// Where things are on a server.
 #[derive(Debug, Clone)]
@@ -20,6 +23,8 @@ pub(super) struct Roots {
     pub(super) boot: PathBuf,
     pub(super) fstab: PathBuf,
     pub(super) mountinfo: PathBuf,
+    /// Folder of the names that udev gives to disks.
+    pub(super) by: PathBuf,
 }
 
 impl Default for Roots {
@@ -29,6 +34,7 @@ impl Default for Roots {
             boot: "/boot".into(),
             fstab: "/etc/fstab".into(),
             mountinfo: "/proc/self/mountinfo".into(),
+            by: DISK_NAMES.into(),
         }
     }
 }
@@ -66,23 +72,13 @@ fn look(state: &Path, sysfs: &Path, roots: &Roots) -> Result<(), String> {
     if device(&path)? != device(&roots.root)? {
         return Err(format!("{} is not on the root file system", state.display()));
     }
-    if !boot_is_here(&roots.boot, &roots.fstab) || device(&roots.boot)? != device(&roots.root)? {
-        return Err("/boot is a file system of its own".to_owned());
-    }
+    let mounted = boot::mounted(&roots.boot, &roots.root).map_err(words)?;
+    boot::find(sysfs, &roots.boot, &roots.fstab, &roots.by)?.is_mounted(mounted)?;
     let mountinfo = fs::read_to_string(&roots.mountinfo).map_err(words)?;
     match root_kind(&mountinfo) {
-        Some("ext2" | "ext3" | "ext4") => Ok(()),
-        kind => Err(format!("the root file system is {} and not ext4", kind.unwrap_or("unknown"))),
+        Some("ext2" | "ext3" | "ext4" | "xfs") => Ok(()),
+        kind => Err(format!("the root file system is {}, neither ext4 nor XFS", kind.unwrap_or("unknown"))),
     }
-}
-
-/// A separate /boot is an empty directory when it is not mounted, and has its line in fstab.
-pub(super) fn boot_is_here(boot: &Path, fstab: &Path) -> bool {
-    let filled = fs::read_dir(boot).is_ok_and(|mut files| files.next().is_some());
-    let fstab = fs::read_to_string(fstab).unwrap_or_default();
-    let lines = fstab.lines().map(str::trim).filter(|line| !line.starts_with('#'));
-    let mut points = lines.filter_map(|line| line.split_whitespace().nth(1));
-    filled && !points.any(|point| point.trim_end_matches('/') == "/boot")
 }
 
 /// `22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/root rw`; the last one mounted at / is the one that is seen.
@@ -94,21 +90,6 @@ fn root_kind(mountinfo: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_separate_boot_is_found_by_its_emptiness_or_by_fstab() {
-        let folder = tempfile::tempdir().unwrap();
-        let (boot, fstab) = (folder.path().join("boot"), folder.path().join("fstab"));
-        fs::create_dir(&boot).unwrap();
-        assert!(!boot_is_here(&boot, &fstab));
-        fs::create_dir(boot.join("grub")).unwrap();
-        assert!(boot_is_here(&boot, &fstab));
-        fs::write(&fstab, "# UUID=1 /boot ext4\nUUID=2 / ext4 defaults 0 1\nUUID=3 /boot/efi vfat\n")
-            .unwrap();
-        assert!(boot_is_here(&boot, &fstab));
-        fs::write(&fstab, "UUID=2 / ext4 defaults 0 1\nUUID=1\t/boot/ ext4\n").unwrap();
-        assert!(!boot_is_here(&boot, &fstab));
-    }
 
     #[test]
     fn the_root_that_is_seen_counts() {

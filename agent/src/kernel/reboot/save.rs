@@ -26,12 +26,13 @@ use super::{
         tracker::{RebootPlaces, Tracker},
     },
     IMAGE, TRACKED, Tracked,
-    areas::{ReadAt as _, partitions, survey},
+    areas::{ReadAt as _, distrust, partitions, survey},
     believe::{Quiet, blocks_of, orderly},
+    boot::{self, Boot},
     image::{self, Content},
     raw::{Direct, Place, locate},
     read_note,
-    ready::{boot_is_here, carried},
+    ready::carried,
     saved::{Saved, SavedDisk, SavedMark},
 };
 use crate::edge::{DirtyMap as _, TrackError};
@@ -46,9 +47,11 @@ pub struct SaveOptions {
     pub pins: PathBuf,
     pub places: RebootPlaces,
     pub sysfs: PathBuf,
-    /// `/boot`, and `/etc/fstab`.
+    /// `/boot`, `/etc/fstab`.
     pub boot: PathBuf,
     pub fstab: PathBuf,
+    /// `/dev/disk`.
+    pub disk_names: PathBuf,
     pub wall: Arc<dyn Wall>,
 }
 
@@ -177,24 +180,20 @@ fn words(error: TrackError) -> String {
 fn gather(options: &SaveOptions, image: &Image) -> Result<(Vec<u8>, Quiesced), String> {
     let tracked: Option<Tracked> = read_note(&options.places.run, TRACKED);
     let tracked = tracked.filter(|tracked| tracked.boot == options.places.boot());
-    let Tracked { boot, server, disks } = tracked.ok_or(
+    let Tracked { boot, server, disks, mounted } = tracked.ok_or(
         "the agent has not run since the machine was started: systemctl enable --now lifeboat-agent",
     )?;
     carried(&disks)?;
     let mut tracker = Tracker::reopen(&options.pins, &server, &disks, &options.sysfs, options.wall.clone())?;
     let in_flight = settle(&mut tracker)?;
-    let (mounted, elsewhere) = mounts::find(&options.sysfs, &disks).map_err(|error| error.to_string())?;
+    let (writers, elsewhere) = mounts::find(&options.sysfs, &disks).map_err(|error| error.to_string())?;
     let writable: Vec<String> =
-        mounted.iter().map(|mount| mount.point.display().to_string()).chain(elsewhere).collect();
+        writers.iter().map(|mount| mount.point.display().to_string()).chain(elsewhere).collect();
     let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default().lines().skip(1).count();
     let lost = tracker.lost();
-    orderly(&Quiet {
-        writable: &writable,
-        swaps,
-        in_flight,
-        lost,
-        boot_is_here: boot_is_here(&options.boot, &options.fstab),
-    })?;
+    orderly(&Quiet { writable: &writable, swaps, in_flight, lost })?;
+    let loader = boot::find(&options.sysfs, &options.boot, &options.fstab, &options.disk_names)?;
+    mounted.map_or(Ok(()), |mounted| loader.is_mounted(mounted))?;
 
     let mut dirty = tracker.everything_dirty().map_err(words)?;
     let place_of = |disk: &str| disks.iter().position(|known| known.name == disk);
@@ -213,7 +212,7 @@ fn gather(options: &SaveOptions, image: &Image) -> Result<(Vec<u8>, Quiesced), S
     let saved = Saved {
         boot,
         server,
-        disks: disks.iter().map(|disk| look_at(&options.sysfs, disk)).collect::<Result<_, _>>()?,
+        disks: disks.iter().map(|disk| look_at(&options.sysfs, disk, &loader)).collect::<Result<_, _>>()?,
         durable: tracker.durable_mark().map(|mark| SavedMark {
             number: mark.number,
             epoch: mark.epoch,
@@ -230,12 +229,17 @@ fn gather(options: &SaveOptions, image: &Image) -> Result<(Vec<u8>, Quiesced), S
     Ok((payload, Quiesced { tracker, saved: dirty }))
 }
 
-fn look_at(sysfs: &Path, disk: &Disk) -> Result<SavedDisk, String> {
+fn look_at(sysfs: &Path, disk: &Disk, boot: &Boot) -> Result<SavedDisk, String> {
     let areas = || -> io::Result<_> {
-        let (partitions, held) = partitions(sysfs, &disk.name)?;
-        survey(disk.size_bytes, &partitions, held, &Direct::open(&disk.name, false)?)
+        let (partitions, holder) = partitions(sysfs, &disk.name)?;
+        survey(disk.size_bytes, &partitions, holder, &Direct::open(&disk.name, false)?)
     };
-    let areas = areas().map_err(|error| format!("{} cannot be read ({error})", disk.path().display()))?;
+    let mut areas = areas().map_err(|error| format!("{} cannot be read ({error})", disk.path().display()))?;
+    if let Boot::Partition { disk: name, first_byte, .. } = boot
+        && *name == disk.name
+    {
+        distrust(&mut areas, *first_byte)?;
+    }
     Ok(SavedDisk { id: disk.id.clone(), size_bytes: disk.size_bytes, areas })
 }
 
