@@ -146,6 +146,8 @@ words! {
         AgentSilent = "AgentSilent",
         /// The agent has not connected since it was enrolled.
         AgentNeverSeen = "AgentNeverSeen",
+        /// The server was shut down by `spec.requestShutdown`.
+        SwitchedOff = "SwitchedOff",
         /// A disk cannot be protected.
         DiskUnsupported = "DiskUnsupported",
         /// The first copy is under way.

@@ -206,16 +206,30 @@ impl Guest {
             now.filter(|_| rests)
         });
         // At once, before they go on.
-        let disks: Vec<_> = self.disks.iter().map(|(id, file)| (id, std::fs::read(file).unwrap())).collect();
+        let disks = self.content();
         assert!(began.elapsed() < FROZEN, "this machine is too busy: the file systems may have gone on");
-        let mut vault = site.all_recovered_of(&site.enrolled[0].0, number);
-        for (id, disk) in disks {
-            let vault = vault.remove(id).unwrap();
-            assert_eq!(disk.len(), vault.len());
-            let different = different_blocks(&disk, &vault);
-            assert_eq!(different, 0, "blocks of the vault that are not the disk's ({id})");
+        same(site, disks, number);
+    }
+
+    /// The server is shut down by order, in the middle of a load: it goes off by itself, and what it leaves is in the vault.
+    pub fn shut_down(&mut self, site: &mut Site, patience: Duration) {
+        self.shell("setsid sh -c 'while head -c 300000 /dev/urandom >>/root/until-the-end; do sync; done' >/dev/null 2>&1 </dev/null &");
+        site.order_shutdown("out-of-service");
+        let begun = Instant::now();
+        while self.qemu.try_wait().unwrap().is_none() {
+            assert!(begun.elapsed() < patience, "not off after {patience:?}\n{}", self.tail());
+            sleep(Duration::from_secs(1));
         }
-        assert!(vault.is_empty(), "{:?}", vault.keys());
+        println!("off after {:?}", begun.elapsed());
+        let records = site.records_by(&site.enrolled[0].0);
+        let last = records.last().unwrap();
+        assert_eq!(last.kind(), v1::RecordKind::Exact, "its last state is a point");
+        same(site, self.content(), last.number);
+    }
+
+    /// Of its disks, by id.
+    fn content(&self) -> Vec<(String, Vec<u8>)> {
+        self.disks.iter().map(|(id, file)| (id.clone(), std::fs::read(file).unwrap())).collect()
     }
 
     /// Waits until the file systems go on after [`Self::assert_same`].
@@ -227,6 +241,18 @@ impl Guest {
         let console = std::fs::read(self.dir.path().join("console.log")).unwrap_or_default();
         String::from_utf8_lossy(&console[console.len().saturating_sub(4000)..]).into_owned()
     }
+}
+
+/// The vault's disks up to this record are these.
+fn same(site: &Site, disks: Vec<(String, Vec<u8>)>, number: u64) {
+    let mut vault = site.all_recovered_of(&site.enrolled[0].0, number);
+    for (id, disk) in disks {
+        let vault = vault.remove(&id).unwrap();
+        assert_eq!(disk.len(), vault.len());
+        let different = different_blocks(&disk, &vault);
+        assert_eq!(different, 0, "blocks of the vault that are not the disk's ({id})");
+    }
+    assert!(vault.is_empty(), "{:?}", vault.keys());
 }
 
 impl Drop for Guest {

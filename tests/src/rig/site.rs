@@ -317,6 +317,18 @@ impl Site {
         self.dir.path().join("vault.json")
     }
 
+    /// The first process server has its servers shut down: it hears of that with its start, as from an operator.
+    pub fn order_shutdown(&mut self, id: &str) {
+        self.control.configuration.generation += 1;
+        for server in &mut self.control.configuration.servers {
+            server.settings.get_or_insert_default().shutdown = id.to_owned();
+        }
+        let spool = self.dir.path().join(format!("spool-{}", PROCESS_SERVERS[0]));
+        self.process_server.kill();
+        self.runtime.block_on(PersistedConfiguration::new(&spool).save(&self.control.configuration)).unwrap();
+        self.process_server.start();
+    }
+
     /// Number of the last record of the first server that its process server has received and not committed.
     pub fn received(&self) -> Option<u64> {
         let spool = self.dir.path().join(format!("spool-{}/segments", PROCESS_SERVERS[0]));

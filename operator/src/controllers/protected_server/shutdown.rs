@@ -24,6 +24,21 @@ pub fn order(server: &ProtectedServer) -> String {
     open.map_or_else(String::new, |known| id(known.requested_at))
 }
 
+/// The shutdown by which it went off, if that is the last thing that was asked of it.
+pub(super) fn switched_off(server: &ProtectedServer) -> Option<&Shutdown> {
+    let known = server.status.as_ref()?.shutdown.as_ref()?;
+    let asked = Some(known.requested_at) == server.spec.request_shutdown;
+    (asked && known.state == ShutdownState::Off).then_some(known)
+}
+
+/// Of a server that is off, for its conditions.
+pub(super) fn words(off: &Shutdown) -> String {
+    let complete = off.complete_at.map_or_else(String::new, |at| format!(", as of {at}"));
+    format!(
+        "it was shut down by spec.requestShutdown, and the vault holds all that it ever wrote{complete}; when it is switched on          again it goes on replicating"
+    )
+}
+
 fn id(requested_at: Time) -> String {
     requested_at.as_microsecond().to_string()
 }

@@ -8,7 +8,9 @@ use lifeboat_crds::{
     ProtectedServer, ProtectedServerStatus, ReplicationPolicySpec, Time,
     appliance::Health,
     conditions::{self, ConditionType, Observation, Reason, met, unknown, unmet},
-    server::{FailoverState, Issue, Move, Replication, RequestState, Rollback, Rpo, ServerPhase, Severity},
+    server::{
+        FailoverState, Issue, Move, Replication, RequestState, Rollback, Rpo, ServerPhase, Severity, Shutdown,
+    },
 };
 use lifeboat_replication::{env::Micros, resync::Cause, wire::v1};
 
@@ -126,7 +128,10 @@ pub fn status(server: &ProtectedServer, findings: &Findings, now: Time) -> Prote
         !over && !rollback::is_acknowledged(server, rollback)
     });
     let rolled_back = rollback.as_ref().map(|rollback| (rollback, rollback::is_mended(rollback, newest)));
-    let facts = Facts { server, findings, before: &before, enrolled, rpo_seconds, phase, rolled_back };
+    let mut facts = Facts { server, findings, before: &before, enrolled, rpo_seconds, phase, rolled_back };
+    if facts.switched_off().is_some() {
+        facts.rpo_seconds = Some(0);
+    }
     let issues = issues::issues(&facts, now);
     let observed = facts.observations(now);
     ProtectedServerStatus {
@@ -147,7 +152,7 @@ pub fn status(server: &ProtectedServer, findings: &Findings, now: Time) -> Prote
             None => before.applier.clone(),
         },
         last_move: findings.placed.last_move.clone().or(before.last_move.clone()),
-        rpo: rpo_seconds.map(|seconds| Rpo { seconds, observed_at: whole(now) }),
+        rpo: facts.rpo_seconds.map(|seconds| Rpo { seconds, observed_at: whole(now) }),
         last_point_time: report.and_then(|report| time(report.last_point_micros)).or(before.last_point_time),
         progress: progress(phase, &disks),
         agent: report.and_then(agent).or(before.agent.clone()),
@@ -279,7 +284,8 @@ impl Facts<'_> {
 
     /// A reconnection takes seconds, and so does the first connection after the enrolment: nothing to wake anybody for.
     fn overdue(&self, now: Time) -> bool {
-        if under_way(self.findings, now).is_some() || self.unheard() || self.comes_back(now) {
+        let away = under_way(self.findings, now).is_some() || self.unheard() || self.comes_back(now);
+        if away || self.switched_off().is_some() {
             return false;
         }
         let since_enrolled = || {
@@ -298,6 +304,11 @@ impl Facts<'_> {
             Some(silence) => silence < SILENT_SECONDS,
             None => self.report().is_some_and(|report| report.connected),
         }
+    }
+
+    /// It was shut down by order, and has not been heard since: nothing is written, so nothing could be lost.
+    fn switched_off(&self) -> Option<&Shutdown> {
+        shutdown::switched_off(self.server).filter(|_| !self.connected())
     }
 
     /// The process server says nothing at the moment, so nothing can be said of the agent.
@@ -433,6 +444,9 @@ impl Facts<'_> {
         }
         if self.connected() {
             return met(kind, Reason::AsExpected, "the agent's heartbeat is recent");
+        }
+        if let Some(off) = self.switched_off() {
+            return unmet(kind, Reason::SwitchedOff, shutdown::words(off));
         }
         if let Some(last) = under_way(self.findings, now) {
             let message = format!(

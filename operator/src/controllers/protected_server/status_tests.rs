@@ -6,7 +6,7 @@ use lifeboat_crds::{
     ProtectedServerStatus, ReplicationPolicySpec,
     appliance::Health,
     conditions::{self, ConditionType},
-    server::{DiskState, FailoverState, Move, Replication, ServerPhase, Severity},
+    server::{DiskState, FailoverState, Move, Replication, ServerPhase, Severity, Shutdown, ShutdownState},
 };
 use lifeboat_replication::{env::Micros, wire::v1};
 
@@ -419,4 +419,32 @@ fn only_a_server_with_nothing_under_way_may_be_moved_by_choice() {
     }
     server.spec.replication = Replication::Paused;
     assert!(!is_quiet(&server, &healthy()), "paused");
+}
+
+#[test]
+fn a_server_that_was_shut_down_by_order_alarms_nobody() {
+    let mut off = server("db-1");
+    off.spec.request_shutdown = Some(now());
+    off.status.as_mut().unwrap().shutdown = Some(Shutdown {
+        requested_at: now(),
+        state: ShutdownState::Off,
+        complete_at: Some(now()),
+        reason: None,
+        message: None,
+    });
+    let mut findings = healthy();
+    if let Some(figures) = &mut findings.figures {
+        figures.report.connected = false;
+        (figures.report.last_seen_micros, figures.report.recoverable_until_micros) =
+            (NOW - 7_200_000_000, NOW - 7_200_000_000);
+    }
+    let told = status(&off, &findings, now());
+    assert_eq!(told.issues, []);
+    assert_eq!(told.rpo.map(|rpo| rpo.seconds), Some(0));
+    let connected = conditions::find(&told.conditions, ConditionType::AgentConnected).unwrap();
+    assert_eq!((connected.status.as_str(), connected.reason.as_str()), ("False", "SwitchedOff"));
+    // The same without the order.
+    off.spec.request_shutdown = None;
+    let codes: Vec<_> = status(&off, &findings, now()).issues.into_iter().map(|issue| issue.code).collect();
+    assert_eq!(codes, ["AgentSilent", "RPOExceeded"]);
 }
