@@ -23,6 +23,8 @@ use crate::{
 
 /// The run is looked at this often.
 const LOOK_EVERY: Duration = Duration::from_millis(700);
+/// The operator looks at a new run at once, or does not run: so many looks later somebody should know.
+const LOOKS_BEFORE_WONDERING: u32 = 14;
 
 #[derive(Args)]
 pub(crate) struct Failover {
@@ -80,6 +82,12 @@ impl Failover {
                 format!("add --test: `kubectl lifeboat failover {} --test`", self.name),
             ));
         }
+        if let Some(at) = self.at.filter(|at| *at > Timestamp::now()) {
+            return Err(PluginError::refused(
+                format!("{at} is still to come"),
+                "give --at an instant that has passed, in UTC (Z) or with its offset (+01:00)",
+            ));
+        }
         let _: RecoveryPlan = cluster.get("RecoveryPlan", &self.name).await?;
         let name = self.start(cluster).await?;
         println!("run {name} started (kubectl get frun {name})");
@@ -125,8 +133,15 @@ async fn follow(
     over: impl Fn(RunPhase) -> bool,
     fail_when_failed: bool,
 ) -> Result<(), PluginError> {
+    let mut unseen = 0;
     loop {
         let run: FailoverRun = cluster.get("FailoverRun", name).await?;
+        unseen += u32::from(run.status.is_none());
+        if run.status.is_none() && unseen == LOOKS_BEFORE_WONDERING {
+            println!(
+                "   the operator has not looked at the run yet: see whether it runs (`kubectl -n lifeboat-system get pods`); the run starts when it does"
+            );
+        }
         let status = run.status.unwrap_or_default();
         for line in shown.news(&status) {
             println!("{line}");

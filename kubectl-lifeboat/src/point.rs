@@ -19,6 +19,8 @@ use crate::cluster::{Cluster, PluginError, api};
 
 /// The server is looked at this often.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Most points are there before so many looks; then somebody should know what is waited for.
+const LOOKS_BEFORE_WONDERING: u32 = 30;
 
 #[derive(Args)]
 pub(crate) struct Point {
@@ -83,7 +85,7 @@ impl Point {
         if no_wait {
             return Ok(());
         }
-        loop {
+        for look in 1_u32.. {
             tokio::time::sleep(LOOK_EVERY).await;
             let found: ProtectedServer = cluster.get("ProtectedServer", &server).await?;
             if found.spec.request_point.as_ref().is_none_or(|request| request.id != id) {
@@ -93,6 +95,9 @@ impl Point {
                 ));
             }
             let status = found.status.unwrap_or_default();
+            if look == LOOKS_BEFORE_WONDERING {
+                println!("{}", waiting(&id, &server, status.requested_point.as_ref()));
+            }
             let Some(state) =
                 status.requested_point.filter(|state| state.id == id && state.state != RequestState::Taking)
             else {
@@ -105,7 +110,19 @@ impl Point {
             }
             return Ok(());
         }
+        Ok(())
     }
+}
+
+/// What a request waits for that takes long.
+fn waiting(id: &str, server: &str, state: Option<&RequestedPoint>) -> String {
+    if state.is_some_and(|state| state.id == id) {
+        return format!(
+            "still waiting for the agent of {server} and the vault: see `kubectl lifeboat status`"
+        );
+    }
+    "the operator has not seen the request: see whether it runs (`kubectl -n lifeboat-system get pods`)"
+        .to_owned()
 }
 
 /// The server that is asked for its group.
@@ -180,6 +197,17 @@ mod tests {
         };
         assert!(said_of(&less, false).unwrap().contains("less than asked for (NotAllFrozen): /boot/efi"));
         assert!(said_of(&less, true).unwrap_err().contains("NotAllFrozen"));
+    }
+
+    #[test]
+    fn a_wait_says_for_whom() {
+        let seen = state();
+        assert!(waiting("a", "db-1", Some(&seen)).contains("agent of db-1"));
+        assert!(
+            waiting("b", "db-1", Some(&seen)).contains("operator has not seen"),
+            "that is an older request"
+        );
+        assert!(waiting("a", "db-1", None).contains("operator has not seen"));
     }
 
     #[test]

@@ -243,9 +243,23 @@ fn run_row(run: &FailoverRun) -> Vec<String> {
     vec![
         run.metadata.name.clone().unwrap_or_default(),
         format!("{:?}", phase(run)),
-        status.progress.unwrap_or_else(|| "-".to_owned()),
-        status.waiting_for.unwrap_or_else(|| "-".to_owned()),
+        status.progress.clone().unwrap_or_else(|| "-".to_owned()),
+        status.waiting_for.clone().unwrap_or_else(|| outcome(&status)),
     ]
+}
+
+/// Of a run that has ended: why it has failed, and that it waits to be cleaned up.
+fn outcome(status: &lifeboat_crds::FailoverRunStatus) -> String {
+    let unmet = |kind: &str| {
+        status
+            .conditions
+            .iter()
+            .find(|one| one.type_ == kind && one.status == "False")
+            .map(|one| &*one.message)
+    };
+    let failed = unmet("Ready").filter(|_| status.phase == Some(RunPhase::Failed));
+    let told: Vec<&str> = failed.into_iter().chain(unmet("CleanedUp")).collect();
+    if told.is_empty() { "-".to_owned() } else { told.join("; ") }
 }
 
 #[cfg(test)]
@@ -340,6 +354,23 @@ mod tests {
         let told: Vec<_> =
             troubles(&all, Timestamp::UNIX_EPOCH).into_iter().map(|one| (one.whose, one.what)).collect();
         assert_eq!(told, [("appliance berlin, vault".to_owned(), "soft delete is off".to_owned())]);
+    }
+
+    #[test]
+    fn a_run_that_has_failed_says_why_and_what_it_has_left() {
+        let status = serde_json::from_value(serde_json::json!({
+            "phase": "Failed",
+            "conditions": [
+                condition("Ready", "False", "db-1/HealthCheck: no answer; no server is up"),
+                condition("CleanedUp", "False", "machines are still there: kubectl lifeboat failover --clean-up erp-1"),
+            ],
+        }))
+        .unwrap();
+        assert_eq!(
+            outcome(&status),
+            "db-1/HealthCheck: no answer; no server is up; machines are still there: kubectl lifeboat failover --clean-up erp-1"
+        );
+        assert_eq!(outcome(&lifeboat_crds::FailoverRunStatus::default()), "-");
     }
 
     #[test]

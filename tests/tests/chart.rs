@@ -154,7 +154,8 @@ fn definitions_are_upgraded_with_the_chart_and_stay_with_their_objects_when_it_g
     let column = |server: &ApiServer| {
         let found =
             server.kubectl(["get", "crd/replicationpolicies.lifeboat.dev", "-o", "json"]).unwrap().json();
-        found["spec"]["versions"][0]["additionalPrinterColumns"][0]["name"].clone()
+        // After Ready.
+        found["spec"]["versions"][0]["additionalPrinterColumns"][1]["name"].clone()
     };
     // An older chart: one column has another name.
     let older = scratch("older-chart");

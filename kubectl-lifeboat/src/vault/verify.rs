@@ -1,6 +1,6 @@
 //! `vault verify`: checks a vault and says what is damaged, what that costs, and what to do.
 
-use std::{fmt::Write as _, io::IsTerminal as _, process::ExitCode};
+use std::{fmt::Write as _, io::IsTerminal as _, process::ExitCode, time::Duration};
 
 use clap::{Args, ValueEnum};
 use lifeboat_recovery::{
@@ -11,10 +11,13 @@ use lifeboat_recovery::{
     exit,
 };
 use serde::Serialize;
+use tokio::time::Instant;
 
 use super::{VaultError, access::Access};
 use crate::text;
 
+/// A log gets a line this often: reading everything takes hours.
+const LINE_EVERY: Duration = Duration::from_secs(30);
 /// Findings of a server that are shown; the rest is counted, and in the JSON.
 const SHOWN: usize = 20;
 
@@ -62,9 +65,13 @@ impl Verify {
         for held in &servers {
             let name = held.name();
             let show = std::io::stderr().is_terminal();
+            let mut shown = Instant::now();
             let progress = |stage: Stage| {
                 if show {
                     eprint!("\r\x1b[K{name}: {}", stage_text(stage));
+                } else if shown.elapsed() >= LINE_EVERY {
+                    shown = Instant::now();
+                    eprintln!("{name}: {}", stage_text(stage));
                 }
             };
             let report = verify::server(&opened.vault, held, &opened.env, self.deep, progress).await;

@@ -5,7 +5,7 @@
 //! action, and show the first one's words for all of them; so each wording has a recorder of its own.
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -24,7 +24,7 @@ const SERIES: Duration = Duration::from_secs(360);
 pub struct Events {
     client: Client,
     reporter: Reporter,
-    recorders: Arc<Mutex<HashMap<String, (Recorder, Instant)>>>,
+    recorders: Arc<Mutex<BTreeMap<String, (Recorder, Instant)>>>,
 }
 
 impl Events {

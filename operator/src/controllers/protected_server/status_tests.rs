@@ -136,7 +136,7 @@ fn an_agent_is_not_blamed_for_its_process_server() {
     assert_eq!(told(&anew, 60), ("False".into(), true, Some(Health::Warning)));
     // Much later: what counts is how long it could have been found.
     anew.figures.as_mut().unwrap().since = Duration::from_secs(5);
-    assert_eq!(told(&anew, 3600).1, false);
+    assert!(!told(&anew, 3600).1);
 }
 
 #[test]
