@@ -129,6 +129,10 @@ pub struct Run {
     /// The appliance may not shut this server down (spec.requestShutdown of its ProtectedServer).
     #[arg(long, env = "LIFEBOAT_NO_SHUTDOWN")]
     pub no_shutdown: bool,
+    /// Beginning of the names of units that such a shutdown does not stop, since the agent reaches the appliance through
+    /// them (a VPN, a tunnel); may be given several times.
+    #[arg(long, value_name = "UNIT", env = "LIFEBOAT_SHUTDOWN_KEEPS", value_delimiter = ',')]
+    pub shutdown_keeps: Vec<String>,
     #[command(flatten)]
     pub pins: PinArg,
     #[command(flatten)]

@@ -154,7 +154,9 @@ async fn protect(
         machine: machine::describe(Path::new("/")),
         issues: found.issues,
         excluded: wanted,
-        power: (!arguments.no_shutdown).then(|| Arc::new(KernelPower::new(state.path())) as Arc<dyn Power>),
+        power: (!arguments.no_shutdown).then(|| {
+            Arc::new(KernelPower::new(state.path(), arguments.shutdown_keeps.clone())) as Arc<dyn Power>
+        }),
         ..Options::default()
     };
     tracing::info!(server = %server, disks = found.disks.len(), version = options.machine.agent_version, "agent starts");

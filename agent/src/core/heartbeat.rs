@@ -76,7 +76,7 @@ impl Session<'_> {
     ///
     /// The order matters: a write in flight marks its completion before it leaves the count, so the count is read
     /// first and the marks after it. A write issued during this check is later than `now`.
-    fn clean_at(&mut self, now: Instant) -> Result<Micros, SessionError> {
+    pub(super) fn clean_at(&mut self, now: Instant) -> Result<Micros, SessionError> {
         self.check_lost()?;
         let clean = self.tracker.is_clean()
             && !self.need_point

@@ -4,6 +4,7 @@
 //! kept with the marks, since it is they that the request is about: new marks have everything to copy anyway.
 
 use lifeboat_replication::{resync::Cause, wire::v1};
+use tokio::time::Instant;
 
 use super::{
     Options,
@@ -66,6 +67,16 @@ impl Session<'_> {
             None
         };
         self.kept.shutdown.asked(&settings.shutdown, self.options.power.as_ref(), obstacle);
+    }
+
+    /// All is in the vault, and that was heard: off, unless something was written in this moment.
+    pub(super) fn go_off(&mut self) -> Result<(), SessionError> {
+        let clean_at = self.clean_at(Instant::now())?;
+        self.kept.shutdown.clean(clean_at);
+        if let Some(power) = self.options.power.as_ref().filter(|_| clean_at.0 > 0) {
+            power.off();
+        }
+        Ok(())
     }
 
     /// The settings have changed. What begins now begins in a new session, for which the process server looks at the

@@ -384,8 +384,8 @@ impl<'a> Session<'a> {
                 self.useful = true;
                 let theirs = Micros(answer.process_server_time_micros);
                 self.clock.answered(Micros(answer.agent_time_micros), theirs, now);
-                if let (true, Some(power)) = (self.kept.shutdown.answered(), &self.options.power) {
-                    power.off();
+                if self.kept.shutdown.answered() {
+                    self.go_off()?;
                 }
             }
             Some(v1::down::Message::Sums(sums)) => self.compared(&sums)?,

@@ -3,11 +3,13 @@
 //!
 //! ```text
 //!   asked ─► STOPPING services stop, file systems become read-only ─► REPLICATING rounds as always, at once
-//!      └──► REFUSED (and why)                                              │ nothing is dirty, in flight or unacknowledged
-//!                                                                          ▼
+//!      └──► REFUSED (and why)                                            ▲ │ nothing is dirty, in flight or unacknowledged
+//!                                                    something was written │ ▼
 //!                                          goes off ◄─ heard often enough ─ OFF said in each heartbeat
 //! ```
 //! - **Point of no return**: STOPPING. From then on the server serves nobody; whoever wants it back restarts it.
+//! - **What writes all the same** (swap, the kernel's own lists of a file system) is replicated too: OFF is taken back, and
+//!   the last look is in the moment before the machine goes off.
 //! - **Break of the connection** changes nothing: this outlives sessions, and the answer is repeated.
 //! - **Restart of the agent**: the same order begins again; each of its steps may be done twice.
 //! - **Restart of the server**: an order that was begun in an earlier run of the machine is refused, so that a server that
@@ -84,11 +86,16 @@ impl Shutdown {
     }
 
     /// At this instant nothing was dirty, in flight or unacknowledged; 0: it is not so.
-    pub(super) fn clean(&mut self, complete_at: Micros) {
-        if let Some(order) = self.order.as_mut().filter(|_| complete_at.0 > 0)
-            && matches!(order.stage, Stage::Replicating)
-        {
-            order.stage = Stage::Off { complete_at, said: 0 };
+    pub(super) fn clean(&mut self, at: Micros) {
+        let Some(order) = &mut self.order else { return };
+        match &mut order.stage {
+            Stage::Replicating if at.0 > 0 => order.stage = Stage::Off { complete_at: at, said: 0 },
+            Stage::Off { complete_at, said: _ } if at.0 > 0 => *complete_at = at,
+            Stage::Off { .. } => {
+                tracing::warn!(id = order.id, "something was written all the same: it is replicated too");
+                order.stage = Stage::Replicating;
+            }
+            _ => {}
         }
     }
 
@@ -205,8 +212,13 @@ mod tests {
         assert!(!shutdown.answered());
         assert_eq!(state(&shutdown), v1::ShutdownState::Replicating);
         shutdown.clean(Micros(7));
+        assert!(!shutdown.answered());
+        // Swap was written to.
+        shutdown.clean(Micros(0));
+        assert_eq!(state(&shutdown), v1::ShutdownState::Replicating);
+        shutdown.clean(Micros(8));
         shutdown.clean(Micros(9));
-        assert_eq!(shutdown.answer().unwrap().complete_at_micros, 7);
+        assert_eq!(shutdown.answer().unwrap().complete_at_micros, 9);
         let heard = (1..100).find(|_| shutdown.answered());
         assert_eq!((heard, switch.quieted.load(Ordering::Relaxed)), (Some(SAID), 1));
     }

@@ -3,8 +3,13 @@
 //!
 //! **What is stopped**: services, sockets, timers and sessions that run, all in one transaction of systemd, so in their own
 //! order. What the agent needs stays: the system's own services, network, firewall, storage, remote shell and console.
+//! **Swap** is taken out of use, if memory allows it.
 //! **Read-only**: by the kernel's emergency remount (SysRq-u), which does not ask who has files open; looked at afterwards.
 //! **Off**: `reboot(2)`, not the machine's shutdown, which would write again. The file systems are clean by then.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "at the edge, on a thread of its own that waits for programs; simulated as a whole"
+)]
 
 use std::{
     fs::{self, File},
@@ -23,6 +28,8 @@ use crate::edge::{Begun, Power, PowerError};
 const FILE: &str = "shutdown";
 /// What does not stop in this time is overtaken by the file systems' becoming read-only.
 const STOP_LIMIT: Duration = Duration::from_secs(300);
+/// It has to fit into memory.
+const SWAP_LIMIT: Duration = Duration::from_secs(60);
 /// The kernel does it in the background, after writing back what is dirty.
 const READ_ONLY_LIMIT: Duration = Duration::from_secs(120);
 const LOOK: Duration = Duration::from_millis(200);
@@ -82,12 +89,14 @@ const STOP_ANYWAY: &[&str] = &["libvirt-guests.service"];
 #[derive(Debug)]
 pub struct KernelPower {
     state: PathBuf,
+    /// Beginnings of the names of more units that stay.
+    keeps: Vec<String>,
 }
 
 impl KernelPower {
-    /// With the agent's state directory.
-    pub fn new(state: &Path) -> Self {
-        Self { state: state.to_owned() }
+    /// With the agent's state directory, and beginnings of the names of units that stay beside those that always do.
+    pub fn new(state: &Path, keeps: Vec<String>) -> Self {
+        Self { state: state.to_owned(), keeps }
     }
 }
 
@@ -115,8 +124,9 @@ impl Power for KernelPower {
     fn quiet(&self) -> BoxFuture<'static, Result<(), PowerError>> {
         let (done, waited) = tokio::sync::oneshot::channel();
         // A thread of its own: it goes on while no session is there to wait for it.
+        let keeps = self.keeps.clone();
         thread::spawn(move || {
-            let _ = done.send(stop_services().and_then(|()| make_read_only()));
+            let _ = done.send(stop_services(&keeps).map(|()| swap_off()).and_then(|()| make_read_only()));
         });
         async move { waited.await.unwrap_or(Err(PowerError::Gone)) }.boxed()
     }
@@ -127,7 +137,7 @@ impl Power for KernelPower {
     }
 }
 
-fn stop_services() -> Result<(), PowerError> {
+fn stop_services(keeps: &[String]) -> Result<(), PowerError> {
     if !Path::new("/run/systemd/system").exists() {
         return Err(PowerError::NoSystemd);
     }
@@ -138,7 +148,7 @@ fn stop_services() -> Result<(), PowerError> {
         .stdin(Stdio::null())
         .output()
         .map_err(systemd)?;
-    let units = to_stop(&String::from_utf8_lossy(&listed.stdout));
+    let units = to_stop(&String::from_utf8_lossy(&listed.stdout), keeps);
     tracing::info!(units = units.join(" "), "stopping");
     if units.is_empty() {
         return Ok(());
@@ -166,15 +176,31 @@ fn stop_services() -> Result<(), PowerError> {
 }
 
 /// From the lines `UNIT LOAD ACTIVE SUB …` of what is active.
-fn to_stop(listed: &str) -> Vec<String> {
+fn to_stop(listed: &str, keeps: &[String]) -> Vec<String> {
     let goes = |line: &str| {
         let mut fields = line.split_whitespace();
         let (unit, state) = (fields.next()?, fields.nth(2)?);
-        let lives = matches!(state, "running" | "listening" | "waiting" | "start" | "reload");
-        let stays = STAY.iter().any(|name| unit.starts_with(name));
+        let lives = matches!(state, "running" | "listening" | "waiting" | "start" | "reload" | "abandoned");
+        let mut kept =
+            STAY.iter().copied().chain(keeps.iter().map(String::as_str)).filter(|name| !name.is_empty());
+        let stays = kept.any(|name| unit.starts_with(name));
         ((lives && !stays) || STOP_ANYWAY.contains(&unit)).then(|| unit.to_owned())
     };
     listed.lines().filter_map(goes).collect()
+}
+
+/// Nothing depends on it: what is still swapped to is replicated, but it may never come to rest.
+fn swap_off() {
+    let Ok(mut child) = Command::new("swapoff").arg("--all").stdin(Stdio::null()).spawn() else { return };
+    let begun = Instant::now();
+    while begun.elapsed() < SWAP_LIMIT {
+        if !matches!(child.try_wait(), Ok(None)) {
+            return;
+        }
+        wait();
+    }
+    let _ = child.kill();
+    let _ = child.wait();
 }
 
 fn make_read_only() -> Result<(), PowerError> {
@@ -205,7 +231,6 @@ fn make_read_only() -> Result<(), PowerError> {
     }
 }
 
-#[allow(clippy::disallowed_methods, reason = "on a thread of its own, which does nothing else")]
 fn wait() {
     sleep(LOOK);
 }
@@ -233,8 +258,9 @@ ssh.service                  loaded active running OpenBSD Secure Shell server
 systemd-journald.service     loaded active running Journal Service
 apt-daily.timer              loaded active waiting Daily apt download activities
 user@0.service               loaded active running User Manager for UID 0
+tunnel-berlin.service        loaded active running A tunnel
 ";
-        let stopped = to_stop(listed);
+        let stopped = to_stop(listed, &["tunnel".to_owned(), String::new()]);
         let wanted = [
             "cron.service",
             "docker.socket",
@@ -250,7 +276,7 @@ user@0.service               loaded active running User Manager for UID 0
     #[test]
     fn an_order_of_an_earlier_run_of_the_machine_is_known() {
         let state = tempfile::tempdir().unwrap();
-        let power = KernelPower::new(state.path());
+        let power = KernelPower::new(state.path(), Vec::new());
         assert_eq!(power.begin("1").unwrap(), Begun::Now);
         assert_eq!(power.begin("1").unwrap(), Begun::Now, "the agent was restarted");
         fs::write(state.path().join(FILE), "1\nanother-boot\n").unwrap();

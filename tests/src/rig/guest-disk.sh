@@ -63,6 +63,9 @@ for port; do
   printf '[Service]\nExecStart=/lib/systemd/systemd-socket-proxyd 10.0.2.2:%s\n' "$port" >"$root/etc/systemd/system/host-$port.service"
   chroot "$root" systemctl -q enable "host-$port.socket"
 done
+# The way to the appliance, which a shutdown by order must not take away.
+mkdir "$root/etc/systemd/system/lifeboat-agent.service.d"
+printf '[Service]\nEnvironment=LIFEBOAT_SHUTDOWN_KEEPS=host-\n' >"$root/etc/systemd/system/lifeboat-agent.service.d/test.conf"
 mount -t proc proc "$root/proc"
 mount --rbind /dev "$root/dev"
 mount --make-rslave "$root/dev"

@@ -435,8 +435,9 @@ fn a_server_that_was_shut_down_by_order_alarms_nobody() {
     let mut findings = healthy();
     if let Some(figures) = &mut findings.figures {
         figures.report.connected = false;
-        (figures.report.last_seen_micros, figures.report.recoverable_until_micros) =
-            (NOW - 7_200_000_000, NOW - 7_200_000_000);
+        let then = NOW - 7_200_000_000;
+        (figures.report.last_seen_micros, figures.report.recoverable_until_micros) = (then, then);
+        figures.report.last_point_micros = then;
     }
     let told = status(&off, &findings, now());
     assert_eq!(told.issues, []);
