@@ -14,6 +14,7 @@ use lifeboat_replication::{
 
 use crate::{
     book::{ExportError, InventoryError},
+    damage::Damaged,
     index::IndexError,
     scan::ScanError,
 };
@@ -46,6 +47,9 @@ fn own(error: &(dyn Error + 'static)) -> Option<u8> {
             InventoryError::Vault(error) => own(error),
             InventoryError::Store(error) => own(error),
         };
+    }
+    if error.is::<Damaged>() {
+        return Some(DAMAGED);
     }
     if let Some(error) = error.downcast_ref::<IndexError>() {
         return match error {

@@ -75,7 +75,10 @@ pub enum IndexError {
     Missing { what: String },
     #[error("the point has no disk {0}")]
     NoDisk(DiskSlot),
-    #[error("{what} gave {got} bytes instead of {wanted}")]
+    #[error(
+        "{what} gave {got} bytes instead of {wanted}: restore it from the store's versions or soft-delete, or choose another \
+         point"
+    )]
     Short { what: String, got: usize, wanted: usize },
     #[error(transparent)]
     Store(#[from] StoreError),

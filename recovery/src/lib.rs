@@ -9,6 +9,7 @@
 
 pub mod book;
 pub mod cache;
+pub mod damage;
 pub mod device;
 pub mod exit;
 pub mod hold;

@@ -12,7 +12,7 @@ use std::{
 
 use clap::{Args, Parser, Subcommand};
 use lifeboat_recovery::{
-    BlockIndex, Hold, IndexOptions, PointSelector, exit,
+    BlockIndex, Hold, IndexOptions, PointSelector, damage, exit,
     hold::HELD_FOR,
     http, list, scan,
     serve::{self, Server},
@@ -68,6 +68,10 @@ enum Command {
         /// Address of /readyz and /stats (HTTP).
         #[arg(long, default_value = "0.0.0.0:8080")]
         listen: SocketAddr,
+        /// File that is told why the server has ended, when that is an error: of a container the one that Kubernetes
+        /// reads (`terminationMessagePath`).
+        #[arg(long)]
+        termination_log: Option<PathBuf>,
     },
     /// Lists a server's recovery points, oldest first.
     Points {
@@ -103,6 +107,10 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let filter = EnvFilter::new(&arguments.log);
     tracing_subscriber::fmt().json().with_writer(std::io::stderr).with_env_filter(filter).init();
+    let last_words = match &arguments.command {
+        Command::Serve { termination_log, .. } => termination_log.clone(),
+        Command::Points { .. } | Command::Info { .. } => None,
+    };
     let result = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -113,6 +121,9 @@ fn main() -> ExitCode {
         Err(error) => {
             tracing::error!(error = chain(&*error), "stopped");
             eprintln!("lifeboat-recovery: {}", chain(&*error));
+            if let Some(file) = last_words {
+                damage::say_last_words(&file, &chain(&*error));
+            }
             ExitCode::from(exit::code(&*error))
         }
     }
@@ -121,7 +132,17 @@ fn main() -> ExitCode {
 async fn run(command: Command) -> Result<(), Error> {
     let env = Env::system();
     match command {
-        Command::Serve { which, point, run, socket_dir, overlay_dir, cache_mib, listen } => {
+        Command::Serve {
+            which,
+            point,
+            run,
+            socket_dir,
+            overlay_dir,
+            cache_mib,
+            listen,
+            termination_log: _,
+        } => {
+            damage::check_mark(&overlay_dir, &socket_dir)?;
             // First, so that a port in use is said at once.
             let listener = TcpListener::bind(listen).await.map_err(|error| {
                 format!("cannot listen on {listen} ({error}): give another address with --listen")
@@ -139,7 +160,9 @@ async fn run(command: Command) -> Result<(), Error> {
             let server = Arc::new(serve::start(&index, &which.server, &socket_dir, &overlay_dir)?);
             let probes = tokio::spawn(http::serve(listener, Arc::clone(&server)));
             println!("{}", serde_json::to_string(&server.ready())?);
-            until_told(&server, &socket_dir).await?;
+            // After damage the sessions end with the program, and the pin by itself: who restores the blob in the next
+            // hour still has the point.
+            until_told(&server, &socket_dir, &overlay_dir).await?;
             probes.abort();
             println!("{}", serde_json::to_string(&server.stats())?);
             server.stop().await?;
@@ -194,8 +217,8 @@ async fn open(config: &Path) -> Result<Vault, Error> {
     Ok(VaultConfig::read(config)?.open().await?)
 }
 
-/// Until SIGTERM or SIGINT; meanwhile the figures are kept in a file.
-async fn until_told(server: &Server, dir: &Path) -> std::io::Result<()> {
+/// Until SIGTERM or SIGINT, or damage in the vault; meanwhile the figures are kept in a file.
+async fn until_told(server: &Server, dir: &Path, overlays: &Path) -> Result<(), Error> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut last = None;
@@ -209,6 +232,12 @@ async fn until_told(server: &Server, dir: &Path) -> std::io::Result<()> {
             biased;
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
+            damaged = server.damaged() => {
+                if let Err(error) = damage::leave_mark(overlays, dir, &damaged) {
+                    tracing::warn!(%error, "the machine cannot be told that its disks are damaged");
+                }
+                return Err(damaged.into());
+            }
             () = tokio::time::sleep(STATS_INTERVAL) => {}
         }
     }

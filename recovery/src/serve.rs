@@ -17,6 +17,7 @@ use serde::Serialize;
 use tokio::{net::UnixListener, sync::Mutex, task::JoinSet};
 
 use crate::{
+    damage::{Alarm, Damaged, is_damage},
     device::{Base, Device},
     index::BlockIndex,
     nbd,
@@ -42,10 +43,11 @@ pub enum ServeError {
 
 /// One disk of an index as the base of an overlay.
 #[derive(Debug)]
-pub struct IndexedDisk {
-    pub index: Arc<BlockIndex>,
-    pub slot: DiskSlot,
-    pub size_bytes: u64,
+struct IndexedDisk {
+    index: Arc<BlockIndex>,
+    slot: DiskSlot,
+    size_bytes: u64,
+    alarm: Arc<Alarm>,
 }
 
 /// Blocks of one read of the index: the pieces of larger requests come one after the other.
@@ -53,7 +55,18 @@ const MOST_BLOCKS: u32 = (4 << 20) / BLOCK_BYTES as u32;
 
 impl IndexedDisk {
     async fn read(&self, first: u32, blocks: u32) -> io::Result<Bytes> {
-        self.index.read(self.slot, first, blocks).await.map_err(io::Error::other)
+        let read = || self.index.read(self.slot, first, blocks);
+        let content = match read().await {
+            // Once more: what was only damaged on its way here ends no machine.
+            Err(error) if is_damage(&error) => read().await,
+            content => content,
+        };
+        if let Err(error) = &content
+            && is_damage(error)
+        {
+            self.alarm.raise(error);
+        }
+        content.map_err(io::Error::other)
     }
 }
 
@@ -120,6 +133,7 @@ pub struct Server {
     index: Arc<BlockIndex>,
     overlays: Vec<Arc<Overlay>>,
     disks: Vec<ServedDisk>,
+    alarm: Arc<Alarm>,
     running: Mutex<JoinSet<()>>,
 }
 
@@ -135,13 +149,19 @@ pub fn start(
 ) -> Result<Server, ServeError> {
     let point = index.point();
     let (mut running, mut disks, mut opened) = (JoinSet::new(), Vec::new(), Vec::new());
+    let alarm = Arc::new(Alarm::default());
     for disk in index.disks() {
         let name = disk.slot.to_string();
         let identity = format!(
             "disk {} ({}) of server {server} at record {} of epoch {}",
             disk.slot, disk.id, point.number, point.epoch
         );
-        let base = IndexedDisk { index: Arc::clone(index), slot: disk.slot, size_bytes: disk.size_bytes };
+        let base = IndexedDisk {
+            index: Arc::clone(index),
+            slot: disk.slot,
+            size_bytes: disk.size_bytes,
+            alarm: Arc::clone(&alarm),
+        };
         let overlay = Arc::new(Overlay::open(overlays, &name, &identity, Arc::new(base))?);
         let path = sockets.join(format!("{name}.sock"));
         let listener = listen(&path).map_err(|source| ServeError::Socket { path: path.clone(), source })?;
@@ -159,7 +179,7 @@ pub fn start(
     if disks.is_empty() {
         return Err(ServeError::NoDisks);
     }
-    Ok(Server { index: Arc::clone(index), overlays: opened, disks, running: Mutex::new(running) })
+    Ok(Server { index: Arc::clone(index), overlays: opened, disks, alarm, running: Mutex::new(running) })
 }
 
 fn listen(path: &Path) -> io::Result<UnixListener> {
@@ -200,6 +220,11 @@ impl Server {
             cache_bytes: figures.cache.bytes,
             overlay_bytes: self.overlays.iter().map(|overlay| overlay.written_bytes()).sum(),
         }
+    }
+
+    /// Waits until a read has found for sure that the vault is damaged; nothing more should be served then.
+    pub async fn damaged(&self) -> Damaged {
+        self.alarm.raised().await
     }
 
     /// Ends all sessions, makes the overlays durable and removes the sockets.

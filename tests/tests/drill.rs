@@ -18,7 +18,12 @@ use kube::{
     api::{ListParams, Patch, PatchParams, PostParams},
     config::{KubeConfigOptions, Kubeconfig},
 };
-use lifeboat_crds::{FailoverApproval, FailoverRun, ProtectedServer, names, run::RunPhase};
+use lifeboat_crds::{
+    FailoverApproval, FailoverRun, ProtectedServer,
+    conditions::{self, ConditionType},
+    names,
+    run::{RunPhase, StepState},
+};
 use lifeboat_operator::{
     controllers,
     program::{context, gated_client},
@@ -492,6 +497,49 @@ fn a_run_that_cannot_start_says_why_and_starts_by_itself_when_it_is_mended() {
         (phase(&run) == RunPhase::Pending).then(|| run.status.and_then(|status| status.waiting_for)).flatten()
     });
     assert_eq!(why, "run erp-1 has server db-1 and is Running");
+}
+
+/// What the kubelet says when a disk server has read damage reaches the run while its health check is still trying.
+#[test]
+fn a_machine_that_reads_damage_fails_its_health_check_with_the_blob_and_the_remedy() {
+    let world = World::new("rotten");
+    world.protected_server("db-1");
+    world.start_run("erp-1", &json!({"kind": "Latest"}));
+    let _life = world.operator();
+    let say = |status: &Value| {
+        eventually("the machine is made", || {
+            world.runtime.block_on(async {
+                let pods = world.api::<Pod>();
+                let machines = ListParams::default().labels("lifeboat.dev/machine");
+                let pod = pods.list(&machines).await.unwrap().items.pop()?;
+                let patch = Patch::Merge(json!({"status": status}));
+                pods.patch_status(&pod.name_any(), &PatchParams::default(), &patch).await.ok()
+            })
+        });
+    };
+    say(&machine_status());
+    let check = |run: &FailoverRun| {
+        let steps = &run.status.as_ref().unwrap().steps;
+        steps.iter().find(|step| step.name == "db-1/HealthCheck").cloned()
+    };
+    eventually("the health check begins", || {
+        check(&world.run("erp-1")).filter(|step| step.state == StepState::Executing && step.object.is_some())
+    });
+    let mut status = machine_status();
+    let words = "segment s/1 of record 1 is not what was written: restore it from the store's versions";
+    let disks = &mut status["initContainerStatuses"][0];
+    disks["state"] = json!({"waiting": {"reason": "CrashLoopBackOff"}});
+    disks["lastState"] = json!({"terminated": {"exitCode": 5, "message": words}});
+    say(&status);
+    let run = eventually("the run has failed", || {
+        Some(world.run("erp-1")).filter(|run| phase(run) == RunPhase::Failed)
+    });
+    let step = check(&run).unwrap();
+    assert_eq!((step.state, step.attempt), (StepState::Failed, 1));
+    let ready = conditions::find(&run.status.as_ref().unwrap().conditions, ConditionType::Ready).unwrap();
+    for message in [step.message.as_deref().unwrap(), &ready.message] {
+        assert!(message.contains(words) && message.contains("kubectl lifeboat vault verify"), "{message}");
+    }
 }
 
 /// The storage account is restored from a copy, and nothing of the appliance is left that could have noticed.

@@ -175,6 +175,30 @@ impl Site {
         self.vault(&[&["verify", SERVER, "--output", "json"], deep].concat())
     }
 
+    /// `lifeboat-recovery serve` of the latest point, as its pod runs it: everything in `dir`.
+    fn serve(&self) -> Command {
+        let config = json!({
+            "endpoint": self.azurite.endpoint, "container": "vault", "cacheContainer": "vault-cache",
+            "account": AzureOptions::account_of(&self.azurite.endpoint).unwrap(),
+            "authentication": {"accountKeyFile": self.path("account-key")}, "recoveryKeyFile": self.path("recovery-key"),
+        });
+        fs::write(self.path("vault.json"), config.to_string()).unwrap();
+        let [port] = free_ports().unwrap();
+        let mut serve = Command::new(program("lifeboat-recovery"));
+        serve.args(["serve", "--server", self.source.server.as_str()]);
+        serve.args(["--listen", &format!("127.0.0.1:{port}"), "--run", "a-machine"]);
+        fs::create_dir_all(self.path("overlays")).unwrap();
+        for (option, path) in [
+            ("--vault-config", self.path("vault.json")),
+            ("--socket-dir", self.dir.path().to_owned()),
+            ("--overlay-dir", self.path("overlays")),
+            ("--termination-log", self.path("termination-log")),
+        ] {
+            serve.arg(option).arg(path);
+        }
+        serve
+    }
+
     /// Exports a disk of a point; `None`: it is refused, with this exit code.
     fn export(&self, point: &str, slot: u32, file: &str) -> Result<Vec<u8>, Said> {
         let (to, slot) = (self.path(file), slot.to_string());
@@ -284,6 +308,47 @@ fn served(dir: &Path, slot: u32) -> Vec<u8> {
     content
 }
 
+/// A segment's data is changed, which the opening of a point does not look at. The first read of it ends the disk server:
+/// with the words that reach the run's status.
+fn served_until_damage_is_read(site: &Site, name: &str, content: &Bytes, number: u64) {
+    let mut changed = content.to_vec();
+    *changed.last_mut().unwrap() ^= 1;
+    let put = |content| site.runtime.block_on(site.cache.put(name, content, &PutCondition::Always)).unwrap();
+    put(changed.into());
+    let mut serving = site.serve().stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut ready = String::new();
+    BufReader::new(serving.stdout.as_mut().unwrap()).read_line(&mut ready).unwrap();
+    assert!(ready.contains("\"ready\":true"), "{ready}");
+    let reads = (1..3).map(|slot| {
+        let url = format!("nbd+unix:///?socket={}/{slot}.sock", site.dir.path().display());
+        let mut convert = Command::new("qemu-img");
+        said(convert.args(["convert", "-f", "raw", "-O", "raw", &url]).arg(site.path("damaged.raw")))
+    });
+    let failed = reads.filter(|said| said.code != 0).count();
+    assert!(failed > 0, "what is damaged was given");
+    assert_eq!(serving.wait().unwrap().code(), Some(DAMAGED));
+    let last_words = || fs::read_to_string(site.path("termination-log")).unwrap();
+    let words = last_words();
+    assert!(
+        words.contains(name) && words.contains(&format!("choose a point before record {number}")),
+        "{words}"
+    );
+    let mark = site.path("damaged");
+    assert_eq!(fs::read_to_string(&mark).unwrap(), "", "the machine is told that, and not what");
+
+    // Started again, as the kubelet does it, also when the vault was mended meanwhile: the machine has holes already. What
+    // it put beside the sockets instead is not believed.
+    put(content.clone());
+    fs::remove_file(site.path("termination-log")).unwrap();
+    fs::remove_file(&mark).unwrap();
+    std::os::unix::fs::symlink(site.path("recovery-key"), &mark).unwrap();
+    said(&mut site.serve()).exits(DAMAGED, "a server of disks that had holes");
+    assert_eq!(last_words(), words);
+    assert_eq!(fs::read_to_string(site.path("recovery-key")).unwrap(), RECOVERY_KEY);
+    fs::remove_dir_all(site.path("overlays")).unwrap();
+    assert_eq!(site.pins(), 1, "who restores the blob needs the point");
+}
+
 #[test]
 fn a_whole_vault_is_listed_verified_exported_and_served_with_the_recovery_key_alone() {
     let site = Site::new("book-whole");
@@ -328,26 +393,8 @@ fn a_whole_vault_is_listed_verified_exported_and_served_with_the_recovery_key_al
     assert!(fs::read(to).unwrap() == site.image(newest, 1));
 
     // The point served as disks, pinned until the end.
-    let config = json!({
-        "endpoint": site.azurite.endpoint, "container": "vault", "cacheContainer": "vault-cache",
-        "account": AzureOptions::account_of(&site.azurite.endpoint).unwrap(),
-        "authentication": {"accountKeyFile": site.path("account-key")}, "recoveryKeyFile": site.path("recovery-key"),
-    });
-    fs::write(site.path("vault.json"), config.to_string()).unwrap();
-    let [port] = free_ports().unwrap();
     let dir = site.dir.path();
-    let mut serving = Command::new(program("lifeboat-recovery"))
-        .args(["serve", "--server", site.source.server.as_str(), "--listen", &format!("127.0.0.1:{port}")])
-        .arg("--vault-config")
-        .arg(site.path("vault.json"))
-        .arg("--socket-dir")
-        .arg(dir)
-        .arg("--overlay-dir")
-        .arg(dir)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
+    let mut serving = site.serve().stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     let mut ready = String::new();
     BufReader::new(serving.stdout.as_mut().unwrap()).read_line(&mut ready).unwrap();
     let ready: Value = serde_json::from_str(&ready).unwrap();
@@ -367,6 +414,7 @@ fn a_whole_vault_is_listed_verified_exported_and_served_with_the_recovery_key_al
     fs::write(site.path("other-key"), OTHER_KEY).unwrap();
     let wrong = site.vault_as(&site.azurite.endpoint, "account-key", "other-key", &["ls"]);
     wrong.exits(DAMAGED, "a recovery key of another vault");
+    let [port] = free_ports().unwrap();
     let dead =
         format!("http://127.0.0.1:{port}/{}", AzureOptions::account_of(&site.azurite.endpoint).unwrap());
     site.vault_as(&dead, "account-key", "recovery-key", &["ls"]).exits(UNREACHABLE, "nobody listens");
@@ -419,8 +467,10 @@ fn what_was_changed_lost_or_put_back_in_the_store_is_named_and_never_given_for_s
     assert_eq!(site.pins(), 0, "an export that could not begin left its pin");
     let before = (number - 1).to_string();
     assert!(site.export(&before, 1, "before.raw").unwrap_or_default() == site.image(number - 1, 1));
-    site.runtime.block_on(site.cache.put(&name, content, &PutCondition::IfAbsent)).unwrap();
+    site.runtime.block_on(site.cache.put(&name, content.clone(), &PutCondition::IfAbsent)).unwrap();
     site.verify(false).exits(WHOLE, "the segment is back");
+
+    served_until_damage_is_read(&site, &name, &content, number);
 
     // A part of the log as it was some records ago.
     for (epoch, sealed) in [(1, true), (2, false)] {

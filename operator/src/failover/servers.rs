@@ -180,7 +180,7 @@ fn attend_machine(tick: &mut Tick<'_>, server: &str, name: &str, kind: StepKind)
 
 /// Why the machine will not come up. One that was seen and is gone counts as failed: it is never made again under
 /// the same name, since what was written to its overlay is gone with it.
-fn machine_failure(tick: &Tick<'_>, server: &str) -> Option<String> {
+pub(super) fn machine_failure(tick: &Tick<'_>, server: &str) -> Option<String> {
     let seen = [StepKind::CreateMachine, StepKind::PrepareDisks, StepKind::StartMachine]
         .iter()
         .any(|kind| tick.step(&step_name(server, *kind)).is_some_and(|step| step.object.is_some()));
@@ -194,6 +194,18 @@ fn machine_failure(tick: &Tick<'_>, server: &str) -> Option<String> {
 fn record_address(tick: &mut Tick<'_>, server: &str, address: &str) {
     if let Some(server) = tick.status.servers.iter_mut().find(|known| known.name == server) {
         server.addresses = vec![address.to_owned()];
+    }
+}
+
+/// A server that was up and is not any more; the last step of its recovery says why, since no step is under way.
+pub(super) fn lose_server(tick: &mut Tick<'_>, server: &str, why: &str) {
+    set_state(tick, server, ServerState::Failed);
+    let last = [StepKind::HealthCheck, StepKind::StartMachine]
+        .map(|kind| step_name(server, kind))
+        .into_iter()
+        .find(|name| tick.step(name).is_some());
+    if let Some(step) = last.and_then(|name| tick.step_mut(&name)) {
+        step.message = Some(super::report::bounded(&format!("was up, but later {why}")));
     }
 }
 

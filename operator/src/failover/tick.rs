@@ -215,10 +215,11 @@ impl Tick<'_> {
         if matches!(self.phase(), RunPhase::CleaningUp | RunPhase::CleanedUp) {
             return;
         }
-        for server in self.status.servers.iter_mut().filter(|server| server.state == ServerState::Up) {
-            let machine = self.world.machines.get(&server.name);
-            if machine.is_none_or(|machine| machine.failed.is_some() || machine.deleting) {
-                server.state = ServerState::Failed;
+        let up = self.status.servers.iter().filter(|server| server.state == ServerState::Up);
+        let up: Vec<String> = up.map(|server| server.name.clone()).collect();
+        for server in up {
+            if let Some(why) = servers::machine_failure(self, &server) {
+                servers::lose_server(self, &server, &why);
             }
         }
     }

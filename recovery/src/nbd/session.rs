@@ -2,7 +2,7 @@
 //!
 //! Bounds: [`PARALLEL`] requests and [`BUDGET_KIB`] of payload are under way per client; beyond that its next
 //! request is not read. A failed read of the vault is answered with an I/O error and logged with the blob's name;
-//! the session goes on, since the client may try again.
+//! the session goes on, since the client may try again, unless the vault is damaged ([`crate::damage`]).
 
 use std::{io, sync::Arc};
 

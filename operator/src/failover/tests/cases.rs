@@ -219,6 +219,35 @@ fn a_failed_server_stops_those_that_depend_on_it_and_the_next_group_but_not_its_
     assert!(ready.message.ends_with("up: db-3"), "{}", ready.message);
 }
 
+/// Its health check would only time out.
+#[test]
+fn damage_that_a_machine_reads_while_it_boots_fails_the_health_check_at_once() {
+    let mut rig = Rig::new(vec![group("database", &["db-1"])]);
+    rig.endings.insert(("db-1/HealthCheck".to_owned(), 1), Ending::Hangs);
+    rig.rotten_machines = BTreeMap::from([("db-1".to_owned(), 5)]);
+    let began = rig.second;
+    rig.run_to_end();
+    assert!(rig.second - began < 10, "after {} s", rig.second - began);
+    assert_eq!(rig.status.phase, Some(RunPhase::Failed));
+    assert_eq!(rig.state("db-1/HealthCheck"), StepState::Failed);
+    assert!(rig.message("db-1/HealthCheck").contains("segment s/1 is not what was written"));
+    assert_eq!(rig.machines_made["db-1"], 1, "damage does not heal by trying again");
+    let ready = conditions::find(&rig.status.conditions, ConditionType::Ready).unwrap();
+    assert!(ready.message.contains("segment s/1 is not what was written"), "{}", ready.message);
+}
+
+#[test]
+fn damage_that_a_machine_reads_after_it_was_up_is_told_where_its_recovery_ended() {
+    let mut rig = Rig::new(vec![group("database", &["db-1"])]);
+    rig.rotten_machines = BTreeMap::from([("db-1".to_owned(), 60)]);
+    rig.run_to_end();
+    assert_eq!(rig.status.servers[0].state, ServerState::Up);
+    rig.run_until(100, |status| status.servers[0].state == ServerState::Failed);
+    assert_eq!(rig.state("db-1/HealthCheck"), StepState::Completed);
+    let message = rig.message("db-1/HealthCheck");
+    assert!(message.contains("was up, but later") && message.contains("segment s/1"), "{message}");
+}
+
 #[test]
 fn servers_come_up_no_more_at_a_time_than_parallelism_allows() {
     let mut database = group("database", &["db-1", "db-2", "db-3"]);

@@ -58,6 +58,8 @@ pub(super) struct Rig {
     /// What people answer when a step waits, by step and attempt.
     pub(super) answers: BTreeMap<(String, u32), Decision>,
     pub(super) broken_machines: Vec<String>,
+    /// Machines that read damage so many seconds after they were made.
+    pub(super) rotten_machines: BTreeMap<String, i64>,
     pub(super) second: i64,
     /// Job creations that took effect, by step and attempt.
     pub(super) made: BTreeMap<(String, u32), u32>,
@@ -80,6 +82,7 @@ impl Rig {
             endings: BTreeMap::new(),
             answers: BTreeMap::new(),
             broken_machines: Vec::new(),
+            rotten_machines: BTreeMap::new(),
             second: 1_000_000,
             made: BTreeMap::new(),
             journal: Vec::new(),
@@ -103,6 +106,9 @@ impl Rig {
                 .broken_machines
                 .contains(server)
                 .then(|| "the disk server has exited: wrong key".to_owned());
+            let rotten =
+                self.rotten_machines.get(server).is_some_and(|after| self.second - made_at >= *after);
+            let failed = failed.or_else(|| rotten.then(|| "segment s/1 is not what was written".to_owned()));
             (
                 server.clone(),
                 Machine {

@@ -4,6 +4,12 @@ use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodStatus};
 
 use crate::{controllers::appliance::status::pod_trouble, failover::world::Machine};
 
+/// Exit codes of `lifeboat-recovery` (`recovery/src/exit.rs`).
+const NO_POINT: i32 = 3;
+const DAMAGED: i32 = 5;
+/// Characters of the disk server's last words: with the remedy they fit into a step's message.
+const MAX_WORDS: usize = 800;
+
 pub(super) fn machine(pod: &Pod) -> Machine {
     let empty = PodStatus::default();
     let status = pod.status.as_ref().unwrap_or(&empty);
@@ -20,7 +26,8 @@ pub(super) fn machine(pod: &Pod) -> Machine {
         disks_ready: disks_ready || running,
         running,
         address: status.pod_ip.clone().filter(|address| !address.is_empty()),
-        failed: failure(status).or_else(|| container("disks").and_then(hopeless)),
+        // First what began it: the machine is switched off because of it.
+        failed: container("disks").and_then(hopeless).or_else(|| failure(status)),
         deleting: pod.metadata.deletion_timestamp.is_some(),
         detail: pod_trouble(pod).unwrap_or_else(|| {
             if disks_ready {
@@ -32,12 +39,19 @@ pub(super) fn machine(pod: &Pod) -> Machine {
     }
 }
 
-/// The disk server says by its exit code that trying again is in vain: no such point (3), damaged or wrong key (5).
+/// The disk server says by its exit code that trying again is in vain: no such point (3), damaged or wrong key (5). It
+/// may have been started again since, and stopped with the pod.
 fn hopeless(disks: &ContainerStatus) -> Option<String> {
     let states = [disks.state.as_ref(), disks.last_state.as_ref()];
-    let ended = states.into_iter().flatten().find_map(|state| state.terminated.as_ref())?;
-    let said = ended.message.clone().unwrap_or_default();
-    matches!(ended.exit_code, 3 | 5).then(|| format!("the recovery point cannot be opened: {}", said.trim()))
+    let mut ends = states.into_iter().flatten().filter_map(|state| state.terminated.as_ref());
+    let ended = ends.find(|ended| matches!(ended.exit_code, NO_POINT | DAMAGED))?;
+    let said: String = ended.message.as_deref().unwrap_or_default().trim().chars().take(MAX_WORDS).collect();
+    let remedy = if ended.exit_code == DAMAGED {
+        "; `kubectl lifeboat vault verify` names everything that is damaged, and the points that it costs"
+    } else {
+        ""
+    };
+    Some(format!("the recovery point cannot be used: {said}{remedy}"))
 }
 
 /// The pod has ended: `restartPolicy: Never`, so it stays so.

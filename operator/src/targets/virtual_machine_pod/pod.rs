@@ -36,6 +36,10 @@ use crate::{
 const SOCKETS: &str = "/run/lifeboat/sockets";
 /// What the machine writes.
 const OVERLAY: &str = "/run/lifeboat/overlay";
+/// Last words of the disk server, for the kubelet.
+const TERMINATION_LOG: &str = "/dev/termination-log";
+/// File beside the sockets by which the disk server says that the disks have holes (`recovery/src/damage.rs`).
+const DAMAGED: &str = "damaged";
 /// QEMU itself, beside the memory of its machine.
 const QEMU_OVERHEAD_MIB: u64 = 256;
 /// QEMU's own ends of the forwarded ports, on loopback: above Kubernetes' usual node ports.
@@ -114,6 +118,9 @@ fn disk_server(machine: &str, server: &ResolvedServer, images: &Images) -> Conta
         SOCKETS,
         "--overlay-dir",
         OVERLAY,
+        // What stands there reaches the run's status: not the end of a log.
+        "--termination-log",
+        TERMINATION_LOG,
     ]
     .map(str::to_owned);
     let mut mounts = vault_mounts();
@@ -131,6 +138,7 @@ fn disk_server(machine: &str, server: &ResolvedServer, images: &Images) -> Conta
         args: Some(arguments.to_vec()),
         env: Some(vec![config]),
         restart_policy: Some("Always".to_owned()),
+        termination_message_path: Some(TERMINATION_LOG.to_owned()),
         startup_probe: Some(http_probe("/readyz", 1, OPEN_FAILURES)),
         volume_mounts: Some(mounts),
         ..container("disks", &images.recovery, images)
@@ -166,6 +174,8 @@ fn qemu(machine: &VirtualMachinePod, memory_mib: u64, images: &Images) -> Contai
 /// runs all emulated processors: with one each, QEMU before 8.1 can miss a change of code by another processor, and a
 /// Linux guest that patches its own code then traps for ever.
 ///
+/// A machine that has read what is damaged is switched off: it must not go on with holes in its disks.
+///
 /// A port goes through the pod's loopback: QEMU shows the guest where a connection comes from, and a guest without a
 /// gateway, as `restrict=on` leaves it, can answer only its own network, which loopback becomes.
 fn script(machine: &VirtualMachinePod, memory_mib: u64) -> String {
@@ -188,6 +198,7 @@ for socket in {SOCKETS}/?.sock {SOCKETS}/??.sock {SOCKETS}/???.sock; do
 done
 [ "$index" -gt 0 ] || {{ echo "the recovery point has no disk" >&2; exit 1; }}
 if [ -w /dev/kvm ]; then set -- "$@" -accel kvm -cpu host; else set -- "$@" -accel tcg,thread=single -cpu max,-erms,-la57; fi
+while sleep 1; do [ ! -e {SOCKETS}/{DAMAGED} ] || kill $$; done &
 {listeners}exec qemu-system-x86_64 -machine q35 "$@" -smp {cpus} -m {memory_mib}{firmware} \
   -display none -monitor none -serial stdio \
   -netdev user,id=net0,restrict=on{forwards} -device virtio-net-pci,netdev=net0

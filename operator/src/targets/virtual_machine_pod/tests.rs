@@ -140,6 +140,63 @@ fn a_machine_is_seen_step_by_step() {
     assert!(up.running && up.address.as_deref() == Some("10.1.2.3"));
 }
 
+/// The words of `recovery/src/damage.rs` for a segment.
+const DAMAGE: &str = "the machine has read what is damaged in the vault, so its disks are not shown any more: segment s/1 of \
+                      record 7 is not what was written (its length or checksum differs): restore it from the store's \
+                      versions, or choose a point before record 7";
+
+/// The disk server is started again by the kubelet whatever it says, and the machine is switched off meanwhile.
+#[test]
+fn a_machine_that_has_read_damage_has_failed_with_its_remedy_however_the_pod_goes_on() {
+    let ended =
+        |code: i32, message: &str| serde_json::json!({"terminated": {"exitCode": code, "message": message}});
+    let waiting = serde_json::json!({"waiting": {"reason": "CrashLoopBackOff"}});
+    let running = serde_json::json!({"running": {}});
+    let damaged = ended(5, DAMAGE);
+    let cases = [
+        ("Running", damaged.clone(), serde_json::json!(null), running.clone()),
+        ("Running", waiting, damaged.clone(), running.clone()),
+        ("Running", running.clone(), damaged.clone(), running.clone()),
+        ("Succeeded", ended(0, ""), damaged.clone(), ended(0, "terminating on signal 15")),
+        ("Failed", ended(137, ""), damaged, ended(137, "")),
+    ];
+    for (phase, state, last_state, machine) in cases {
+        let mut disks = container("disks", state, true);
+        disks["lastState"] = last_state;
+        let status = serde_json::json!({"phase": phase, "initContainerStatuses": [disks], "containerStatuses": [container("machine", machine, true)]});
+        let failed = observed(status).failed.unwrap();
+        for words in
+            ["segment s/1 of record 7", "or choose a point before record 7", "kubectl lifeboat vault verify"]
+        {
+            assert!(failed.contains(words), "{phase}: {failed}");
+        }
+    }
+}
+
+/// A vault that is away (4), or a kill for lack of memory: the kubelet tries again, and the machine waits for its disks.
+#[test]
+fn a_disk_server_that_may_come_back_fails_no_machine() {
+    for code in [1, 4, 137] {
+        let mut disks =
+            container("disks", serde_json::json!({"waiting": {"reason": "CrashLoopBackOff"}}), false);
+        disks["lastState"] = serde_json::json!({"terminated": {"exitCode": code, "message": "no answer"}});
+        let running = container("machine", serde_json::json!({"running": {}}), true);
+        let status = serde_json::json!({"phase": "Running", "initContainerStatuses": [disks], "containerStatuses": [running]});
+        assert_eq!(observed(status).failed, None, "{code}");
+    }
+}
+
+#[test]
+fn the_disk_servers_last_words_are_where_the_kubelet_looks_and_its_mark_where_the_machine_does() {
+    let spec = pod().spec.unwrap();
+    let disks = &spec.init_containers.unwrap()[0];
+    let arguments = disks.args.clone().unwrap();
+    let after = |option: &str| arguments.iter().skip_while(|word| *word != option).nth(1).cloned();
+    assert_eq!(after("--termination-log"), disks.termination_message_path);
+    let script = spec.containers[0].command.clone().unwrap().join(" ");
+    assert!(script.contains(&format!("[ ! -e {}/damaged ] || kill $$", after("--socket-dir").unwrap())));
+}
+
 #[test]
 fn a_machine_that_cannot_be_opened_says_what_its_disk_server_said() {
     let crashed = serde_json::json!({"waiting": {"reason": "CrashLoopBackOff", "message": "back-off"}});

@@ -1,0 +1,154 @@
+//! What a machine's read of a damaged vault does: it fails, and tells the server once what is damaged and what to do. A
+//! vault that is only away ends nothing.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
+#![allow(unreachable_pub, dead_code, reason = "helpers that several programs of tests share")]
+
+#[path = "../../applier/tests/support/mod.rs"]
+mod support;
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use futures::FutureExt as _;
+use lifeboat_applier::core::{Applier, Options, Step};
+use lifeboat_recovery::{
+    BlockIndex, IndexOptions, PointSelector, exit,
+    serve::{self, Server},
+};
+use lifeboat_replication::{
+    ids::{Epoch, RecordNumber},
+    store::{
+        BlobStore, PutCondition, Result, StoreError,
+        gated::{Call, Gate, Gated},
+    },
+    vault::layout,
+    wire::v1::RecordKind,
+};
+use support::{Source, Write, disk_id};
+use tokio::process::Command;
+
+const SIZE: u64 = 2 << 20;
+
+/// A snapshot, and after it a record with a segment in cache storage.
+async fn source() -> Source {
+    let mut source = Source::new(&[SIZE]).await;
+    let write = |first, blocks, byte| vec![Write { disk: 1, first, blocks, byte: Some(byte) }];
+    source.record(RecordKind::Copy, false, 0, &[write(0, 512, 1)]).await;
+    source.record(RecordKind::Exact, true, 1, &[write(3, 1, 2)]).await;
+    let options = Options { point_interval: std::time::Duration::ZERO, ..Options::default() };
+    let mut applier = Applier::new(source.vault.clone(), source.server.clone(), source.env.clone(), options);
+    while applier.step().await.unwrap() != Step::CaughtUp {}
+    source.record(RecordKind::Exact, true, 2, &[write(9, 4, 3), write(100, 4, 4)]).await;
+    source
+}
+
+struct Rig {
+    server: Server,
+    dir: tempfile::TempDir,
+}
+
+impl Rig {
+    /// The latest point, read through `store`.
+    async fn serve(source: &Source, store: Arc<dyn BlobStore>) -> Self {
+        let vault = lifeboat_replication::vault::Vault {
+            store: Arc::clone(&store),
+            cache: store,
+            ..source.vault.clone()
+        };
+        let options = IndexOptions::default();
+        let latest = PointSelector::Latest;
+        let index = BlockIndex::open(&vault, &source.server, &source.env, latest, &options).await.unwrap();
+        assert!(index.point().base.is_some() && index.journal_runs() > 0, "both kinds of blobs are needed");
+        let dir = tempfile::tempdir().unwrap();
+        let server = serve::start(&index, &source.server, dir.path(), dir.path()).unwrap();
+        Self { server, dir }
+    }
+
+    /// The whole disk, read by QEMU; `None`: a read failed.
+    async fn read(&self) -> Option<Vec<u8>> {
+        let out = self.dir.path().join("out.raw");
+        let url = format!("nbd+unix:///?socket={}/1.sock", self.dir.path().display());
+        let mut convert = Command::new("qemu-img");
+        convert.args(["convert", "-f", "raw", "-O", "raw", &url]).arg(&out);
+        convert.output().await.unwrap().status.success().then(|| std::fs::read(out).unwrap())
+    }
+
+    fn damaged(&self) -> Option<lifeboat_recovery::damage::Damaged> {
+        self.server.damaged().now_or_never()
+    }
+}
+
+#[tokio::test]
+async fn a_segment_that_is_changed_cut_or_gone_is_named_with_the_remedy() {
+    for how in ["changed", "cut", "gone"] {
+        let source = source().await;
+        let rig = Rig::serve(&source, Arc::new(source.store.clone())).await;
+        let number = *source.points.keys().last().unwrap();
+        let name = layout::segment(&source.server, Epoch(1), RecordNumber(number), "writer", 0);
+        let mut content = source.store.get(&name, None, None).await.unwrap().to_vec();
+        match how {
+            "changed" => *content.last_mut().unwrap() ^= 1,
+            _ => content.truncate(content.len() - 1),
+        }
+        if how == "gone" {
+            source.store.delete(&name, None).await.unwrap();
+        } else {
+            source.store.put(&name, content.into(), &PutCondition::Always).await.unwrap();
+        }
+        assert_eq!(rig.damaged(), None, "{how}: nothing was read yet");
+        assert!(rig.read().await.is_none(), "{how}");
+        let damaged = rig.damaged().unwrap_or_else(|| panic!("{how}: the server goes on"));
+        let (text, remedy) = (damaged.to_string(), format!("or choose a point before record {number}"));
+        assert!(text.contains(&name) && text.contains("restore it from the store's"), "{how}: {text}");
+        assert!(text.ends_with(&remedy), "{how}: {text}");
+        assert_eq!(exit::code(&damaged), exit::DAMAGED);
+    }
+}
+
+/// One that is gone or cut before is no base: the point is then read from the journal.
+#[tokio::test]
+async fn a_snapshot_that_goes_while_it_is_read_is_named_with_the_remedy() {
+    let source = source().await;
+    let name = layout::seed_disk(&source.server, &disk_id(1));
+    let rig = Rig::serve(&source, Arc::new(source.store.clone())).await;
+    let page = source.store.list(&name, true, None).await.unwrap();
+    for blob in page.blobs.iter().filter(|blob| blob.name == name && blob.snapshot.is_some()) {
+        source.store.delete(&name, blob.snapshot.as_ref()).await.unwrap();
+    }
+    assert!(rig.read().await.is_none());
+    let text = rig.damaged().unwrap().to_string();
+    assert!(text.contains(&name) && text.contains("or choose another point"), "{text}");
+}
+
+#[derive(Debug, Default)]
+struct Away(AtomicBool);
+
+impl Gate for Away {
+    async fn pass<T: Send>(
+        &self,
+        call: Call<'_>,
+        request: impl Future<Output = Result<T>> + Send,
+    ) -> Result<T> {
+        let Call { operation, name, .. } = call;
+        if self.0.load(Ordering::Relaxed) {
+            let detail = "planted".to_owned();
+            return Err(StoreError::Unknown { operation, name: name.to_owned(), detail });
+        }
+        request.await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vault_that_is_away_ends_nothing_and_is_read_again() {
+    let source = source().await;
+    let store = Gated::new(Arc::new(source.store.clone()), Away::default());
+    let rig = Rig::serve(&source, store.clone()).await;
+    store.0.store(true, Ordering::Relaxed);
+    assert!(rig.read().await.is_none(), "it is read without a vault");
+    assert_eq!(rig.damaged(), None);
+    store.0.store(false, Ordering::Relaxed);
+    assert!(rig.read().await.unwrap() == source.images[&1], "the disk differs");
+    assert_eq!(rig.damaged(), None);
+}
