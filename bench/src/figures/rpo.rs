@@ -150,8 +150,9 @@ fn markers(site: &Site, readable: &[Readable]) -> Vec<Option<u64>> {
             let mut marker = None;
             for source in journal::sources(data).unwrap() {
                 let extents = source.read(&site.vault, &patience).await.unwrap();
-                let block = extents.iter().find(|extent| extent.run.first == 0);
-                marker = marker.or_else(|| Some(number(block?.data.as_ref()?)));
+                // A later extent supersedes an earlier one: a round may have read the block in several passes.
+                let blocks = extents.iter().filter(|extent| extent.run.first == 0);
+                marker = blocks.filter_map(|block| Some(number(block.data.as_ref()?))).last().or(marker);
             }
             markers.push(marker);
         }
