@@ -14,6 +14,7 @@ pub mod cli;
 pub mod core;
 pub mod edge;
 pub mod enrol;
+mod files;
 pub mod hook_files;
 pub mod install;
 pub mod kernel;

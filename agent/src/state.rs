@@ -10,14 +10,15 @@
 //! A file is replaced by rename, so a crash leaves the old or the new one.
 
 use std::{
-    fmt, fs,
-    io::{self, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    fmt, fs, io,
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
 };
 
 use lifeboat_replication::{ids::ServerId, wire::v1::DiskSelector};
 use serde::{Deserialize, Serialize};
+
+use crate::files;
 
 pub const STATE_DIR: &str = "/var/lib/lifeboat-agent";
 
@@ -170,16 +171,12 @@ impl StateDir {
     }
 
     fn write(&self, name: &str, content: &str) -> Result<(), StateError> {
-        let (path, temporary) = (self.0.join(name), self.0.join(format!("{name}.partial")));
-        let write = || -> io::Result<()> {
-            let mut options = fs::OpenOptions::new();
-            let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-            file.write_all(content.as_bytes())?;
-            file.sync_all()?;
-            fs::rename(&temporary, &path)?;
-            fs::File::open(&self.0)?.sync_all()
-        };
-        write().map_err(|source| StateError::File { operation: "write", path: path.clone(), source })
+        let path = self.0.join(name);
+        files::replace(&path, content.as_bytes()).map_err(|source| StateError::File {
+            operation: "write",
+            path,
+            source,
+        })
     }
 }
 

@@ -20,7 +20,7 @@ use lifeboat_recovery::{
 use lifeboat_replication::{
     ids::{Epoch, RecordNumber},
     store::{
-        BlobStore, PutCondition, Result, StoreError,
+        BlobStore, PutCondition, Result,
         gated::{Call, Gate, Gated},
     },
     vault::layout,
@@ -131,12 +131,10 @@ impl Gate for Away {
         call: Call<'_>,
         request: impl Future<Output = Result<T>> + Send,
     ) -> Result<T> {
-        let Call { operation, name, .. } = call;
-        if self.0.load(Ordering::Relaxed) {
-            let detail = "planted".to_owned();
-            return Err(StoreError::Unknown { operation, name: name.to_owned(), detail });
+        match self.0.load(Ordering::Relaxed) {
+            true => Err(call.unknown("planted")),
+            false => request.await,
         }
-        request.await
     }
 }
 

@@ -15,7 +15,7 @@ use lifeboat_replication::{
     keys::DataKeys,
     log::{LogOptions, LogReader, LogWriter, Order},
     store::{
-        BlobStore, PutCondition, Result, StoreError,
+        BlobStore, PutCondition, Result,
         gated::{Call, Gate, Gated},
         model::ModelStore,
     },
@@ -347,8 +347,7 @@ impl Gate for Around {
         request: impl Future<Output = Result<T>> + Send,
     ) -> Result<T> {
         if self.down {
-            let (operation, detail) = (call.operation, "Connection refused".to_owned());
-            return Err(StoreError::Unknown { operation, name: call.name.to_owned(), detail });
+            return Err(call.unknown("Connection refused"));
         }
         tokio::task::yield_now().await;
         request.await

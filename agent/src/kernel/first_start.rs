@@ -3,10 +3,7 @@
 //! The pinned maps do not outlive the kernel; a small file in the state directory does. It is written only when
 //! tracking starts anew. Lines: `lifeboat-tracking 1`, server id, boot id, CRC-32C of the lines before in hex.
 
-use std::{
-    fs::{self, File},
-    io::{self, Write as _},
-};
+use std::{fs, io};
 
 use lifeboat_replication::resync::Cause;
 
@@ -14,6 +11,7 @@ use super::{
     pins::{OTHER_DISKS, Start},
     tracker::TrackerOptions,
 };
+use crate::files;
 
 const FILE: &str = "tracking";
 const HEADER: &str = "lifeboat-tracking 1";
@@ -46,13 +44,8 @@ pub(super) fn is_after_restart(reason: Option<&str>) -> bool {
 
 pub(super) fn remember(options: &TrackerOptions) -> io::Result<()> {
     let text = format(options.server.as_str(), &boot_id(options));
-    let (path, partial) = (options.state.join(FILE), options.state.join(format!("{FILE}.partial")));
     fs::create_dir_all(&options.state)?;
-    let mut file = File::create(&partial)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(partial, path)?;
-    File::open(&options.state)?.sync_all()
+    files::replace(&options.state.join(FILE), text.as_bytes())
 }
 
 fn boot_id(options: &TrackerOptions) -> String {

@@ -12,8 +12,7 @@
 )]
 
 use std::{
-    fs::{self, File},
-    io::{self, Write as _},
+    fs, io,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     thread::{self, sleep},
@@ -23,7 +22,10 @@ use std::{
 use futures::future::{BoxFuture, FutureExt as _};
 
 use super::{mounts, reboot::BOOT_ID, sys};
-use crate::edge::{Begun, Power, PowerError};
+use crate::{
+    edge::{Begun, Power, PowerError},
+    files,
+};
 
 const FILE: &str = "shutdown";
 /// What does not stop in this time is overtaken by the file systems' becoming read-only.
@@ -113,11 +115,7 @@ impl Power for KernelPower {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(failed(error)),
         }
-        let partial = path.with_extension("partial");
-        let mut file = File::create(&partial).map_err(failed)?;
-        file.write_all(note.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
-        fs::rename(&partial, &path).map_err(failed)?;
-        File::open(&self.state).and_then(|folder| folder.sync_all()).map_err(failed)?;
+        files::replace(&path, note.as_bytes()).map_err(failed)?;
         Ok(Begun::Now)
     }
 
@@ -153,26 +151,30 @@ fn stop_services(keeps: &[String]) -> Result<(), PowerError> {
     if units.is_empty() {
         return Ok(());
     }
-    let mut stopping = Command::new("systemctl")
-        .args(["stop", "--no-ask-password", "--"])
-        .args(&units)
-        .stdin(Stdio::null())
-        .spawn()
-        .map_err(systemd)?;
+    let mut stop = Command::new("systemctl");
+    stop.args(["stop", "--no-ask-password", "--"]).args(&units);
+    // What has not stopped by then goes on stopping.
+    if !ends_within(&mut stop, STOP_LIMIT).map_err(systemd)? {
+        tracing::warn!(
+            "not all services have stopped in {STOP_LIMIT:?}: the file systems become read-only under them"
+        );
+    }
+    Ok(())
+}
+
+/// False: it did not end in time, and was killed.
+fn ends_within(command: &mut Command, limit: Duration) -> io::Result<bool> {
+    let mut child = command.stdin(Stdio::null()).spawn()?;
     let begun = Instant::now();
-    while begun.elapsed() < STOP_LIMIT {
-        if stopping.try_wait().map_err(systemd)?.is_some() {
-            return Ok(());
+    while begun.elapsed() < limit {
+        if child.try_wait()?.is_some() {
+            return Ok(true);
         }
         wait();
     }
-    tracing::warn!(
-        "not all services have stopped in {STOP_LIMIT:?}: the file systems become read-only under them"
-    );
-    // The transaction itself goes on.
-    let _ = stopping.kill();
-    let _ = stopping.wait();
-    Ok(())
+    let _ = child.kill();
+    let _ = child.wait();
+    Ok(false)
 }
 
 /// From the lines `UNIT LOAD ACTIVE SUB …` of what is active.
@@ -191,16 +193,10 @@ fn to_stop(listed: &str, keeps: &[String]) -> Vec<String> {
 
 /// Nothing depends on it: what is still swapped to is replicated, but it may never come to rest.
 fn swap_off() {
-    let Ok(mut child) = Command::new("swapoff").arg("--all").stdin(Stdio::null()).spawn() else { return };
-    let begun = Instant::now();
-    while begun.elapsed() < SWAP_LIMIT {
-        if !matches!(child.try_wait(), Ok(None)) {
-            return;
-        }
-        wait();
+    let ended = ends_within(Command::new("swapoff").arg("--all"), SWAP_LIMIT);
+    if !matches!(ended, Ok(true)) {
+        tracing::warn!(?ended, "swap stays in use");
     }
-    let _ = child.kill();
-    let _ = child.wait();
 }
 
 fn make_read_only() -> Result<(), PowerError> {

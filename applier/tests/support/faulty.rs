@@ -9,7 +9,7 @@ use std::{
 };
 
 use lifeboat_replication::store::{
-    BlobStore, Result, StoreError,
+    BlobStore, Result,
     gated::{Call, Gate, Gated},
 };
 use tokio::time::Instant;
@@ -59,9 +59,8 @@ impl Gate for Faulty {
         call: Call<'_>,
         request: impl Future<Output = Result<T>> + Send,
     ) -> Result<T> {
-        let Call { operation, name, .. } = call;
         let left = self.left.fetch_sub(1, Ordering::Relaxed);
-        let lost = || StoreError::Unknown { operation, name: name.to_owned(), detail: "planted".to_owned() };
+        let lost = || call.unknown("planted");
         match (left, self.fault) {
             (1.., _) => request.await,
             (0, Fault::DoneThenGone | Fault::AnswerLost) => {

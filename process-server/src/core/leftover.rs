@@ -8,7 +8,7 @@
 //! log. So the log decides: it ends in the epoch and with the record, session and disks that the spooled record came after.
 //! What is not chosen is removed, and sent again by the agent, which holds all that it has not heard to be durable.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::collections::BTreeMap;
 
 use lifeboat_replication::{
     errors::chain,
@@ -24,13 +24,11 @@ use super::{
     ingest::Shared,
     kept::{self, Kept, KeptSegment, Resumed},
     sealing::{Piece, Stored},
+    session::UPLOADED,
     spool::{Spool, SpoolError},
     status::StatusSender,
     upload::Upload,
 };
-
-/// Records of the channel between the stages: as in a session.
-const UPLOADED: usize = 64;
 
 /// Where the log stands that the records have to fit.
 #[derive(Debug, Clone, Copy)]
@@ -152,16 +150,7 @@ impl Leftover {
             return;
         }
         let (feed, input) = mpsc::channel(1);
-        let upload = Upload {
-            server: server.clone(),
-            env: shared.env.clone(),
-            cache: Arc::clone(&shared.vault.cache),
-            spool: Arc::clone(&shared.spool),
-            slots: Arc::clone(&shared.uploads),
-            status,
-            input,
-            out,
-        };
+        let upload = Upload::new(&shared, server.clone(), status, input, out);
         let fed = async {
             for kept in records {
                 if !feed_record(&shared, &server, &feed, kept).await {

@@ -36,7 +36,7 @@ const BEGIN_LIMIT: Duration = Duration::from_secs(5);
 /// Batches waiting between stages: each stage has its own work in hand, so one is enough to keep it busy.
 const BATCHES: usize = 1;
 /// Records that wait for the append under way. Their segments are in the vault already (or at most 64 KiB each).
-const UPLOADED: usize = 64;
+pub(super) const UPLOADED: usize = 64;
 /// When an agent should come again after something that mends itself.
 pub(super) const SOON: Duration = Duration::from_secs(2);
 
@@ -241,16 +241,7 @@ impl Session {
             out: sealed,
             down: down.clone(),
         };
-        let upload = Upload {
-            server: server.clone(),
-            env: shared.env.clone(),
-            cache: Arc::clone(&shared.vault.cache),
-            spool: Arc::clone(&shared.spool),
-            slots: Arc::clone(&shared.uploads),
-            status: status.clone(),
-            input: to_upload,
-            out: pieces,
-        };
+        let upload = Upload::new(&shared, server.clone(), status.clone(), to_upload, pieces);
         let intake = take_in(intake, &begun.judged.disks, begun.last_number, &server, &status, &down);
         let stages = futures::future::try_join3(
             async {

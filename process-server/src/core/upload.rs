@@ -25,6 +25,7 @@ use super::{
     assembler::RecordEnd,
     backoff,
     fair::FairSlots,
+    ingest::Shared,
     sealing::{Held, Piece, Stored, spool_name},
     spool::{Spool, SpoolError},
     status::{StatusSender, Trouble},
@@ -57,18 +58,37 @@ pub(super) enum UploadError {
 }
 
 pub(super) struct Upload {
-    pub server: ServerId,
-    pub env: Env,
-    pub cache: Arc<dyn BlobStore>,
-    pub spool: Arc<dyn Spool>,
+    server: ServerId,
+    env: Env,
+    cache: Arc<dyn BlobStore>,
+    spool: Arc<dyn Spool>,
     /// Uploads of all servers.
-    pub slots: Arc<FairSlots>,
-    pub status: StatusSender,
-    pub input: mpsc::Receiver<Piece>,
-    pub out: mpsc::Sender<Uploaded>,
+    slots: Arc<FairSlots>,
+    status: StatusSender,
+    input: mpsc::Receiver<Piece>,
+    out: mpsc::Sender<Uploaded>,
 }
 
 impl Upload {
+    pub(super) fn new(
+        shared: &Shared,
+        server: ServerId,
+        status: StatusSender,
+        input: mpsc::Receiver<Piece>,
+        out: mpsc::Sender<Uploaded>,
+    ) -> Self {
+        Self {
+            server,
+            env: shared.env.clone(),
+            cache: Arc::clone(&shared.vault.cache),
+            spool: Arc::clone(&shared.spool),
+            slots: Arc::clone(&shared.uploads),
+            status,
+            input,
+            out,
+        }
+    }
+
     pub(super) async fn run(mut self) -> Result<(), UploadError> {
         let mut running = FuturesOrdered::new();
         let mut open = true;

@@ -26,7 +26,7 @@ use lifeboat_replication::{
     keys::DataKeys,
     log::{LogOptions, LogReader, Patience},
     store::{
-        Result, StoreError,
+        Result,
         gated::{Call, Gate, Gated},
         model::ModelStore,
     },
@@ -92,14 +92,10 @@ impl Gate for Faulty {
         call: Call<'_>,
         request: impl Future<Output = Result<T>> + Send,
     ) -> Result<T> {
-        let Call { operation, name, .. } = call;
+        let operation = call.operation;
         // Its credential may lack the right: it never asks.
-        assert!(operation != "delete", "a process server deletes {name}");
-        let lost = |detail: &str| StoreError::Unknown {
-            operation,
-            name: name.to_owned(),
-            detail: detail.to_owned(),
-        };
+        assert!(operation != "delete", "a process server deletes {}", call.name);
+        let lost = |detail| call.unknown(detail);
         tokio::time::sleep(Duration::from_millis(5)).await;
         let weather = *self.weather.borrow();
         match weather {

@@ -5,7 +5,9 @@ use std::{fmt, ops::Deref, ops::Range, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{BlobStore, ETag, LeaseId, ListPage, Properties, PutCondition, Result, SnapshotId};
+use super::{
+    BlobStore, ETag, LeaseId, ListPage, Properties, PutCondition, Refusal, Result, SnapshotId, StoreError,
+};
 
 /// A call on its way to the store.
 #[derive(Debug, Clone, Copy)]
@@ -22,6 +24,21 @@ impl Call<'_> {
     /// Can it change something in the store?
     pub fn changes(&self) -> bool {
         !matches!(self.operation, "properties" | "get" | "list" | "page_ranges")
+    }
+}
+
+/// What a gate answers instead of the store.
+impl Call<'_> {
+    /// The store says no.
+    pub fn refused(&self, why: Refusal, detail: &str) -> StoreError {
+        let (operation, name) = (self.operation, self.name.to_owned());
+        StoreError::Refused { operation, name, why, detail: detail.to_owned() }
+    }
+
+    /// Nobody knows what became of it.
+    pub fn unknown(&self, detail: &str) -> StoreError {
+        let (operation, name) = (self.operation, self.name.to_owned());
+        StoreError::Unknown { operation, name, detail: detail.to_owned() }
     }
 }
 

@@ -9,7 +9,7 @@ use lifeboat_replication::{
     keys::DataKeys,
     log::{LogState, Patience},
     store::{
-        BlobStore, Refusal, Result, SnapshotId, StoreError,
+        BlobStore, Refusal, Result, SnapshotId,
         gated::{Call, Gate, Gated},
         model::ModelStore,
     },
@@ -40,12 +40,10 @@ impl Gate for Refuses {
         call: Call<'_>,
         request: impl Future<Output = Result<T>> + Send,
     ) -> Result<T> {
-        let Call { operation, name, .. } = call;
-        if operation != self.0 {
-            return request.await;
+        match call.operation == self.0 {
+            true => Err(call.refused(self.1, "planted")),
+            false => request.await,
         }
-        let (name, detail) = (name.to_owned(), "planted".to_owned());
-        Err(StoreError::Refused { operation, name, why: self.1, detail })
     }
 }
 

@@ -11,7 +11,7 @@ use futures::future::BoxFuture;
 use tokio::time::Instant;
 
 use crate::store::{
-    Refusal, Result, StoreError,
+    Refusal, Result,
     gated::{Call, Gate, Gated},
     model::ModelStore,
 };
@@ -146,18 +146,13 @@ impl Gate for Script {
         if let Some(due) = due {
             due.work.await;
         }
-        let unknown =
-            || StoreError::Unknown { operation, name: name.to_owned(), detail: "planted".to_owned() };
         match self.fault(operation, name) {
             None | Some(Fault::Passes) => request.await,
-            Some(Fault::Refused(why)) => {
-                let (name, detail) = (name.to_owned(), "planted".to_owned());
-                Err(StoreError::Refused { operation, name, why, detail })
-            }
-            Some(Fault::RequestLost) => Err(unknown()),
+            Some(Fault::Refused(why)) => Err(call.refused(why, "planted")),
+            Some(Fault::RequestLost) => Err(call.unknown("planted")),
             Some(Fault::AnswerLost) => {
                 let _ = request.await;
-                Err(unknown())
+                Err(call.unknown("planted"))
             }
         }
     }
