@@ -98,6 +98,8 @@ words! {
         SecretNotFound = "SecretNotFound",
         /// The API server refused or could not be reached; tried again by itself.
         ApiError = "ApiError",
+        /// The API server does not take a status that the operator writes: in an event, since no condition can say it.
+        StatusRefused = "StatusRefused",
         /// Something else of the same name is in the way.
         Conflict = "Conflict",
         /// The finalizer waits.

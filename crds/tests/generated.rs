@@ -71,6 +71,23 @@ fn is_foreign(path: &str) -> bool {
     FOREIGN.iter().any(|name| path.contains(name))
 }
 
+/// Helm and kubectl read YAML 1.1, where these words are booleans: a definition that holds one in an enumeration allows
+/// `"false"` instead, and every status that bears it is refused.
+#[test]
+fn no_value_is_a_boolean_to_those_who_read_the_yaml() {
+    const BOOLEANS: [&str; 8] = ["y", "n", "yes", "no", "on", "off", "true", "false"];
+    let mut seen = 0;
+    each_field(|path, schema| {
+        let values = schema["enum"].as_array().into_iter().flatten().chain(schema.get("default"));
+        for value in values.filter_map(Value::as_str) {
+            seen += 1;
+            let is_boolean = BOOLEANS.contains(&value.to_lowercase().as_str());
+            assert!(!is_boolean, "{path}: {value:?} has to be another word");
+        }
+    });
+    assert!(seen > 50, "there was hardly anything to look at: {seen}");
+}
+
 #[test]
 fn every_number_format_is_one_that_the_api_server_knows() {
     each_field(|path, schema| {

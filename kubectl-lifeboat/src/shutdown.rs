@@ -15,6 +15,8 @@ use crate::cluster::{Cluster, PluginError, api};
 
 /// The server is looked at this often.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// So many looks without news are told.
+const LOOKS_PER_REMINDER: u32 = 120;
 
 #[derive(Args)]
 pub(crate) struct Shutdown {
@@ -51,8 +53,16 @@ impl Shutdown {
             return Ok(());
         }
         let mut told = ShutdownState::Requested;
+        let mut without_news = 0;
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
+            without_news += 1;
+            if without_news % LOOKS_PER_REMINDER == 0 {
+                eprintln!(
+                    "no news for {} minutes; what hinders it: `kubectl lifeboat status`, `kubectl describe pserver {server}`",
+                    without_news / 60
+                );
+            }
             let found: ProtectedServer = cluster.get("ProtectedServer", &server).await?;
             if found.spec.request_shutdown != Some(now) {
                 return Err(PluginError::refused(
@@ -64,9 +74,10 @@ impl Shutdown {
             let Some(known) = known.filter(|known| known.requested_at == now) else { continue };
             if known.state != told {
                 told = known.state;
+                without_news = 0;
                 println!("{}", said(&known)?);
             }
-            if told == ShutdownState::Off {
+            if told == ShutdownState::PoweredOff {
                 return Ok(());
             }
         }
@@ -81,7 +92,7 @@ fn said(known: &Known) -> Result<String, PluginError> {
         ShutdownState::Requested => "the agent has not answered yet".to_owned(),
         ShutdownState::Stopping => "its services are being stopped".to_owned(),
         ShutdownState::Replicating => "nothing writes any more; what is left is replicated".to_owned(),
-        ShutdownState::Off => format!("it is off{}", complete()),
+        ShutdownState::PoweredOff => format!("it is off{}", complete()),
         ShutdownState::Refused => {
             return Err(PluginError::refused(
                 format!("the server is not shut down ({})", known.reason.clone().unwrap_or_default()),
@@ -99,7 +110,7 @@ mod tests {
     fn each_state_is_told_and_a_refusal_is_an_error_with_its_remedy() {
         let mut known = Known {
             requested_at: Timestamp::UNIX_EPOCH,
-            state: ShutdownState::Off,
+            state: ShutdownState::PoweredOff,
             complete_at: Some(Timestamp::UNIX_EPOCH),
             reason: None,
             message: None,

@@ -215,6 +215,28 @@ fn a_vault_that_cannot_be_reached_is_said_and_all_goes_on_when_it_can() {
     );
     world.condition("appliance/berlin", "VaultReachable", "True");
     world.assert_quiet();
+
+    // Definitions of another version, as `crds.install=false` leaves them: what the operator says is refused, and it says so
+    // where it can.
+    world.condition("pserver/db-1", "Ready", "False");
+    let other = json!([{
+        "op": "replace", "path": "/spec/versions/0/schema/openAPIV3Schema/properties/status/properties/phase/enum",
+        "value": ["Elsewhere"]
+    }]);
+    let patch = other.to_string();
+    let definition = "crd/protectedservers.lifeboat.dev";
+    let patched = world.server.kubectl(["patch", definition, "--type=json", "-p", &patch]).unwrap();
+    assert!(patched.success, "{}", patched.stderr);
+    world.patch("pserver/db-1", &json!({ "spec": { "replication": "Paused" } }));
+    let told = world.eventually("an event of a refused status", "events", |events| refused(events).is_some());
+    let note = refused(&told).unwrap_or_default();
+    assert!(note.contains("status.phase") && note.contains("upgrade both with the chart"), "{note}");
+}
+
+/// What an event says of a status that was refused.
+fn refused(events: &Value) -> Option<&str> {
+    let told = events["items"].as_array()?.iter().find(|event| event["reason"] == "StatusRefused")?;
+    told["message"].as_str()
 }
 
 /// Two of them: the one without the lease waits; it goes on where a frozen one stood still, and that one, when it comes

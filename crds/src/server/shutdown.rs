@@ -36,7 +36,7 @@ pub enum ShutdownState {
     /// Nothing can write any more; what is left is replicated.
     Replicating,
     /// Everything is in the vault, and it was switched off.
-    Off,
+    PoweredOff,
     /// It goes on as before, or was left half stopped: the message says which.
     Refused,
 }

@@ -81,10 +81,15 @@ where
 {
     let started = Instant::now();
     let name = key(&*object, kind);
-    let result = pass(object, context.clone()).await;
+    let result = pass(object.clone(), context.clone()).await;
     context.metrics.passes.get_or_create(&KindLabel { kind }).observe(started.elapsed().as_secs_f64());
-    if result.is_ok() {
-        context.backoffs.reset(&name);
+    match &result {
+        Ok(_) => context.backoffs.reset(&name),
+        // No condition can say it.
+        Err(failure) if failure.reason == Reason::StatusRefused => {
+            context.events.warning(&*object, failure.reason, "WriteStatus", &failure.message).await;
+        }
+        Err(_) => {}
     }
     result.map(Action::requeue)
 }

@@ -105,7 +105,7 @@ where
         Ok(_) => Ok(()),
         // It was deleted meanwhile.
         Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
-        Err(error) => Err(error.into()),
+        Err(error) => Err(Failure::of_status(error)),
     }
 }
 

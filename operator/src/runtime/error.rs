@@ -47,6 +47,24 @@ impl Failure {
     }
 }
 
+impl Failure {
+    /// Why a status was not written.
+    pub fn of_status(error: kube::Error) -> Self {
+        match &error {
+            kube::Error::Api(status) if status.code == 422 => Self::stalled(
+                Reason::StatusRefused,
+                format!(
+                    "the API server does not take what the operator has to say, so the status is out of date: {}; operator and \
+                     custom resource definitions are of different versions: upgrade both with the chart \
+                     (`crds.install=true` in one release of the cluster)",
+                    status.message
+                ),
+            ),
+            _ => error.into(),
+        }
+    }
+}
+
 impl From<kube::Error> for Failure {
     fn from(error: kube::Error) -> Self {
         match &error {

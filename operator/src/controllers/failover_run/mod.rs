@@ -129,7 +129,7 @@ async fn step(
     {
         Ok(written) => Ok(Some((outcome, Some(written)))),
         Err(kube::Error::Api(status)) if status.is_conflict() || status.is_not_found() => Ok(None),
-        Err(error) => Err(error.into()),
+        Err(error) => Err(Failure::of_status(error)),
     }
 }
 

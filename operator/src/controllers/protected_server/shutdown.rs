@@ -20,7 +20,7 @@ const ANSWER_SECONDS: i64 = 900;
 pub fn order(server: &ProtectedServer) -> String {
     let known = server.status.as_ref().and_then(|status| status.shutdown.as_ref());
     let open = known.filter(|known| Some(known.requested_at) == server.spec.request_shutdown);
-    let open = open.filter(|known| !matches!(known.state, ShutdownState::Off | ShutdownState::Refused));
+    let open = open.filter(|known| !matches!(known.state, ShutdownState::PoweredOff | ShutdownState::Refused));
     open.map_or_else(String::new, |known| id(known.requested_at))
 }
 
@@ -28,7 +28,7 @@ pub fn order(server: &ProtectedServer) -> String {
 pub(super) fn switched_off(server: &ProtectedServer) -> Option<&Shutdown> {
     let known = server.status.as_ref()?.shutdown.as_ref()?;
     let asked = Some(known.requested_at) == server.spec.request_shutdown;
-    (asked && known.state == ShutdownState::Off).then_some(known)
+    (asked && known.state == ShutdownState::PoweredOff).then_some(known)
 }
 
 /// Of a server that is off, for its conditions.
@@ -84,12 +84,12 @@ fn answered(open: Shutdown, answer: &v1::ShutdownAnswer) -> Shutdown {
     let state = match answer.state() {
         v1::ShutdownState::Stopping => ShutdownState::Stopping,
         v1::ShutdownState::Replicating => ShutdownState::Replicating,
-        v1::ShutdownState::Off => ShutdownState::Off,
+        v1::ShutdownState::Off => ShutdownState::PoweredOff,
         v1::ShutdownState::Refused => ShutdownState::Refused,
         v1::ShutdownState::Unspecified => return open,
     };
     // What was said last stays said: a server that is off does not begin again.
-    if open.state == ShutdownState::Off {
+    if open.state == ShutdownState::PoweredOff {
         return open;
     }
     Shutdown {
@@ -144,7 +144,7 @@ mod tests {
         for (said_state, wanted) in [
             (v1::ShutdownState::Stopping, ShutdownState::Stopping),
             (v1::ShutdownState::Replicating, ShutdownState::Replicating),
-            (v1::ShutdownState::Off, ShutdownState::Off),
+            (v1::ShutdownState::Off, ShutdownState::PoweredOff),
         ] {
             assert_eq!(order(&asked(1000, known.clone())), "1000000000");
             let answer = said(said_state, "1000000000");
@@ -156,7 +156,7 @@ mod tests {
         // Switched on again: whatever it says now is about another run of the machine.
         let answer = said(v1::ShutdownState::Refused, "1000000000");
         let later = state(&asked(1000, known), Some(&answer), at(9000)).unwrap();
-        assert_eq!((later.state, later.complete_at), (ShutdownState::Off, Some(at(1002))));
+        assert_eq!((later.state, later.complete_at), (ShutdownState::PoweredOff, Some(at(1002))));
     }
 
     #[test]

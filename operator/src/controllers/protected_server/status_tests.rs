@@ -427,7 +427,7 @@ fn a_server_that_was_shut_down_by_order_alarms_nobody() {
     off.spec.request_shutdown = Some(now());
     off.status.as_mut().unwrap().shutdown = Some(Shutdown {
         requested_at: now(),
-        state: ShutdownState::Off,
+        state: ShutdownState::PoweredOff,
         complete_at: Some(now()),
         reason: None,
         message: None,
