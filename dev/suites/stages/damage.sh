@@ -2,6 +2,11 @@
 # A stage of 60-end-to-end, the last one, since the vault is spoilt by it: data that a recovered machine reads has rotted in
 # the store. The machine is switched off, and the run says which blob is damaged and what to do.
 
+# runs_on RUN: does a machine of that run?
+runs_on() {
+  k get pods -l "lifeboat.dev/run=$1" -o json | jq -e '[.items[].status.containerStatuses[]? | select(.name == "machine" and .state.running)] | length > 0' >/dev/null
+}
+
 damage_and_drill() {
   echo "== a vault that is damaged"
   # What is applied lies in seed disks; only what is newer is read from segments. So nothing is applied meanwhile.
@@ -24,5 +29,8 @@ damage_and_drill() {
   echo "$told"
   [ "$phase" = Failed ] || fail "a run over a damaged vault is $phase"
   [[ $told == *"journal/$id/"* ]] || fail "the failed step does not name the damaged blob: $told"
-  [ -z "$(k get pods -l "lifeboat.dev/run=$run" -o json | jq -r '.items[] | select(.status.phase == "Running") | .metadata.name')" ] || fail "a machine with damaged disks runs on"
+  local i
+  for ((i = 0; i < 30; i++)); do runs_on "$run" || break; sleep 1; done
+  ! runs_on "$run" || fail "a machine with damaged disks runs on: $(k get pods -o wide)"
+  lifeboat failover "$run" --clean-up
 }

@@ -65,3 +65,11 @@ rotate_data_key() {
   done
   protected_since "$(date +%s)" 300
 }
+
+# The second cluster is switched off: nothing is applied any more.
+near_off() {
+  "$DEV/in" kubectl -n lifeboat-near-system scale deployment lifeboat-near --replicas=0 >/dev/null
+  "$DEV/in" kubectl -n lifeboat-near-system wait pod --all --for=delete --timeout=2m >/dev/null
+  near delete statefulset near-applier --wait >/dev/null
+  near wait pod --all --for=delete --timeout=2m >/dev/null
+}

@@ -35,7 +35,7 @@ pub(super) fn switched_off(server: &ProtectedServer) -> Option<&Shutdown> {
 pub(super) fn words(off: &Shutdown) -> String {
     let complete = off.complete_at.map_or_else(String::new, |at| format!(", as of {at}"));
     format!(
-        "it was shut down by spec.requestShutdown, and the vault holds all that it ever wrote{complete}; when it is switched on          again it goes on replicating"
+        "it was shut down by spec.requestShutdown, and the vault holds all that it ever wrote{complete}; when it is switched on again it goes on replicating"
     )
 }
 

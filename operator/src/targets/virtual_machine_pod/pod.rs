@@ -174,7 +174,8 @@ fn qemu(machine: &VirtualMachinePod, memory_mib: u64, images: &Images) -> Contai
 /// runs all emulated processors: with one each, QEMU before 8.1 can miss a change of code by another processor, and a
 /// Linux guest that patches its own code then traps for ever.
 ///
-/// A machine that has read what is damaged is switched off: it must not go on with holes in its disks.
+/// A machine that has read what is damaged is switched off: it must not go on with holes in its disks. QEMU takes the place of
+/// the shell, which is the container's first process; its `$$` would come to it as `$`, by the kubelet.
 ///
 /// A port goes through the pod's loopback: QEMU shows the guest where a connection comes from, and a guest without a
 /// gateway, as `restrict=on` leaves it, can answer only its own network, which loopback becomes.
@@ -198,7 +199,7 @@ for socket in {SOCKETS}/?.sock {SOCKETS}/??.sock {SOCKETS}/???.sock; do
 done
 [ "$index" -gt 0 ] || {{ echo "the recovery point has no disk" >&2; exit 1; }}
 if [ -w /dev/kvm ]; then set -- "$@" -accel kvm -cpu host; else set -- "$@" -accel tcg,thread=single -cpu max,-erms,-la57; fi
-while sleep 1; do [ ! -e {SOCKETS}/{DAMAGED} ] || kill $$; done &
+while sleep 1; do [ ! -e {SOCKETS}/{DAMAGED} ] || kill 1; done &
 {listeners}exec qemu-system-x86_64 -machine q35 "$@" -smp {cpus} -m {memory_mib}{firmware} \
   -display none -monitor none -serial stdio \
   -netdev user,id=net0,restrict=on{forwards} -device virtio-net-pci,netdev=net0

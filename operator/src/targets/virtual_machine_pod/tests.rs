@@ -194,7 +194,8 @@ fn the_disk_servers_last_words_are_where_the_kubelet_looks_and_its_mark_where_th
     let after = |option: &str| arguments.iter().skip_while(|word| *word != option).nth(1).cloned();
     assert_eq!(after("--termination-log"), disks.termination_message_path);
     let script = spec.containers[0].command.clone().unwrap().join(" ");
-    assert!(script.contains(&format!("[ ! -e {}/damaged ] || kill $$", after("--socket-dir").unwrap())));
+    assert!(script.contains(&format!("[ ! -e {}/damaged ] || kill 1;", after("--socket-dir").unwrap())));
+    assert!(!script.contains("$$"), "the kubelet makes one of two: {script}");
 }
 
 #[test]
