@@ -70,6 +70,6 @@ rotate_data_key() {
 near_off() {
   "$DEV/in" kubectl -n lifeboat-near-system scale deployment lifeboat-near --replicas=0 >/dev/null
   "$DEV/in" kubectl -n lifeboat-near-system wait pod --all --for=delete --timeout=2m >/dev/null
-  near delete statefulset near-applier --wait >/dev/null
+  near delete statefulset near-applier --ignore-not-found --wait >/dev/null
   near wait pod --all --for=delete --timeout=2m >/dev/null
 }
