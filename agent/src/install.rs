@@ -128,10 +128,10 @@ pub fn remove_after_stop(places: &Places) -> Vec<InstallError> {
         // Its directory goes when it is empty, and stays when it holds something of others.
         _ = fs::remove_dir(folder);
     }
-    let (partial, previous) = beside(&places.binary);
-    for file in [&partial, &previous, &places.binary] {
-        failures.extend(remove_file(file).err());
+    for file in beside(&places.binary) {
+        failures.extend(remove_file(&file).err());
     }
+    failures.extend(remove_file(&places.binary).err());
     failures
 }
 
@@ -195,8 +195,10 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let places = places(root.path());
         hook_files::enable(&places.hooks, "postgresql").unwrap();
-        for upgrade in ["bin/lifeboat-agent.previous", "bin/.lifeboat-agent.partial"] {
-            fs::write(root.path().join(upgrade), "x").unwrap();
+        for upgrade in
+            ["lifeboat-agent.previous", ".lifeboat-agent.previous.partial", ".lifeboat-agent.partial"]
+        {
+            fs::write(root.path().join("bin").join(upgrade), "x").unwrap();
         }
         for _ in 0..2 {
             let failures = remove_after_stop(&places);

@@ -20,6 +20,10 @@ use super::UpgradeError;
 use crate::{digest::Digest, files};
 
 const NOTE: &str = "upgrade.json";
+/// Names, with `{}` for the program's.
+const PARTIAL: &str = ".{}.partial";
+const PREVIOUS: &str = "{}.previous";
+const PREVIOUS_PARTIAL: &str = ".{}.previous.partial";
 
 /// What is under way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,20 +56,25 @@ pub struct Files {
     pub state: PathBuf,
 }
 
-/// Beside the program: (what comes, what was there before).
-pub(crate) fn beside(program: &Path) -> (PathBuf, PathBuf) {
-    let name = program.file_name().unwrap_or_default().to_string_lossy();
-    // The installer uses the same name for what it downloads.
-    (program.with_file_name(format!(".{name}.partial")), program.with_file_name(format!("{name}.previous")))
+/// What an upgrade leaves beside the program, however it ends.
+pub(crate) fn beside(program: &Path) -> [PathBuf; 3] {
+    // The installer uses the first name, too, for what it downloads.
+    [PARTIAL, PREVIOUS_PARTIAL, PREVIOUS].map(|name| named(program, name))
+}
+
+/// `name`: with `{}` for the program's.
+fn named(program: &Path, name: &str) -> PathBuf {
+    let of_program = program.file_name().unwrap_or_default().to_string_lossy();
+    program.with_file_name(name.replace("{}", &of_program))
 }
 
 impl Files {
     pub fn partial(&self) -> PathBuf {
-        beside(&self.program).0
+        named(&self.program, PARTIAL)
     }
 
     pub fn previous(&self) -> PathBuf {
-        beside(&self.program).1
+        named(&self.program, PREVIOUS)
     }
 
     pub fn installed(&self) -> Result<Digest, UpgradeError> {
@@ -119,8 +128,7 @@ impl Files {
 
     /// A link takes no room. Through a name of its own, so that the former one is there whole or not at all.
     fn link_or_copy(&self, previous: &Path) -> io::Result<()> {
-        let name = previous.file_name().unwrap_or_default().to_string_lossy();
-        let new = previous.with_file_name(format!(".{name}.partial"));
+        let new = named(&self.program, PREVIOUS_PARTIAL);
         remove(&new)?;
         if fs::hard_link(&self.program, &new).is_err() {
             // Not every file system has links.
