@@ -116,7 +116,7 @@ impl Management {
     ) -> Result<Option<Digest>, DownloadError> {
         let mut failed = Vec::new();
         for address in &self.addresses {
-            let one = timeout(limits.whole, self.from(address, have, into, limits));
+            let one = timeout(limits.whole, self.download_from(address, have, into, limits));
             let late = |_| DownloadError::TimeOut {
                 address: address.clone(),
                 step: "send the agent",
@@ -138,7 +138,7 @@ impl Management {
         Err(all_of(failed))
     }
 
-    async fn from(
+    async fn download_from(
         &self,
         address: &str,
         have: &Digest,
