@@ -25,6 +25,12 @@ pub enum Command {
     Enroll(Enroll),
     /// Write the systemd units for this program and start them.
     Install(InstallArgs),
+    /// Replace this agent by the one that the appliance serves, if that is another one.
+    ///
+    /// The new one is downloaded and tried before anything is replaced. It then installs itself as `install` does, which
+    /// starts the service anew: replication pauses for seconds. If the service does not stay up, the former agent is put
+    /// back. Run it again if it was interrupted: it goes on where it was. The former agent is kept as NAME.previous.
+    Upgrade(UpgradeArgs),
     /// Replicate this server's disks until stopped.
     Run(Run),
     /// Stop the agent and remove everything of it: units, tracker, state and this program.
@@ -107,6 +113,16 @@ pub struct InstallArgs {
     /// Where the units go.
     #[arg(long, default_value = install::UNIT_DIR)]
     pub unit_dir: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct UpgradeArgs {
+    /// Change nothing; only say whether the appliance serves another agent. The exit code is 10 if it does (or if an
+    /// upgrade was interrupted), 0 if this one is up to date, 1 if that cannot be said.
+    #[arg(long)]
+    pub check: bool,
+    #[command(flatten)]
+    pub install: InstallArgs,
 }
 
 #[derive(Debug, Args)]

@@ -10,11 +10,12 @@ use crate::{
     hook_files, kernel,
     restart_files::{self, RestartError, RestartPlaces},
     state::{StateDir, StateError},
+    upgrade::files::beside,
 };
 
 pub const UNIT_DIR: &str = "/etc/systemd/system";
 
-const AGENT_UNIT: &str = "lifeboat-agent.service";
+pub const AGENT_UNIT: &str = "lifeboat-agent.service";
 const THAW_UNIT: &str = "lifeboat-thaw.service";
 const UNITS: [(&str, &str); 2] = [
     (THAW_UNIT, include_str!("../install/lifeboat-thaw.service")),
@@ -127,6 +128,9 @@ pub fn remove_after_stop(places: &Places) -> Vec<InstallError> {
         // Its directory goes when it is empty, and stays when it holds something of others.
         _ = fs::remove_dir(folder);
     }
+    for file in beside(&places.binary) {
+        failures.extend(remove_file(&file).err());
+    }
     failures.extend(remove_file(&places.binary).err());
     failures
 }
@@ -191,6 +195,11 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let places = places(root.path());
         hook_files::enable(&places.hooks, "postgresql").unwrap();
+        for upgrade in
+            ["lifeboat-agent.previous", ".lifeboat-agent.previous.partial", ".lifeboat-agent.partial"]
+        {
+            fs::write(root.path().join("bin").join(upgrade), "x").unwrap();
+        }
         for _ in 0..2 {
             let failures = remove_after_stop(&places);
             assert!(failures.is_empty(), "{failures:?}");
@@ -198,5 +207,6 @@ mod tests {
         for path in ["run", "bin/lifeboat-agent", "state", "hooks.d"] {
             assert!(!root.path().join(path).exists(), "{path}");
         }
+        assert_eq!(fs::read_dir(root.path().join("bin")).unwrap().count(), 0);
     }
 }

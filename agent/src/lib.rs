@@ -6,12 +6,14 @@
 //!                                   enrol (token → certificate) ──► state (/var/lib/lifeboat-agent) ─────┘
 //! ```
 //!
+//! `upgrade` replaces the installed program by the one that the appliance serves.
 //! `assess` measures over the same kernel edge, before there is anything to replicate to.
 //! `core` decides and owns no thread, clock or socket; the simulation runs it as it is.
 
 pub mod assess;
 pub mod cli;
 pub mod core;
+pub mod digest;
 pub mod edge;
 pub mod enrol;
 mod files;
@@ -24,3 +26,4 @@ pub mod net;
 pub mod restart_files;
 pub mod run;
 pub mod state;
+pub mod upgrade;

@@ -10,15 +10,16 @@ use std::{
 use clap::Parser as _;
 use lifeboat_agent::{
     assess,
-    cli::{Cli, Command, DiskArgs, EarlyArgs, Enroll},
+    cli::{Cli, Command, DiskArgs, EarlyArgs, Enroll, UpgradeArgs},
     enrol::{self, Invitation},
     hook_files,
-    install::{self, Places},
+    install::{self, AGENT_UNIT, Places},
     kernel::{self, Discovery, PINS, RebootPlaces, hooks, reboot, watchdog},
     machine,
     restart_files::RestartPlaces,
     run,
     state::{Secret, StateDir},
+    upgrade::{self, Found, OTHER_SERVED, Outcome, Upgrade, files::Files, service::Systemd},
 };
 use lifeboat_replication::{env::Env, errors::chain, heap};
 
@@ -31,7 +32,7 @@ fn main() -> ExitCode {
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     tracing_subscriber::fmt().json().with_env_filter(filter).with_writer(io::stderr).init();
     match execute(StateDir::new(state_dir), command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("lifeboat-agent: {}", chain(&*error));
             ExitCode::FAILURE
@@ -39,9 +40,10 @@ fn main() -> ExitCode {
     }
 }
 
-fn execute(state: StateDir, command: Command) -> Result<(), Box<dyn Error>> {
-    match command {
+fn execute(state: StateDir, command: Command) -> Result<ExitCode, Box<dyn Error>> {
+    let done: Result<(), Box<dyn Error>> = match command {
         Command::Enroll(arguments) => enroll(&state, arguments),
+        Command::Upgrade(arguments) => return upgrade(state, arguments),
         Command::Run(arguments) => {
             // One worker replicates, the other encrypts and answers.
             let runtime =
@@ -91,7 +93,8 @@ fn execute(state: StateDir, command: Command) -> Result<(), Box<dyn Error>> {
         Command::Early(EarlyArgs { pins, without_limit }) => {
             let places = RebootPlaces::default();
             if without_limit {
-                return Ok(reboot::early(&Discovery::default(), &pins.pin_dir, &places)?);
+                reboot::early(&Discovery::default(), &pins.pin_dir, &places)?;
+                return Ok(ExitCode::SUCCESS);
             }
             let mut worker = std::process::Command::new(std::env::current_exe()?);
             worker.args(["early", "--without-limit", "--pin-dir"]).arg(&pins.pin_dir);
@@ -112,7 +115,44 @@ fn execute(state: StateDir, command: Command) -> Result<(), Box<dyn Error>> {
             Ok(())
         }
         Command::Hooks(arguments) => hook_files::run(&arguments.places, &arguments.command),
+    };
+    done.map(|()| ExitCode::SUCCESS)
+}
+
+fn upgrade(state: StateDir, arguments: UpgradeArgs) -> Result<ExitCode, Box<dyn Error>> {
+    let units = arguments.install.unit_dir;
+    let program = std::env::current_exe()?;
+    upgrade::installed_here(&units.join(AGENT_UNIT), &program)?;
+    let mut upgrade = Upgrade {
+        origin: upgrade::origin(&state.load()?)?,
+        files: Files { program, state: state.path().to_owned() },
+        service: Systemd { units },
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    if arguments.check {
+        return Ok(match runtime.block_on(upgrade.check())? {
+            Found::UpToDate => {
+                println!("already up to date");
+                ExitCode::SUCCESS
+            }
+            Found::Other(digest) => {
+                println!("the appliance serves another agent ({digest}): run `lifeboat-agent upgrade`");
+                ExitCode::from(OTHER_SERVED)
+            }
+            Found::Unfinished => {
+                println!("an upgrade was not finished: run `lifeboat-agent upgrade`");
+                ExitCode::from(OTHER_SERVED)
+            }
+        });
     }
+    match runtime.block_on(upgrade.run())? {
+        Outcome::UpToDate => println!("already up to date"),
+        Outcome::Restarted => println!("the installed agent is up to date, and runs now"),
+        Outcome::Upgraded => {
+            println!("upgraded; the former agent is kept as {}", upgrade.files.previous().display());
+        }
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn enroll(state: &StateDir, arguments: Enroll) -> Result<(), Box<dyn Error>> {

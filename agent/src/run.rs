@@ -22,7 +22,7 @@ use tokio::{
 
 use crate::{
     cli::Run,
-    core::{Options, Parts, Replicator},
+    core::{Machine, Options, Parts, Replicator},
     edge::{Power, TrackError},
     kernel::{
         self, Discovery, Disk, Found, KernelFreezer, KernelHooks, KernelPower, PINS, RebootPlaces, Tracked,
@@ -73,8 +73,9 @@ pub async fn run(state: StateDir, arguments: Run) -> Result<(), RunError> {
         }
     };
     let mut stopped = std::pin::pin!(stopped);
+    let machine = machine::describe_running(Path::new("/"));
     loop {
-        match protect(&state, &arguments, stopped.as_mut()).await? {
+        match protect(&state, &arguments, &machine, stopped.as_mut()).await? {
             Ended::Stopped => break,
             Ended::OtherDisks => tracing::info!("the disks to protect have changed: tracking starts anew"),
         }
@@ -105,6 +106,7 @@ fn find(arguments: &Run, excluded: &[DiskSelector]) -> Result<Found, RunError> {
 async fn protect(
     state: &StateDir,
     arguments: &Run,
+    machine: &Machine,
     stopped: impl Future<Output = ()>,
 ) -> Result<Ended, RunError> {
     let env = Env::system();
@@ -151,7 +153,7 @@ async fn protect(
     let wanted = watch::Sender::new(excluded.clone());
     let others = other_disks(state, arguments, &found.disks, excluded, wanted.subscribe());
     let options = Options {
-        machine: machine::describe(Path::new("/")),
+        machine: machine.clone(),
         issues: found.issues,
         excluded: wanted,
         power: (!arguments.no_shutdown).then(|| {

@@ -6,6 +6,7 @@
 //!     cert.pem  ca.pem            replaced as a whole when renewed
 //!     agent.json                  server id and management addresses; written last: its presence means enrolled
 //!     excluded.json               disks that the appliance wants left out, as it last said
+//!     upgrade.json                an upgrade is under way (see `upgrade`)
 //! ```
 //! A file is replaced by rename, so a crash leaves the old or the new one.
 

@@ -370,6 +370,10 @@ pub struct Rpo {
 #[serde(rename_all = "camelCase")]
 pub struct AgentStatus {
     pub version: String,
+    /// The appliance serves another agent than the one that runs: `lifeboat-agent upgrade` on the server, as root,
+    /// replaces it. A hint: replication goes on with this one. Absent: not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upgrade_available: Option<bool>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hostname: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -14,6 +14,8 @@ use crate::{
 
 /// The operator writes each server's figures every few seconds: it does not run, or not here, when they are older.
 const OLD_SECONDS: i64 = 300;
+/// Servers that a hint names; there may be hundreds.
+const HINT_NAMES: usize = 5;
 
 #[derive(Args)]
 pub(crate) struct Status {}
@@ -85,7 +87,26 @@ fn screen(namespace: &str, all: &All, now: Timestamp) -> String {
     if !open.is_empty() {
         screen += &format!("\n{}", text::table(&["RUN", "PHASE", "STEPS", "WAITING FOR"], &open));
     }
-    screen
+    screen + &upgrades(servers)
+}
+
+/// Servers with another agent than their appliance's: worth knowing, and nothing that needs attention.
+fn upgrades(servers: &[ProtectedServer]) -> String {
+    let available = |server: &&ProtectedServer| {
+        let agent = server.status.as_ref().and_then(|status| status.agent.as_ref());
+        agent.and_then(|agent| agent.upgrade_available) == Some(true)
+    };
+    let names: Vec<_> =
+        servers.iter().filter(available).filter_map(|server| server.metadata.name.as_deref()).collect();
+    let (named, more) = names.split_at(names.len().min(HINT_NAMES));
+    let whose = match more.len() {
+        0 if named.is_empty() => return String::new(),
+        0 => named.join(", "),
+        more => format!("{} and {more} more", named.join(", ")),
+    };
+    format!(
+        "\nThe appliance has another agent than runs on {whose}: replication goes on.\n      → to take it, run `lifeboat-agent upgrade` there as root\n"
+    )
 }
 
 fn troubles(all: &All, now: Timestamp) -> Vec<Trouble> {
@@ -328,6 +349,36 @@ mod tests {
                 "      → raise spec.processServers.spool.size"
             ]
         );
+    }
+
+    #[test]
+    fn another_agent_is_a_hint_with_its_remedy_and_needs_no_attention() {
+        let of = |name: &str, available: Option<bool>| {
+            let mut server = server();
+            server.metadata.name = Some(name.to_owned());
+            server.status = serde_json::from_value(serde_json::json!({
+                "agent": {"version": "0.1.0", "upgradeAvailable": available},
+                "conditions": [condition("Ready", "True", "protected")],
+            }))
+            .unwrap();
+            server
+        };
+        let screen = |servers| {
+            let all = All { servers, ..Default::default() };
+            super::screen("dr", &all, Timestamp::UNIX_EPOCH)
+        };
+        let same = screen(vec![of("a", Some(false)), of("b", None)]);
+        assert!(!same.contains("another agent"), "{same}");
+        let one = screen(vec![of("a", Some(true)), of("b", None)]);
+        assert!(one.starts_with("All is well: 2 servers are protected.\n"), "{one}");
+        assert!(
+            one.ends_with(
+                "\nThe appliance has another agent than runs on a: replication goes on.\n      → to take it, run `lifeboat-agent upgrade` there as root\n"
+            ),
+            "{one}"
+        );
+        let many = screen((0..7).map(|number| of(&format!("s{number}"), Some(true))).collect());
+        assert!(many.contains("runs on s0, s1, s2, s3, s4 and 2 more:"), "{many}");
     }
 
     #[test]

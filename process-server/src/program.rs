@@ -19,7 +19,7 @@ use tokio::{
 
 use crate::{
     config::Config,
-    core::{Shared, fair::FairSlots, space::Space, switchboard::Switchboard},
+    core::{Shared, agent_program::Served, fair::FairSlots, space::Space, switchboard::Switchboard},
     directory::Directory,
     edge::{
         metered::StoreFigures,
@@ -33,7 +33,8 @@ use crate::{
     net::{
         control::{self, ControlPort},
         data::{self, DataPort},
-        downloads, listener,
+        downloads::Downloads,
+        listener,
         management::{self, ManagementPort},
         probes::Probes,
         signing::SignDesk,
@@ -110,6 +111,7 @@ pub async fn run(config: Config, env: Env, stop: impl Future<Output = ()>) -> Re
     let store_figures = StoreFigures::register(&mut registry);
     let space = Space::spool(config.spool.size_bytes);
     let (groups, group_reports) = watch::channel(Vec::new());
+    let downloads = Downloads::load(&config.install_script, &config.agent_binary).await;
     let sources = Sources {
         name: config.name.clone(),
         env: env.clone(),
@@ -119,6 +121,7 @@ pub async fn run(config: Config, env: Env, stop: impl Future<Output = ()>) -> Re
         vault_closed: vault_closed_now,
         store_trouble: store_figures.trouble(),
         groups: group_reports,
+        served_agent: Served { sha256: downloads.agent_sha256(), version: env!("CARGO_PKG_VERSION") },
     };
     figures::register(&mut registry, sources.clone());
     let desk = Arc::new(SignDesk::default());
@@ -146,14 +149,13 @@ pub async fn run(config: Config, env: Env, stop: impl Future<Output = ()>) -> Re
     let (incoming, accepting) =
         listener::accept(listen(config.management_listen).await?, outer_tls, management::LIMITS, None);
     ports.spawn(ended("management listener", accepting));
-    let routes = downloads::routes(&config.install_script, &config.agent_binary).await;
     let port = ManagementPort {
         name: config.name.clone(),
         directory: directories.clone(),
         desk,
         data_tls: inner_tls,
     };
-    ports.spawn(ended("management port", port.serve(incoming, routes)));
+    ports.spawn(ended("management port", port.serve(incoming, downloads.routes())));
     ports.spawn(ended("certificate watch", inner_reload.run()));
     ports.spawn(ended("certificate watch", outer_reload.run()));
     tracing::info!(name = config.name, data = %config.data_listen, "listening");

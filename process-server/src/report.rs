@@ -5,7 +5,12 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 use lifeboat_replication::{env::Env, wire::v1};
 use tokio::{sync::watch, time::Instant};
 
-use crate::{core::space::Space, directory::Directory, groups::Reports, servers::Members};
+use crate::{
+    core::{agent_program::Served, space::Space},
+    directory::Directory,
+    groups::Reports,
+    servers::Members,
+};
 
 /// Rates are means over this time.
 const RATE_WINDOW: Duration = Duration::from_secs(10);
@@ -23,6 +28,7 @@ pub struct Sources {
     /// Why the store cannot be used at the moment; empty: it can.
     pub store_trouble: watch::Receiver<String>,
     pub groups: watch::Receiver<Reports>,
+    pub served_agent: Served,
 }
 
 /// Counters at one time.
@@ -92,7 +98,9 @@ impl Reporter {
         for (id, member) in members.iter() {
             let status = member.status.borrow();
             copied.push((id.clone(), status.copied_bytes));
-            servers.push(status.report.clone());
+            let mut report = status.report.clone();
+            report.set_agent_program(self.sources.served_agent.judge(report.heartbeat.as_ref()));
+            servers.push(report);
         }
         let sum = |count: fn(&v1::ServerReport) -> u64| servers.iter().map(count).sum::<u64>();
         let now = Sample {

@@ -4,16 +4,16 @@
 
 mod support;
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{future::poll_fn, net::SocketAddr, sync::Arc, time::Duration};
 
 use lifeboat_process_server::{
-    core::{space::Space, status::Status},
+    core::{agent_program::Served, space::Space, status::Status},
     directory::Directory,
     edge::persisted::PersistedConfiguration,
     net::{
         control::{self, ControlPort},
         data::{self, DataPort},
-        downloads,
+        downloads::Downloads,
         listener::{self, Incoming, Limits},
         management::{self, ManagementPort},
         signing::SignDesk,
@@ -42,11 +42,13 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
     Code,
+    codegen::{Body as _, Service as _, http},
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
 };
 
 const SERVER: &str = "11111111-1111-4111-8111-111111111111";
 const OTHER: &str = "22222222-2222-4222-8222-222222222222";
+const SERVED_AGENT: [u8; 32] = [5; 32];
 
 fn agent_uri(id: &str) -> String {
     format!("lifeboat:server:{id}")
@@ -62,7 +64,7 @@ struct Ports {
     members: watch::Sender<Arc<Members>>,
     accepted: mpsc::Receiver<Accepted>,
     desk: Arc<SignDesk>,
-    _status: watch::Sender<Status>,
+    status: watch::Sender<Status>,
 }
 
 impl Ports {
@@ -84,7 +86,7 @@ impl Ports {
             members: watch::Sender::new(Arc::new(members)),
             accepted,
             desk: Arc::default(),
-            _status: status,
+            status,
         }
     }
 
@@ -123,8 +125,9 @@ impl Ports {
         };
         let script = self.dir.path().join("install.sh");
         std::fs::write(&script, "#!/bin/sh\n").unwrap();
-        let routes = downloads::routes(&script, &PathBuf::from("/nowhere")).await;
-        tokio::spawn(port.serve(incoming, routes));
+        let agent = self.dir.path().join("lifeboat-agent");
+        let downloads = Downloads::load(&script, &agent).await;
+        tokio::spawn(port.serve(incoming, downloads.routes()));
         address
     }
 
@@ -139,6 +142,7 @@ impl Ports {
             vault_closed: watch::channel("the vault is away".to_owned()).1,
             store_trouble: watch::channel(String::new()).1,
             groups: watch::channel(Vec::new()).1,
+            served_agent: Served { sha256: Some(SERVED_AGENT), version: "0.1.0" },
         };
         let port = ControlPort {
             desk: Arc::clone(&self.desk),
@@ -416,6 +420,10 @@ async fn only_the_operator_attaches_and_its_configuration_is_kept() {
     let attached =
         ProcessServerControlClient::new(channel).attach(ReceiverStream::new(messages)).await.unwrap();
     let mut attached = attached.into_inner();
+    ports.status.send_modify(|status| {
+        let agent_sha256 = vec![6; 32];
+        status.report.heartbeat = Some(v1::Heartbeat { agent_sha256, ..Default::default() });
+    });
     let sent = v1::Configuration { generation: 12, ..configuration(&ports.agent, &ports.other) };
     let message = Some(v1::from_operator::Message::Configuration(sent.clone()));
     orders.send(v1::FromOperator { message }).await.unwrap();
@@ -425,6 +433,7 @@ async fn only_the_operator_attaches_and_its_configuration_is_kept() {
         let Some(v1::from_process_server::Message::Report(report)) = message else { continue };
         assert_eq!((report.name.as_str(), report.vault_error.as_str()), ("ps-0", "the vault is away"));
         assert_eq!(report.servers.len(), 1);
+        assert_eq!(report.servers[0].agent_program(), v1::AgentProgram::Other);
         if report.configuration_generation == 12 {
             assert_eq!(report.upload_limit_bytes_per_second, 5 << 20);
             break;
@@ -432,6 +441,31 @@ async fn only_the_operator_attaches_and_its_configuration_is_kept() {
     }
     let kept = PersistedConfiguration::new(ports.dir.path()).load().await;
     assert_eq!(kept, Some(sent));
+}
+
+/// As `lifeboat-agent upgrade` asks; what it makes of the answers is tested with the agent.
+#[tokio::test]
+async fn the_agent_is_served_over_http_2_with_its_sha_256_and_not_again_to_whoever_has_it() {
+    let ports = Ports::new();
+    let content = vec![9; 300_000];
+    std::fs::write(ports.dir.path().join("lifeboat-agent"), &content).unwrap();
+    let address = ports.management().await;
+    let mut channel = ports.channel(address, Some(&ports.agent)).await.unwrap();
+    let tag = format!("\"{}\"", hex::encode(ring::digest::digest(&ring::digest::SHA256, &content)));
+    for (known, status, length) in [("\"00\"", 200, content.len()), (&*tag, 304, 0)] {
+        let request = http::Request::get("/lifeboat-agent").header("If-None-Match", known);
+        let request = request.body(tonic::body::Body::empty()).unwrap();
+        poll_fn(|context| channel.poll_ready(context)).await.unwrap();
+        let answer = channel.call(request).await.unwrap();
+        assert_eq!(answer.status(), status);
+        assert_eq!(answer.headers()["ETag"], tag);
+        let mut body = Box::pin(answer.into_body());
+        let mut received = Vec::new();
+        while let Some(frame) = poll_fn(|context| body.as_mut().poll_frame(context)).await {
+            received.extend(frame.unwrap().into_data().unwrap());
+        }
+        assert_eq!(received, content[..length]);
+    }
 }
 
 #[tokio::test]

@@ -214,7 +214,8 @@ impl Report {
         tracking: &str,
         issues: &[AgentIssue],
     ) -> Self {
-        let Machine { hostname, os, kernel, machine_id: _, agent_version } = machine.clone();
+        let Machine { hostname, os, kernel, machine_id: _, agent_version, program_sha256: _ } =
+            machine.clone();
         let seconds = figures.changed.total().seconds;
         let measured = Duration::try_from_secs_f64(seconds).unwrap_or_default();
         Self {

@@ -89,6 +89,8 @@ impl Wall for VirtualWall {
     }
 }
 
+const PROGRAM_SHA256: [u8; 32] = [9; 32];
+
 #[derive(Default)]
 struct Vault {
     last: u64,
@@ -242,6 +244,9 @@ impl Server {
                     {
                         let mut vault = self.vault.lock().unwrap();
                         vault.clean_at = heartbeat.clean_at_micros;
+                        if heartbeat.agent_sha256 != PROGRAM_SHA256 {
+                            vault.wrong.push("a heartbeat does not say which program runs".to_owned());
+                        }
                         vault.shutdown = heartbeat.shutdown;
                         vault.answers.extend(heartbeat.points.into_iter().map(|one| (one.id.clone(), one)));
                     }
@@ -380,8 +385,13 @@ impl World {
             window_records: 4,
             frozen_bytes: 4 * 4096,
         };
-        let options =
-            Options { limits, planted: self.planted, power: self.power.clone(), ..Options::default() };
+        let options = Options {
+            machine: super::Machine { program_sha256: PROGRAM_SHA256.to_vec(), ..Default::default() },
+            limits,
+            planted: self.planted,
+            power: self.power.clone(),
+            ..Options::default()
+        };
         tokio::spawn(Replicator::new(parts, options).run())
     }
 

@@ -45,6 +45,7 @@ impl Session<'_> {
             resynchronization: reason
                 .map_or_else(String::new, |reason| Cause::of(&reason).0.code().to_owned()),
             agent_version: machine.agent_version.clone(),
+            agent_sha256: machine.program_sha256.clone(),
             points: self.kept.requests.answers(),
             not_freezable: self.not_freezable.clone(),
             shutdown: self.kept.shutdown.answer(),

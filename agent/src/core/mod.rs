@@ -73,6 +73,8 @@ pub struct Machine {
     pub kernel: String,
     pub machine_id: String,
     pub agent_version: String,
+    /// SHA-256 of the program that runs; empty: not known.
+    pub program_sha256: Vec<u8>,
 }
 
 /// Bounds. The defaults are for production; the simulation makes them small.

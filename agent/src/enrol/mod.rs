@@ -66,7 +66,7 @@ pub async fn enrol(
     state.create()?;
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)
         .map_err(|error| EnrolError::Key { reason: error.to_string() })?;
-    let Machine { hostname, os, kernel, machine_id, agent_version } = machine.clone();
+    let Machine { hostname, os, kernel, machine_id, agent_version, program_sha256: _ } = machine.clone();
     let call = EnrolRequest {
         token: invitation.token.reveal().to_owned(),
         certificate_request_pem: request(&key, &hostname)?,

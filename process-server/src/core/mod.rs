@@ -15,6 +15,7 @@
 //! holds encrypted segments on their way and which records they make: what a restart finds there whole, and next in the
 //! log, it brings to the log by the same stages ([`leftover`]) before an agent is served.
 
+pub mod agent_program;
 mod assembler;
 pub mod assignment;
 mod backoff;

@@ -1,4 +1,4 @@
-//! What enrolling machines download: the installer and the agent's binary, with ETag and size.
+//! What machines download, to enrol and to upgrade: the installer and the agent's binary, with ETag (SHA-256) and size.
 
 use std::{
     io,
@@ -25,18 +25,37 @@ const PIECE_BYTES: usize = 64 << 10;
 struct Download {
     path: PathBuf,
     content_type: &'static str,
+    sha256: [u8; 32],
+    /// The same in hexadecimal.
     etag: HeaderValue,
     length: u64,
 }
 
-/// Routes for `/install.sh` and `/lifeboat-agent`. A file that is missing answers 404 and says why.
-pub async fn routes(install_script: &Path, agent_binary: &Path) -> Router {
-    Router::new()
-        .route(
-            "/install.sh",
-            get(serve).with_state(load(install_script, "text/x-shellscript; charset=utf-8").await),
-        )
-        .route("/lifeboat-agent", get(serve).with_state(load(agent_binary, "application/octet-stream").await))
+/// What there is to download; what is missing answers 404 and says why.
+pub struct Downloads {
+    install_script: Option<Arc<Download>>,
+    agent: Option<Arc<Download>>,
+}
+
+impl Downloads {
+    pub async fn load(install_script: &Path, agent_binary: &Path) -> Self {
+        Self {
+            install_script: load(install_script, "text/x-shellscript; charset=utf-8").await,
+            agent: load(agent_binary, "application/octet-stream").await,
+        }
+    }
+
+    /// Of the agent that is served.
+    pub fn agent_sha256(&self) -> Option<[u8; 32]> {
+        self.agent.as_ref().map(|agent| agent.sha256)
+    }
+
+    /// `/install.sh` and `/lifeboat-agent`.
+    pub fn routes(self) -> Router {
+        Router::new()
+            .route("/install.sh", get(serve).with_state(self.install_script))
+            .route("/lifeboat-agent", get(serve).with_state(self.agent))
+    }
 }
 
 async fn load(path: &Path, content_type: &'static str) -> Option<Arc<Download>> {
@@ -58,9 +77,9 @@ impl Download {
             length += piece.len() as u64;
             sum.update(&piece);
         }
-        let etag =
-            HeaderValue::try_from(format!("\"{}\"", hex::encode(sum.finish()))).map_err(io::Error::other)?;
-        Ok(Self { path: path.to_owned(), content_type, etag, length })
+        let sha256 = <[u8; 32]>::try_from(sum.finish().as_ref()).map_err(io::Error::other)?;
+        let etag = HeaderValue::try_from(format!("\"{}\"", hex::encode(sha256))).map_err(io::Error::other)?;
+        Ok(Self { path: path.to_owned(), content_type, sha256, etag, length })
     }
 }
 

@@ -132,6 +132,14 @@ impl Guest {
         self.ssh(command).unwrap_or_else(|| panic!("{command}: failed\n{}", self.tail()))
     }
 
+    /// Runs a shell command: whether it succeeded, and what it said.
+    pub fn attempt(&self, command: &str) -> (bool, String) {
+        let said = self.shell(&format!(
+            "if ({command}) >/tmp/said 2>&1; then echo done; else echo failed; fi; cat /tmp/said"
+        ));
+        (said.starts_with("done\n"), said)
+    }
+
     /// Puts a program there.
     pub fn put(&self, program: &Path, place: &str) {
         let command = format!("cat >{place} && chmod 755 {place}");

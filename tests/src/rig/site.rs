@@ -38,6 +38,8 @@ const APPLIERS: [(&str, &str); 2] = [
     ("main-applier-0", "5f0c8a52-7c1e-4b6a-9d0e-000000000000"),
     ("main-applier-1", "5f0c8a52-7c1e-4b6a-9d0e-000000000001"),
 ];
+/// What process servers serve as agent: missing until [`Site::serve_agent`].
+const SERVED_AGENT: &str = "served-agent";
 /// The shortest that the store knows, so that tests need not wait long for a dead one's lease.
 const APPLIER_LEASE_SECONDS: u64 = 15;
 /// Longer than any wait here should be: a restarted process server waits for its former lease of 60 s.
@@ -258,7 +260,7 @@ impl Site {
                     "controlListen": local(ports.control), "metricsListen": local(ports.probes),
                     "tlsDir": home.join("tls"), "managementTlsDir": home.join("tls"),
                     "spool": {"dir": spool, "sizeBytes": options.spool_bytes},
-                    "vaultConfig": home.join("vault.json"), "agentBinary": "/nowhere", "installScript": "/nowhere",
+                    "vaultConfig": home.join("vault.json"), "agentBinary": home.join(SERVED_AGENT), "installScript": "/nowhere",
                 }),
             );
             Program::new("lifeboat-process-server", home, &format!("{name}.log"), arguments)
@@ -326,6 +328,14 @@ impl Site {
         let spool = self.dir.path().join(format!("spool-{}", PROCESS_SERVERS[0]));
         self.process_server.kill();
         self.runtime.block_on(PersistedConfiguration::new(&spool).save(&self.control.configuration)).unwrap();
+        self.process_server.start();
+    }
+
+    /// The first process server serves this program from now on: it is started anew with it, as after an upgrade of the
+    /// appliance.
+    pub fn serve_agent(&mut self, program: &Path) {
+        self.process_server.stop();
+        fs::copy(program, self.dir.path().join(SERVED_AGENT)).unwrap();
         self.process_server.start();
     }
 

@@ -83,6 +83,11 @@ pub(super) fn agent(report: &v1::ServerReport) -> Option<AgentStatus> {
     let text = |value: &String| (!value.is_empty()).then(|| value.clone());
     Some(AgentStatus {
         version: heartbeat.agent_version.clone(),
+        upgrade_available: match report.agent_program() {
+            v1::AgentProgram::Unspecified => None,
+            v1::AgentProgram::Served => Some(false),
+            v1::AgentProgram::Other => Some(true),
+        },
         hostname: text(&heartbeat.hostname),
         os: text(&heartbeat.os),
         kernel: text(&heartbeat.kernel),

@@ -85,6 +85,24 @@ fn a_protected_server_is_ready_with_its_rpo() {
 }
 
 #[test]
+fn another_agent_than_the_appliances_is_told_at_once_and_changes_nothing_else() {
+    let server = server("db-1");
+    let of = |program: v1::AgentProgram| {
+        let mut findings = healthy();
+        report(&mut findings).set_agent_program(program);
+        status(&server, &findings, now())
+    };
+    let available =
+        |status: &ProtectedServerStatus| status.agent.as_ref().and_then(|agent| agent.upgrade_available);
+    let (unknown, same, other) =
+        (of(v1::AgentProgram::Unspecified), of(v1::AgentProgram::Served), of(v1::AgentProgram::Other));
+    assert_eq!([&unknown, &same, &other].map(available), [None, Some(false), Some(true)]);
+    assert!(is_significant(Some(&same), &other), "written at once");
+    assert_eq!(other.replication_health, Some(Health::Healthy));
+    assert!(conditions::is_true(&other.conditions, ConditionType::Ready) && other.issues.is_empty());
+}
+
+#[test]
 fn what_an_agent_tells_of_several_disks_is_one_issue_a_code_that_names_them_all() {
     let mut findings = healthy();
     let told = |code: &str, severity: &str, message: &str| v1::AgentIssue {
