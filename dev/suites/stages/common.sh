@@ -7,6 +7,7 @@ lifeboat() { "$DEV/in" kubectl-lifeboat -n "$NAMESPACE" "$@"; }
 fail() { echo "FAILED: $*" >&2; exit 1; }
 server_() { "$DEV/server/ssh" db-1 "$@"; }
 # Is the machine on?
+# shellcheck disable=SC2034 # used by alive
 server_runs() (RUN=$STATE/servers/db-1/run; alive qemu)
 # Bytes that the process server has received since it was started.
 received() {
