@@ -2,9 +2,11 @@
 
 use clap::Args;
 use jiff::Timestamp;
+use kube::ResourceExt as _;
 use lifeboat_crds::{
     Condition, FailoverRun, ProtectedServer, RecoveryPlan, ReplicationAppliance, ReplicationPolicy,
-    appliance::Health, run::RunPhase,
+    appliance::{Health, Role},
+    run::RunPhase,
 };
 
 use crate::{
@@ -51,11 +53,24 @@ struct Trouble {
     remedy: String,
 }
 
+/// Of a namespace without servers.
+fn nothing(namespace: &str, appliances: &[ReplicationAppliance]) -> String {
+    let applies = |appliance: &&ReplicationAppliance| appliance.spec.roles == [Role::Apply];
+    match appliances.iter().find(applies) {
+        Some(appliance) => format!(
+            "All is well: {} applies what another cluster takes in. The servers are shown by the cluster that protects them, with \
+             the applier that has each.\n",
+            appliance.name_any()
+        ),
+        None => format!("Nothing is protected in namespace {namespace}: apply a ProtectedServer.\n"),
+    }
+}
+
 fn screen(namespace: &str, all: &All, now: Timestamp) -> String {
     let All { servers, runs, .. } = all;
     let troubles = troubles(all, now);
     let mut screen = match (troubles.len(), servers.len()) {
-        (0, 0) => format!("Nothing is protected in namespace {namespace}: apply a ProtectedServer.\n"),
+        (0, 0) => nothing(namespace, &all.appliances),
         (0, 1) => "All is well: the one server is protected.\n".to_owned(),
         (0, count) => format!("All is well: {count} servers are protected.\n"),
         (count, _) => {
@@ -325,6 +340,18 @@ mod tests {
             "message": message,
             "lastTransitionTime": "2026-01-01T00:00:00Z",
         })
+    }
+
+    #[test]
+    fn a_cluster_that_applies_for_another_one_is_not_told_to_protect_a_server() {
+        let ready = serde_json::json!({"conditions": [condition("Ready", "True", "the appliance serves")]});
+        let mut applies = appliance(ready);
+        let mut all = All { appliances: vec![applies.clone()], ..Default::default() };
+        let told = |all: &All| screen("dr", all, Timestamp::UNIX_EPOCH);
+        assert!(told(&all).contains("apply a ProtectedServer"), "{}", told(&all));
+        applies.spec.roles = vec![Role::Apply];
+        all.appliances = vec![applies];
+        assert!(told(&all).starts_with("All is well: berlin applies"), "{}", told(&all));
     }
 
     #[test]
