@@ -32,6 +32,7 @@ fn resolved(ports: serde_json::Value) -> ResolvedServer {
             consistency: Consistency::CrashConsistent,
             group_point: None,
         },
+        recovery_point_note: None,
         target: TargetSpec {
             virtual_machine_pod: serde_json::from_value(
                 serde_json::json!({"cpus": 2, "memory": "1Gi", "ports": ports}),
