@@ -174,6 +174,29 @@ fn a_machine_that_has_read_damage_has_failed_with_its_remedy_however_the_pod_goe
     }
 }
 
+/// The words of `recovery/src/damage.rs` for a credential.
+const REFUSED: &str = "the vault refuses what the machine reads, and went on to do so, so its disks are not shown any more: the \
+                       store refused get of s/1: the credentials do not allow it: check what \
+                       spec.vault.azure.authentication says (HTTP 403); mend that, and start the machine anew";
+
+#[test]
+fn a_machine_whose_vault_goes_on_to_refuse_has_failed_with_the_reason_and_is_not_called_damaged() {
+    let ended = serde_json::json!({"terminated": {"exitCode": 6, "message": REFUSED}});
+    let mut disks = container("disks", serde_json::json!({"waiting": {"reason": "CrashLoopBackOff"}}), false);
+    disks["lastState"] = ended;
+    let running = container("machine", serde_json::json!({"running": {}}), true);
+    let status = serde_json::json!({"phase": "Running", "initContainerStatuses": [disks], "containerStatuses": [running]});
+    let failed = observed(status).failed.unwrap();
+    for words in ["lost its disks", "spec.vault.azure.authentication", "clean this run up and start another"]
+    {
+        assert!(failed.contains(words), "{failed}");
+    }
+    assert!(
+        !failed.contains("vault verify") && !failed.contains("recovery point cannot be used"),
+        "{failed}"
+    );
+}
+
 /// A vault that is away (4), or a kill for lack of memory: the kubelet tries again, and the machine waits for its disks.
 #[test]
 fn a_disk_server_that_may_come_back_fails_no_machine() {
