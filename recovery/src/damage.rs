@@ -3,7 +3,8 @@
 //!
 //! Damage does not heal, and a machine must not go on with holes in its disks. So the first read whose damage is sure
 //! ends the server with [`crate::exit::DAMAGED`]. A refusal (a credential that was changed, a container that is gone) may
-//! end by itself, as a role takes its time to reach every server of the store: the read waits and asks again. One that
+//! end by itself, as a role takes its time to reach every server of the store, or by a new credential
+//! ([`crate::credentials`]): the read waits and asks again. One that
 //! lasts for [`REFUSED_FOR`] ends the server with [`crate::exit::REFUSED`]. A vault that is away ends nothing: reads wait
 //! until it is back, as with a disk of a network.
 //!

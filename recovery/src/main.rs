@@ -12,7 +12,9 @@ use std::{
 
 use clap::{Args, Parser, Subcommand};
 use lifeboat_recovery::{
-    BlockIndex, Hold, IndexOptions, PointSelector, damage, exit,
+    BlockIndex, Hold, IndexOptions, PointSelector,
+    credentials::Renewal,
+    damage, exit,
     hold::HELD_FOR,
     http, list, scan,
     serve::{self, Server},
@@ -152,7 +154,10 @@ async fn run(command: Command) -> Result<(), Error> {
             let listener = TcpListener::bind(listen).await.map_err(|error| {
                 format!("cannot listen on {listen} ({error}): give another address with --listen")
             })?;
-            let vault = open(&which.vault_config).await?;
+            // Only the secrets are read again: what is read of a point stays where it is.
+            let config = VaultConfig::read(&which.vault_config)?;
+            let (vault, renewal) = Renewal::of(config.open().await?);
+            let renewing = tokio::spawn(renewal.run(move || config.connect()));
             let options = IndexOptions { cache_bytes: cache_mib << 20 };
             let run = run.unwrap_or_else(|| format!("recovery-{}", env.entropy.uuid()));
             let (found, hold) = Hold::take(&vault, &which.server, &env, point, &run, HELD_FOR).await?;
@@ -175,6 +180,7 @@ async fn run(command: Command) -> Result<(), Error> {
             server.stop().await?;
             keeping.abort();
             hold.release().await;
+            renewing.abort();
         }
         Command::Points { which, json } => {
             let vault = open(&which.vault_config).await?;

@@ -15,6 +15,7 @@ use futures::FutureExt as _;
 use lifeboat_applier::core::{Applier, Options, Step};
 use lifeboat_recovery::{
     BlockIndex, IndexOptions, PointSelector,
+    credentials::Renewal,
     damage::{Lost, MARK, REFUSED_FOR, check_mark, leave_mark},
     exit,
     serve::{self, Server},
@@ -25,7 +26,7 @@ use lifeboat_replication::{
         BlobStore, PutCondition, Refusal, Result,
         gated::{Call, Gate, Gated},
     },
-    vault::layout,
+    vault::{Vault, layout},
     wire::v1::RecordKind,
 };
 use support::{Source, Write, disk_id};
@@ -54,14 +55,14 @@ struct Rig {
 impl Rig {
     /// The latest point, read through `store`.
     async fn serve(source: &Source, store: Arc<dyn BlobStore>) -> Self {
-        let vault = lifeboat_replication::vault::Vault {
-            store: Arc::clone(&store),
-            cache: store,
-            ..source.vault.clone()
-        };
+        let vault = Vault { store: Arc::clone(&store), cache: store, ..source.vault.clone() };
+        Self::of(source, &vault).await
+    }
+
+    async fn of(source: &Source, vault: &Vault) -> Self {
         let options = IndexOptions::default();
         let latest = PointSelector::Latest;
-        let index = BlockIndex::open(&vault, &source.server, &source.env, latest, &options).await.unwrap();
+        let index = BlockIndex::open(vault, &source.server, &source.env, latest, &options).await.unwrap();
         assert!(index.point().base.is_some() && index.journal_runs() > 0, "both kinds of blobs are needed");
         let dir = tempfile::tempdir().unwrap();
         let server = serve::start(&index, &source.server, dir.path(), dir.path(), REFUSED_FOR).unwrap();
@@ -172,6 +173,32 @@ async fn a_vault_that_refuses_for_a_while_is_asked_again() {
         assert!(rig.read().await.unwrap() == source.images[&1], "{why}: the disk differs");
         assert_eq!(rig.lost(), None, "{why}");
     }
+}
+
+/// The key was rotated: the old one is denied for good, and the Secret has the new one after a while.
+#[tokio::test(start_paused = true)]
+async fn a_credential_that_is_not_valid_any_more_is_read_again() {
+    let source = source().await;
+    let refusal = Some(Refusal::Denied);
+    let old = Gated::new(Arc::new(source.store.clone()), Ill { left: AtomicU32::new(0), refusal });
+    let (vault, renewal) =
+        Renewal::of(Vault { store: old.clone(), cache: old.clone(), ..source.vault.clone() });
+    let looks = Arc::new(AtomicU32::new(0));
+    let (looked, still, new) = (looks.clone(), old.clone(), source.store.clone());
+    let renewing = tokio::spawn(renewal.run(move || {
+        let store: Arc<dyn BlobStore> = match looked.fetch_add(1, Ordering::Relaxed) {
+            0..9 => still.clone(),
+            _ => Arc::new(new.clone()),
+        };
+        Ok((store.clone(), store))
+    }));
+    let rig = Rig::of(&source, &vault).await;
+    assert_eq!(looks.load(Ordering::Relaxed), 0, "nothing was denied yet");
+    old.left.store(u32::MAX, Ordering::Relaxed);
+    assert!(rig.read().await.unwrap() == source.images[&1], "the disk differs");
+    assert_eq!(rig.lost(), None);
+    assert!(looks.load(Ordering::Relaxed) >= 10, "it was read before the new credential was there");
+    renewing.abort();
 }
 
 #[tokio::test(start_paused = true)]
