@@ -198,6 +198,10 @@ words! {
         // Plan, run.
         /// A server of the plan has no recovery point.
         NoRecoveryPoint = "NoRecoveryPoint",
+        /// The latest point of a server is older than the run that wanted it.
+        OlderPoint = "OlderPoint",
+        /// The point that the run asks for cannot be had: it lies in the future.
+        PointInFuture = "PointInFuture",
         /// A server is named twice, dependencies form a circle, or the like.
         InvalidPlan = "InvalidPlan",
         /// Another run has one of the servers.

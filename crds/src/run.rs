@@ -155,6 +155,13 @@ pub struct FailoverRunStatus {
     /// The worst of its servers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rpo_seconds: Option<u64>,
+    /// The vault gave no answer while the run was to start: points of the run's own moment are waited for anew once it
+    /// does.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub vault_was_silent: bool,
+    /// When the vault answered again after that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vault_back_at: Option<Time>,
     /// What it waits for, in words; absent when it waits for nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
@@ -193,6 +200,9 @@ pub struct ResolvedServer {
     /// Its appliance, whose vault holds the point.
     pub appliance: String,
     pub recovery_point: ResolvedPoint,
+    /// Why the point is older than the run, though the latest was wanted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recovery_point_note: Option<String>,
     pub target: Target,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health_check: Option<HealthCheck>,
@@ -337,6 +347,10 @@ pub struct ServerStatus {
     /// The point it is recovered to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recovery_point: Option<ResolvedPoint>,
+    /// Why the point is older than the run, though the latest was wanted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub recovery_point_note: Option<String>,
     /// From the point to the start of the run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rpo_seconds: Option<u64>,

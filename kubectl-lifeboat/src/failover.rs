@@ -1,12 +1,16 @@
 //! `failover`: starts a run and follows it until it waits for people, or has ended.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use clap::Args;
 use jiff::Timestamp;
 use kube::api::{Patch, PatchParams, PostParams};
 use lifeboat_crds::{
     FailoverRun, RecoveryPlan,
+    conditions::{self, ConditionType},
     plan::FailoverType,
     refs::LocalRef,
     run::{
@@ -149,16 +153,20 @@ async fn follow(
         let phase = status.phase.unwrap_or_default();
         if over(phase) {
             println!("{}", end(name, &status));
-            return match phase {
-                RunPhase::Failed | RunPhase::Cancelled if fail_when_failed => {
-                    let why = status.waiting_for.unwrap_or_else(|| "see the failed step above".to_owned());
-                    Err(PluginError::refused(format!("run {name} has ended as {phase:?}"), why))
-                }
-                _ => Ok(()),
+            return match unmet(&status).filter(|_| fail_when_failed) {
+                Some(why) => Err(PluginError::refused(format!("run {name} has ended as {phase:?}"), why)),
+                None => Ok(()),
             };
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
+}
+
+/// Why a run that has ended has not done what it should. A run that made nothing is cleaned up at once, so its phase does
+/// not say it.
+fn unmet(status: &FailoverRunStatus) -> Option<String> {
+    let ready = conditions::find(&status.conditions, ConditionType::Ready)?;
+    (ready.status == "False").then(|| ready.message.clone())
 }
 
 /// What has been printed, so that only news are.
@@ -166,11 +174,20 @@ async fn follow(
 struct Shown {
     steps: BTreeMap<String, (u32, StepState, Option<String>)>,
     waiting_for: Option<String>,
+    /// Servers with a note on their points.
+    noted: BTreeSet<String>,
 }
 
 impl Shown {
     fn news(&mut self, status: &FailoverRunStatus) -> Vec<String> {
         let mut lines = Vec::new();
+        for server in &status.servers {
+            if let Some(note) = &server.recovery_point_note
+                && self.noted.insert(server.name.clone())
+            {
+                lines.push(format!("   {}: {note}", server.name));
+            }
+        }
         for step in &status.steps {
             // The message too: it says what a step that takes long is at, or what keeps it.
             let now = (step.attempt, step.state, step.message.clone());
@@ -216,4 +233,35 @@ fn end(name: &str, status: &FailoverRunStatus) -> String {
         figure("RPO", status.rpo_seconds),
         up.join("\n")
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use lifeboat_crds::run::ServerStatus;
+
+    use super::*;
+
+    #[test]
+    fn why_a_point_is_older_than_its_run_is_told_once() {
+        let server =
+            json!({"name": "db-1", "state": "NotStarted", "recoveryPointNote": "its agent is not connected"});
+        let server: ServerStatus = serde_json::from_value(server).unwrap();
+        let status = FailoverRunStatus { servers: vec![server], ..FailoverRunStatus::default() };
+        let mut shown = Shown::default();
+        assert_eq!(shown.news(&status), ["   db-1: its agent is not connected"]);
+        assert!(shown.news(&status).is_empty());
+    }
+
+    #[test]
+    fn a_run_that_was_refused_and_cleaned_up_has_failed_all_the_same() {
+        let mut status: FailoverRunStatus = serde_json::from_value(json!({
+            "phase": "CleanedUp",
+            "conditions": [{"type": "Ready", "status": "False", "reason": "PointInFuture", "message": "start another run",
+                "lastTransitionTime": "2026-03-01T00:00:00Z"}],
+        }))
+        .unwrap();
+        assert_eq!(unmet(&status).as_deref(), Some("start another run"));
+        status.conditions[0].status = "True".into();
+        assert_eq!(unmet(&status), None);
+    }
 }

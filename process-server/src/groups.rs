@@ -35,10 +35,18 @@ use crate::{
 const FIRST_AFTER: Duration = Duration::from_secs(60);
 /// After a policy's point that was missed; sooner if the interval is shorter.
 const AGAIN_AFTER: Duration = Duration::from_secs(600);
+/// Sooner, too, when what stood in the way is gone: members that had not come, or whose connection broke. So long must
+/// have passed, or a connection that comes and goes would freeze the others again and again.
+const AGAIN_WHEN_CLEAR: Duration = Duration::from_secs(60);
+/// Whether it is gone is looked at this often.
+const LOOK: Duration = Duration::from_secs(5);
 /// Answers to requests that are remembered: an operator that starts anew asks again for what it had asked.
 const ANSWERED: usize = 16;
 /// Without a deadline it is looked again after this time.
 const IDLE: Duration = Duration::from_secs(3600);
+
+/// Why a point is missed though its members may be well a moment later.
+const MAY_CLEAR: [&str; 5] = ["NotConnected", "MembersApart", "MembersMissing", "Paused", "ConnectionLost"];
 
 /// What the operator is told.
 pub type Reports = Vec<GroupReport>;
@@ -68,6 +76,8 @@ struct Group {
     /// By policy.
     interval: Duration,
     due: Option<Instant>,
+    /// The last point was missed by what may go away by itself; from then on it can be tried again.
+    blocked: Option<Instant>,
 }
 
 impl Group {
@@ -137,11 +147,17 @@ impl Coordinator {
 
     fn begin_what_is_due(&mut self) {
         let now = Instant::now();
-        let due = |group: &Group| {
-            let by_policy = group.due.is_some_and(|due| now >= due);
-            group.attempt.is_none() && (by_policy || !group.asked.is_empty())
+        let directory = self.directory.borrow().clone();
+        let clear = |name: &str| {
+            let members = directory.as_ref().and_then(|directory| directory.groups(&self.name).remove(name));
+            self.obstacle(&members.unwrap_or_default()).is_none()
         };
-        let names = self.groups.iter().filter(|(_, group)| due(group)).map(|(name, _)| name.clone());
+        let due = |name: &str, group: &Group| {
+            let by_policy = group.due.is_some_and(|due| now >= due);
+            let again = group.due.is_some() && group.blocked.is_some_and(|from| now >= from && clear(name));
+            group.attempt.is_none() && (by_policy || again || !group.asked.is_empty())
+        };
+        let names = self.groups.iter().filter(|(name, group)| due(name, group)).map(|(name, _)| name.clone());
         for name in names.collect::<Vec<_>>() {
             self.begin(&name, now);
         }
@@ -286,6 +302,8 @@ impl Coordinator {
         }
         let again = if taken { group.interval } else { group.interval.min(AGAIN_AFTER) };
         group.due = (!group.interval.is_zero()).then(|| Instant::now() + again);
+        let may_clear = MAY_CLEAR.contains(&outcome.reason.as_str());
+        group.blocked = may_clear.then(|| Instant::now() + AGAIN_WHEN_CLEAR);
         match taken {
             true => (group.taken, group.missed) = (Some(outcome), None),
             false => group.missed = Some(outcome),
@@ -296,7 +314,10 @@ impl Coordinator {
         let idle = Instant::now() + IDLE;
         let times = self.groups.values().filter_map(|group| match &group.attempt {
             Some(attempt) => Some(attempt.deadline()),
-            None => group.due,
+            // While something stands in the way nobody says when it is gone.
+            None => group
+                .due
+                .map(|due| group.blocked.map_or(due, |from| due.min(from.max(Instant::now() + LOOK)))),
         });
         times.min().unwrap_or(idle).min(idle)
     }

@@ -313,14 +313,15 @@ async fn what_cannot_be_is_refused_before_anybody_is_ordered_anything() {
     assert!(timeout(Duration::from_secs(5), order(&mut first)).await.is_err());
 }
 
-#[tokio::test(start_paused = true)]
-async fn the_policys_points_are_taken_by_themselves_and_again_soon_when_one_was_missed() {
-    let mut site = Site::new();
-    let hour = Some(v1::Settings { app_consistent_interval_micros: 3_600_000_000, ..Default::default() });
-    site.configure(|servers| servers[1].settings = hour.clone());
-    let first = site.report(|report| report.missed.is_some()).await.missed.unwrap();
-    let mut agents = site.agents().await;
-    let [one, two] = &mut agents;
+/// A policy that wants a point an hour.
+fn hourly() -> Option<v1::Settings> {
+    Some(v1::Settings { app_consistent_interval_micros: 3_600_000_000, ..Default::default() })
+}
+
+/// How long until the members are ordered the next point; both say meanwhile that they are there.
+async fn next_prepare(agents: &mut [Agent; 2]) -> (Duration, GroupOrder) {
+    let began = tokio::time::Instant::now();
+    let [one, two] = agents;
     let alive = async {
         loop {
             one.heartbeat().await;
@@ -330,14 +331,43 @@ async fn the_policys_points_are_taken_by_themselves_and_again_soon_when_one_was_
     let again = async {
         loop {
             two.heartbeat().await;
-            if let Ok(order) = timeout(Duration::from_secs(5), order(two)).await {
+            if let Ok(order) = timeout(Duration::from_secs(5), order(two)).await
+                && order.step() == GroupStep::Prepare
+            {
                 return order;
             }
         }
     };
-    let began = tokio::time::Instant::now();
-    let again = tokio::select! { order = again => order, () = alive => panic!() };
-    assert_eq!((first.reason.as_str(), again.step()), ("NotConnected", GroupStep::Prepare));
-    assert!(began.elapsed() < Duration::from_secs(620), "{:?}", began.elapsed());
+    let order = tokio::select! { order = again => order, () = alive => panic!() };
+    (began.elapsed(), order)
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_policys_points_are_taken_by_themselves_and_again_when_one_was_missed_whose_members_are_back() {
+    let mut site = Site::new();
+    site.configure(|servers| servers[1].settings = hourly());
+    let first = site.report(|report| report.missed.is_some()).await.missed.unwrap();
+    assert_eq!(first.reason, "NotConnected");
+    let mut agents = site.agents().await;
+    let (waited, again) = next_prepare(&mut agents).await;
+    assert!(waited < Duration::from_secs(70), "its members are there, and it waited for {waited:?}");
     assert_ne!(again.id, first.id);
+}
+
+/// What does not go away by itself is not tried every minute: each attempt freezes the members.
+#[tokio::test(start_paused = true)]
+async fn a_policys_point_that_a_member_refused_is_tried_again_after_its_time() {
+    let mut site = Site::new();
+    site.configure(|servers| servers[1].settings = hourly());
+    let mut agents = site.agents().await;
+    let (_, order) = next_prepare(&mut agents).await;
+    let refused = GroupAnswer {
+        id: order.id,
+        state: GroupState::Refused.into(),
+        reason: "FreezesSpent".into(),
+        ..Default::default()
+    };
+    agents[1].send(v1::up::Message::Group(refused)).await;
+    let (waited, _) = next_prepare(&mut agents).await;
+    assert!(Duration::from_secs(590) < waited && waited < Duration::from_secs(620), "{waited:?}");
 }

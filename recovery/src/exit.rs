@@ -1,6 +1,6 @@
 //! Exit codes, the same for `lifeboat-recovery` and `kubectl lifeboat vault`: 0 done; 1 something else; 2 wrong
 //! arguments; 3 there is no such point or server; 4 the vault cannot be reached (worth trying again); 5 the vault is
-//! damaged, or the keys are not its keys.
+//! damaged, or the keys are not its keys; 6 the vault has refused a machine that runs for too long.
 
 use std::error::Error;
 
@@ -14,7 +14,7 @@ use lifeboat_replication::{
 
 use crate::{
     book::{ExportError, InventoryError},
-    damage::Damaged,
+    damage::Lost,
     index::IndexError,
     scan::ScanError,
 };
@@ -22,6 +22,7 @@ use crate::{
 pub const NO_POINT: u8 = 3;
 pub const UNREACHABLE: u8 = 4;
 pub const DAMAGED: u8 = 5;
+pub const REFUSED: u8 = 6;
 
 /// The code of an error, by the first of its causes that has one.
 pub fn code(error: &(dyn Error + 'static)) -> u8 {
@@ -48,8 +49,11 @@ fn own(error: &(dyn Error + 'static)) -> Option<u8> {
             InventoryError::Store(error) => own(error),
         };
     }
-    if error.is::<Damaged>() {
-        return Some(DAMAGED);
+    if let Some(lost) = error.downcast_ref::<Lost>() {
+        return Some(match lost {
+            Lost::Damaged { .. } => DAMAGED,
+            Lost::Refused { .. } => REFUSED,
+        });
     }
     if let Some(error) = error.downcast_ref::<IndexError>() {
         return match error {

@@ -219,14 +219,24 @@ impl BlockIndex {
     /// # Errors
     /// When the base cannot be read.
     pub async fn used_blocks(&self, slot: DiskSlot) -> Result<RoaringBitmap, IndexError> {
+        let mut blocks = self.journal_blocks(slot)?;
+        let disk = self.disks.get(&slot).ok_or(IndexError::NoDisk(slot))?;
+        if let Some((name, snapshot)) = &disk.base {
+            let ranges = self.patience.sure(|| self.vault.store.page_ranges(name, Some(snapshot))).await?;
+            ranges.iter().for_each(|range| insert(&mut blocks, range));
+        }
+        Ok(blocks)
+    }
+
+    /// Blocks of a disk that the journal has written since the base.
+    ///
+    /// # Errors
+    /// When there is no such disk.
+    pub fn journal_blocks(&self, slot: DiskSlot) -> Result<RoaringBitmap, IndexError> {
         let disk = self.disks.get(&slot).ok_or(IndexError::NoDisk(slot))?;
         let mut blocks = RoaringBitmap::new();
         for (first, count) in disk.map.all() {
             blocks.insert_range(first..first.saturating_add(count));
-        }
-        if let Some((name, snapshot)) = &disk.base {
-            let ranges = self.patience.sure(|| self.vault.store.page_ranges(name, Some(snapshot))).await?;
-            ranges.iter().for_each(|range| insert(&mut blocks, range));
         }
         Ok(blocks)
     }

@@ -9,6 +9,7 @@
 
 pub mod book;
 pub mod cache;
+pub mod credentials;
 pub mod damage;
 pub mod device;
 pub mod exit;

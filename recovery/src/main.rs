@@ -12,7 +12,9 @@ use std::{
 
 use clap::{Args, Parser, Subcommand};
 use lifeboat_recovery::{
-    BlockIndex, Hold, IndexOptions, PointSelector, damage, exit,
+    BlockIndex, Hold, IndexOptions, PointSelector,
+    credentials::Renewal,
+    damage, exit,
     hold::HELD_FOR,
     http, list, scan,
     serve::{self, Server},
@@ -72,6 +74,10 @@ enum Command {
         /// reads (`terminationMessagePath`).
         #[arg(long)]
         termination_log: Option<PathBuf>,
+        /// A vault that refuses what a machine reads (its credential was changed, its container is gone) is asked again for so
+        /// many seconds before the disks are given up.
+        #[arg(long, default_value_t = damage::REFUSED_FOR.as_secs())]
+        refused_for_seconds: u64,
     },
     /// Lists a server's recovery points, oldest first.
     Points {
@@ -141,13 +147,17 @@ async fn run(command: Command) -> Result<(), Error> {
             cache_mib,
             listen,
             termination_log: _,
+            refused_for_seconds,
         } => {
             damage::check_mark(&overlay_dir, &socket_dir)?;
             // First, so that a port in use is said at once.
             let listener = TcpListener::bind(listen).await.map_err(|error| {
                 format!("cannot listen on {listen} ({error}): give another address with --listen")
             })?;
-            let vault = open(&which.vault_config).await?;
+            // Only the secrets are read again: what is read of a point stays where it is.
+            let config = VaultConfig::read(&which.vault_config)?;
+            let (vault, renewal) = Renewal::of(config.open().await?);
+            let renewing = tokio::spawn(renewal.run(move || config.connect()));
             let options = IndexOptions { cache_bytes: cache_mib << 20 };
             let run = run.unwrap_or_else(|| format!("recovery-{}", env.entropy.uuid()));
             let (found, hold) = Hold::take(&vault, &which.server, &env, point, &run, HELD_FOR).await?;
@@ -157,10 +167,12 @@ async fn run(command: Command) -> Result<(), Error> {
                 async move { hold.keep().await }
             });
             let index = BlockIndex::of(&vault, &which.server, &env, found, &options).await?;
-            let server = Arc::new(serve::start(&index, &which.server, &socket_dir, &overlay_dir)?);
+            let refused_for = Duration::from_secs(refused_for_seconds);
+            let started = serve::start(&index, &which.server, &socket_dir, &overlay_dir, refused_for)?;
+            let server = Arc::new(started);
             let probes = tokio::spawn(http::serve(listener, Arc::clone(&server)));
             println!("{}", serde_json::to_string(&server.ready())?);
-            // After damage the sessions end with the program, and the pin by itself: who restores the blob in the next
+            // After an end by damage or refusal the sessions end with the program, and the pin by itself: who restores the blob in the next
             // hour still has the point.
             until_told(&server, &socket_dir, &overlay_dir).await?;
             probes.abort();
@@ -168,6 +180,7 @@ async fn run(command: Command) -> Result<(), Error> {
             server.stop().await?;
             keeping.abort();
             hold.release().await;
+            renewing.abort();
         }
         Command::Points { which, json } => {
             let vault = open(&which.vault_config).await?;
@@ -217,7 +230,7 @@ async fn open(config: &Path) -> Result<Vault, Error> {
     Ok(VaultConfig::read(config)?.open().await?)
 }
 
-/// Until SIGTERM or SIGINT, or damage in the vault; meanwhile the figures are kept in a file.
+/// Until SIGTERM or SIGINT, or the vault cannot be read any more; meanwhile the figures are kept in a file.
 async fn until_told(server: &Server, dir: &Path, overlays: &Path) -> Result<(), Error> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -232,11 +245,11 @@ async fn until_told(server: &Server, dir: &Path, overlays: &Path) -> Result<(), 
             biased;
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            damaged = server.damaged() => {
-                if let Err(error) = damage::leave_mark(overlays, dir, &damaged) {
-                    tracing::warn!(%error, "the machine cannot be told that its disks are damaged");
+            lost = server.lost() => {
+                if let Err(error) = damage::leave_mark(overlays, dir, &lost) {
+                    tracing::warn!(%error, "the machine cannot be told that its disks are lost");
                 }
-                return Err(damaged.into());
+                return Err(lost.into());
             }
             () = tokio::time::sleep(STATS_INTERVAL) => {}
         }

@@ -5,19 +5,26 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use lifeboat_replication::{
     blocks::BLOCK_BYTES,
+    errors::chain,
     ids::{DiskSlot, ServerId},
 };
 use serde::Serialize;
-use tokio::{net::UnixListener, sync::Mutex, task::JoinSet};
+use tokio::{
+    net::UnixListener,
+    sync::Mutex,
+    task::JoinSet,
+    time::{Instant, sleep},
+};
 
 use crate::{
-    damage::{Alarm, Damaged, is_damage},
+    damage::{Alarm, Lost, Trouble},
     device::{Base, Device},
     index::BlockIndex,
     nbd,
@@ -48,25 +55,50 @@ struct IndexedDisk {
     slot: DiskSlot,
     size_bytes: u64,
     alarm: Arc<Alarm>,
+    refused_for: Duration,
 }
 
 /// Blocks of one read of the index: the pieces of larger requests come one after the other.
 const MOST_BLOCKS: u32 = (4 << 20) / BLOCK_BYTES as u32;
 
+/// Between tries where the vault refuses or is away.
+const AGAIN_AFTER: Duration = Duration::from_secs(5);
+
 impl IndexedDisk {
+    /// Waits for a vault that is away, and for a while for one that refuses.
     async fn read(&self, first: u32, blocks: u32) -> io::Result<Bytes> {
-        let read = || self.index.read(self.slot, first, blocks);
-        let content = match read().await {
-            // Once more: what was only damaged on its way here ends no machine.
-            Err(error) if is_damage(&error) => read().await,
-            content => content,
-        };
-        if let Err(error) = &content
-            && is_damage(error)
-        {
-            self.alarm.raise(error);
+        let (mut damaged, mut refused_since) = (false, None);
+        loop {
+            let error = match self.index.read(self.slot, first, blocks).await {
+                Ok(content) => return Ok(content),
+                Err(error) => error,
+            };
+            match Trouble::of(&error) {
+                // Once more: what was only damaged on its way here ends no machine.
+                Trouble::Damage if !damaged => {
+                    damaged = true;
+                    continue;
+                }
+                Trouble::Damage => self.alarm.damaged(&error),
+                Trouble::Refusal => {
+                    let since = *refused_since.get_or_insert_with(Instant::now);
+                    if since.elapsed() < self.refused_for {
+                        tracing::warn!(error = %chain(&error), "a read waits for a vault that refuses it");
+                        sleep(AGAIN_AFTER).await;
+                        continue;
+                    }
+                    self.alarm.refused(&error);
+                }
+                Trouble::Away => {
+                    refused_since = None;
+                    tracing::warn!(error = %chain(&error), "a read waits for a vault that is away");
+                    sleep(AGAIN_AFTER).await;
+                    continue;
+                }
+                Trouble::Other => {}
+            }
+            return Err(io::Error::other(error));
         }
-        content.map_err(io::Error::other)
     }
 }
 
@@ -137,7 +169,8 @@ pub struct Server {
     running: Mutex<JoinSet<()>>,
 }
 
-/// Opens overlays and sockets for all disks of the index and starts to serve them.
+/// Opens overlays and sockets for all disks of the index and starts to serve them. A vault that refuses a read for longer
+/// than `refused_for` ends it all ([`Server::lost`]).
 ///
 /// # Errors
 /// When overlays or sockets cannot be made.
@@ -146,6 +179,7 @@ pub fn start(
     server: &ServerId,
     sockets: &Path,
     overlays: &Path,
+    refused_for: Duration,
 ) -> Result<Server, ServeError> {
     let point = index.point();
     let (mut running, mut disks, mut opened) = (JoinSet::new(), Vec::new(), Vec::new());
@@ -161,6 +195,7 @@ pub fn start(
             slot: disk.slot,
             size_bytes: disk.size_bytes,
             alarm: Arc::clone(&alarm),
+            refused_for,
         };
         let overlay = Arc::new(Overlay::open(overlays, &name, &identity, Arc::new(base))?);
         let path = sockets.join(format!("{name}.sock"));
@@ -222,8 +257,8 @@ impl Server {
         }
     }
 
-    /// Waits until a read has found for sure that the vault is damaged; nothing more should be served then.
-    pub async fn damaged(&self) -> Damaged {
+    /// Waits until a read has found that the disks cannot be read any more; nothing more should be served then.
+    pub async fn lost(&self) -> Lost {
         self.alarm.raised().await
     }
 

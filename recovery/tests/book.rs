@@ -7,7 +7,13 @@
 mod support;
 mod tampered;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use lifeboat_applier::core::{Applier, Limits, Options, Step};
 use lifeboat_recovery::{
@@ -17,7 +23,10 @@ use lifeboat_recovery::{
 use lifeboat_replication::{
     ids::{Epoch, RecordNumber},
     log::Patience,
-    store::{BlobStore, SnapshotId},
+    store::{
+        BlobStore, SnapshotId,
+        gated::{Call, Gate, Gated},
+    },
     vault::{self, Vault, layout},
     wire::v1::RecordKind,
 };
@@ -346,6 +355,53 @@ async fn a_flipped_page_of_a_snapshot_is_found_by_a_deep_verification() {
         assert_eq!(finding.record, Some(number), "{what}");
         assert_eq!(finding.byte.map(|at| at / 4096), Some(byte as u64 / 4096), "{what}");
     }
+}
+
+/// Counts reads of one blob, of its snapshots too.
+#[derive(Debug)]
+struct Reads {
+    of: String,
+    count: AtomicUsize,
+}
+
+impl Gate for Reads {
+    async fn pass<T: Send>(
+        &self,
+        call: Call<'_>,
+        request: impl Future<Output = lifeboat_replication::store::Result<T>> + Send,
+    ) -> lifeboat_replication::store::Result<T> {
+        let counts = call.operation == "get" && call.name == self.of;
+        self.count.fetch_add(usize::from(counts), Ordering::Relaxed);
+        request.await
+    }
+}
+
+/// With many snapshots it would take twice as long else.
+#[tokio::test(start_paused = true)]
+async fn what_the_journal_has_not_written_since_the_snapshot_before_is_read_once() {
+    const MEBIBYTES: u32 = 16;
+    let mut source = Source::new(&[u64::from(MEBIBYTES) << 20]).await;
+    let write = |first, blocks, byte| vec![Write { disk: 1, first, blocks, byte: Some(byte) }];
+    source.record(RecordKind::Copy, false, 0, &[write(0, MEBIBYTES * 256, 1)]).await;
+    for second in 1..6 {
+        source.record(RecordKind::Exact, true, i64::from(second), &[write(3, 1, 1 + second as u8)]).await;
+    }
+    let site = Site { source };
+    let options = Options { point_interval: Duration::from_secs(1), ..Options::default() };
+    let Source { vault, server, env, .. } = &site.source;
+    let mut applier = Applier::new(vault.clone(), server.clone(), env.clone(), options);
+    while applier.step().await.unwrap() != Step::CaughtUp {}
+    let store = Arc::new(site.source.store.clone());
+    let reads = Gated::new(store, Reads { of: site.seed(), count: AtomicUsize::new(0) });
+    let vault = Vault { store: reads.clone(), cache: reads.clone(), ..site.source.vault.clone() };
+    let report = site.verify(&vault, true).await;
+    assert_eq!(report.snapshots.compared, 5, "{:#?}", report.findings);
+    let chunks = MEBIBYTES as usize;
+    // Of five snapshots each chunk and the footer; the seed disk itself, by its checksums.
+    let once = 5 * (chunks + 1) + chunks;
+    let reads = reads.count.load(Ordering::Relaxed);
+    println!("{reads} reads, {once} at least");
+    assert!(reads < once + 4 * chunks, "{reads} reads, {once} at least");
 }
 
 /// Before the next snapshot has it.

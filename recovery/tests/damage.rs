@@ -1,5 +1,5 @@
-//! What a machine's read of a damaged vault does: it fails, and tells the server once what is damaged and what to do. A
-//! vault that is only away ends nothing.
+//! What a machine's read of a damaged vault does: it fails, and tells the server once what is damaged and what to do. The
+//! same of a vault that goes on to refuse. One that is only away is waited for.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
 #![allow(unreachable_pub, dead_code, reason = "helpers that several programs of tests share")]
 
@@ -8,26 +8,29 @@ mod support;
 
 use std::sync::{
     Arc,
-    atomic::{AtomicBool, Ordering},
+    atomic::{AtomicU32, Ordering},
 };
 
 use futures::FutureExt as _;
 use lifeboat_applier::core::{Applier, Options, Step};
 use lifeboat_recovery::{
-    BlockIndex, IndexOptions, PointSelector, exit,
+    BlockIndex, IndexOptions, PointSelector,
+    credentials::Renewal,
+    damage::{Lost, MARK, REFUSED_FOR, check_mark, leave_mark},
+    exit,
     serve::{self, Server},
 };
 use lifeboat_replication::{
     ids::{Epoch, RecordNumber},
     store::{
-        BlobStore, PutCondition, Result,
+        BlobStore, PutCondition, Refusal, Result,
         gated::{Call, Gate, Gated},
     },
-    vault::layout,
+    vault::{Vault, layout},
     wire::v1::RecordKind,
 };
 use support::{Source, Write, disk_id};
-use tokio::process::Command;
+use tokio::{process::Command, time::Instant};
 
 const SIZE: u64 = 2 << 20;
 
@@ -52,17 +55,17 @@ struct Rig {
 impl Rig {
     /// The latest point, read through `store`.
     async fn serve(source: &Source, store: Arc<dyn BlobStore>) -> Self {
-        let vault = lifeboat_replication::vault::Vault {
-            store: Arc::clone(&store),
-            cache: store,
-            ..source.vault.clone()
-        };
+        let vault = Vault { store: Arc::clone(&store), cache: store, ..source.vault.clone() };
+        Self::of(source, &vault).await
+    }
+
+    async fn of(source: &Source, vault: &Vault) -> Self {
         let options = IndexOptions::default();
         let latest = PointSelector::Latest;
-        let index = BlockIndex::open(&vault, &source.server, &source.env, latest, &options).await.unwrap();
+        let index = BlockIndex::open(vault, &source.server, &source.env, latest, &options).await.unwrap();
         assert!(index.point().base.is_some() && index.journal_runs() > 0, "both kinds of blobs are needed");
         let dir = tempfile::tempdir().unwrap();
-        let server = serve::start(&index, &source.server, dir.path(), dir.path()).unwrap();
+        let server = serve::start(&index, &source.server, dir.path(), dir.path(), REFUSED_FOR).unwrap();
         Self { server, dir }
     }
 
@@ -75,8 +78,8 @@ impl Rig {
         convert.output().await.unwrap().status.success().then(|| std::fs::read(out).unwrap())
     }
 
-    fn damaged(&self) -> Option<lifeboat_recovery::damage::Damaged> {
-        self.server.damaged().now_or_never()
+    fn lost(&self) -> Option<Lost> {
+        self.server.lost().now_or_never()
     }
 }
 
@@ -97,9 +100,9 @@ async fn a_segment_that_is_changed_cut_or_gone_is_named_with_the_remedy() {
         } else {
             source.store.put(&name, content.into(), &PutCondition::Always).await.unwrap();
         }
-        assert_eq!(rig.damaged(), None, "{how}: nothing was read yet");
+        assert_eq!(rig.lost(), None, "{how}: nothing was read yet");
         assert!(rig.read().await.is_none(), "{how}");
-        let damaged = rig.damaged().unwrap_or_else(|| panic!("{how}: the server goes on"));
+        let damaged = rig.lost().unwrap_or_else(|| panic!("{how}: the server goes on"));
         let (text, remedy) = (damaged.to_string(), format!("or choose a point before record {number}"));
         assert!(text.contains(&name) && text.contains("restore it from the store's"), "{how}: {text}");
         assert!(text.ends_with(&remedy), "{how}: {text}");
@@ -118,35 +121,104 @@ async fn a_snapshot_that_goes_while_it_is_read_is_named_with_the_remedy() {
         source.store.delete(&name, blob.snapshot.as_ref()).await.unwrap();
     }
     assert!(rig.read().await.is_none());
-    let text = rig.damaged().unwrap().to_string();
+    let text = rig.lost().unwrap().to_string();
     assert!(text.contains(&name) && text.contains("or choose another point"), "{text}");
 }
 
-#[derive(Debug, Default)]
-struct Away(AtomicBool);
+/// Answers so many calls instead of the store.
+#[derive(Debug)]
+struct Ill {
+    left: AtomicU32,
+    refusal: Option<Refusal>,
+}
 
-impl Gate for Away {
+impl Gate for Ill {
     async fn pass<T: Send>(
         &self,
         call: Call<'_>,
         request: impl Future<Output = Result<T>> + Send,
     ) -> Result<T> {
-        match self.0.load(Ordering::Relaxed) {
-            true => Err(call.unknown("planted")),
-            false => request.await,
+        let left = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+        match (left, self.refusal) {
+            (Err(_), _) => request.await,
+            (Ok(_), Some(why)) => Err(call.refused(why, "planted")),
+            (Ok(_), None) => Err(call.unknown("planted")),
         }
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_vault_that_is_away_ends_nothing_and_is_read_again() {
+/// A rig whose store answers the next so many calls with a refusal, or (`None`) not at all.
+async fn ill(refusal: Option<Refusal>, calls: u32) -> (Source, Rig) {
     let source = source().await;
-    let store = Gated::new(Arc::new(source.store.clone()), Away::default());
+    let store = Gated::new(Arc::new(source.store.clone()), Ill { left: AtomicU32::new(0), refusal });
     let rig = Rig::serve(&source, store.clone()).await;
-    store.0.store(true, Ordering::Relaxed);
-    assert!(rig.read().await.is_none(), "it is read without a vault");
-    assert_eq!(rig.damaged(), None);
-    store.0.store(false, Ordering::Relaxed);
+    store.left.store(calls, Ordering::Relaxed);
+    (source, rig)
+}
+
+/// As with a disk of a network: the guest's reads wait.
+#[tokio::test(start_paused = true)]
+async fn a_vault_that_is_away_ends_nothing_and_is_waited_for() {
+    let began = Instant::now();
+    let (source, rig) = ill(None, 10_000).await;
     assert!(rig.read().await.unwrap() == source.images[&1], "the disk differs");
-    assert_eq!(rig.damaged(), None);
+    assert!(began.elapsed() > REFUSED_FOR, "it was not away for long");
+    assert_eq!(rig.lost(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vault_that_refuses_for_a_while_is_asked_again() {
+    for why in [Refusal::Denied, Refusal::NoContainer] {
+        let (source, rig) = ill(Some(why), 50).await;
+        assert!(rig.read().await.unwrap() == source.images[&1], "{why}: the disk differs");
+        assert_eq!(rig.lost(), None, "{why}");
+    }
+}
+
+/// The key was rotated: the old one is denied for good, and the Secret has the new one after a while.
+#[tokio::test(start_paused = true)]
+async fn a_credential_that_is_not_valid_any_more_is_read_again() {
+    let source = source().await;
+    let refusal = Some(Refusal::Denied);
+    let old = Gated::new(Arc::new(source.store.clone()), Ill { left: AtomicU32::new(0), refusal });
+    let (vault, renewal) =
+        Renewal::of(Vault { store: old.clone(), cache: old.clone(), ..source.vault.clone() });
+    let looks = Arc::new(AtomicU32::new(0));
+    let (looked, still, new) = (looks.clone(), old.clone(), source.store.clone());
+    let renewing = tokio::spawn(renewal.run(move || {
+        let store: Arc<dyn BlobStore> = match looked.fetch_add(1, Ordering::Relaxed) {
+            0..9 => still.clone(),
+            _ => Arc::new(new.clone()),
+        };
+        Ok((store.clone(), store))
+    }));
+    let rig = Rig::of(&source, &vault).await;
+    assert_eq!(looks.load(Ordering::Relaxed), 0, "nothing was denied yet");
+    old.left.store(u32::MAX, Ordering::Relaxed);
+    assert!(rig.read().await.unwrap() == source.images[&1], "the disk differs");
+    assert_eq!(rig.lost(), None);
+    assert!(looks.load(Ordering::Relaxed) >= 10, "it was read before the new credential was there");
+    renewing.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vault_that_goes_on_to_refuse_ends_the_server_after_minutes_and_says_why() {
+    for (why, words) in [
+        (Refusal::Denied, "check what spec.vault.azure.authentication says"),
+        (Refusal::NoContainer, "the container does not exist"),
+    ] {
+        let (_source, rig) = ill(Some(why), u32::MAX).await;
+        let began = Instant::now();
+        assert!(rig.read().await.is_none(), "{why}: it is read without a vault");
+        assert!(began.elapsed() >= REFUSED_FOR, "{why}: {:?}", began.elapsed());
+        let lost = rig.lost().unwrap();
+        assert_eq!(exit::code(&lost), exit::REFUSED, "{why}");
+        let text = lost.to_string();
+        assert!(text.contains(words) && text.contains("start the machine anew"), "{text}");
+        // Started again by the kubelet, it says the same.
+        let (overlays, sockets) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        leave_mark(overlays.path(), sockets.path(), &lost).unwrap();
+        assert_eq!(check_mark(overlays.path(), sockets.path()), Err(lost), "{why}");
+        assert!(sockets.path().join(MARK).exists(), "the machine is not switched off");
+    }
 }

@@ -6,7 +6,7 @@ mod support;
 
 use std::{path::Path, process::Output, sync::Arc};
 
-use lifeboat_recovery::{BlockIndex, IndexOptions, PointSelector, serve};
+use lifeboat_recovery::{BlockIndex, IndexOptions, PointSelector, damage::REFUSED_FOR, serve};
 use lifeboat_replication::wire::v1::RecordKind;
 use support::{Source, Write};
 use tokio::process::Command;
@@ -51,7 +51,8 @@ async fn whole(dir: &Path, slot: u32) -> Vec<u8> {
 async fn qemu_reads_every_disk_bit_for_bit() {
     let source = source().await;
     let dir = tempfile::tempdir().unwrap();
-    let server = serve::start(&open(&source).await, &source.server, dir.path(), dir.path()).unwrap();
+    let server =
+        serve::start(&open(&source).await, &source.server, dir.path(), dir.path(), REFUSED_FOR).unwrap();
     for (slot, size) in (1..).zip(SIZES) {
         let wanted = &source.points[&2][&slot][..size as usize];
         // qemu-img rounds an odd size up to whole sectors; ours are whole sectors.
@@ -66,7 +67,8 @@ async fn qemu_reads_every_disk_bit_for_bit() {
 async fn writes_trims_and_zeroes_stay_in_the_overlay() {
     let source = source().await;
     let dir = tempfile::tempdir().unwrap();
-    let server = serve::start(&open(&source).await, &source.server, dir.path(), dir.path()).unwrap();
+    let server =
+        serve::start(&open(&source).await, &source.server, dir.path(), dir.path(), REFUSED_FOR).unwrap();
     let mut wanted = source.points[&2][&2][..SIZES[1] as usize].to_vec();
     let commands =
         ["write -P 0xab 4000 5000", "write -z 100k 300k", "discard 2M 1M", "write -P 0xcd 512 512", "flush"];
@@ -84,11 +86,13 @@ async fn writes_trims_and_zeroes_stay_in_the_overlay() {
     drop(server);
 
     // The same overlay goes on after a restart, and the vault has not changed.
-    let server = serve::start(&open(&source).await, &source.server, dir.path(), dir.path()).unwrap();
+    let server =
+        serve::start(&open(&source).await, &source.server, dir.path(), dir.path(), REFUSED_FOR).unwrap();
     assert!(whole(dir.path(), 2).await == wanted, "the overlay was lost");
     server.stop().await.unwrap();
     let fresh = tempfile::tempdir().unwrap();
-    let server = serve::start(&open(&source).await, &source.server, fresh.path(), fresh.path()).unwrap();
+    let server =
+        serve::start(&open(&source).await, &source.server, fresh.path(), fresh.path(), REFUSED_FOR).unwrap();
     assert!(
         whole(fresh.path(), 2).await == source.points[&2][&2][..SIZES[1] as usize],
         "the vault has changed"
@@ -100,7 +104,8 @@ async fn writes_trims_and_zeroes_stay_in_the_overlay() {
 async fn several_clients_share_a_disk_and_a_broken_one_harms_nobody() {
     let source = source().await;
     let dir = tempfile::tempdir().unwrap();
-    let server = serve::start(&open(&source).await, &source.server, dir.path(), dir.path()).unwrap();
+    let server =
+        serve::start(&open(&source).await, &source.server, dir.path(), dir.path(), REFUSED_FOR).unwrap();
     let mut broken = tokio::net::UnixStream::connect(dir.path().join("1.sock")).await.unwrap();
     tokio::io::AsyncWriteExt::write_all(&mut broken, b"this is not NBD at all, whatever it is")
         .await

@@ -74,6 +74,8 @@ planted! {
     SilenceIsPatience,
     /// The data port counts the streams of a server, and not those that have ended.
     StreamsCountedForEver,
+    /// The data port hands every stream to the first server that it has, which does not look at whose it is.
+    StreamsMixed,
     /// The listener shakes hands with one peer after the other, as long as it takes.
     HandshakesOneByOne,
 }

@@ -174,7 +174,7 @@ fn over(schedule: &Schedule) -> String {
 /// The fastest wire that can show the fault.
 pub fn shown_by(planted: Planted) -> Wire {
     match planted {
-        Planted::SilenceIsPatience | Planted::StreamsCountedForEver => Wire::Http2,
+        Planted::SilenceIsPatience | Planted::StreamsCountedForEver | Planted::StreamsMixed => Wire::Http2,
         Planted::DialWithoutTimeOut | Planted::HandshakesOneByOne => Wire::Tls,
         _ => Wire::Messages,
     }

@@ -10,7 +10,7 @@
 //!                                                                    └──► oracle (its own truth) ─┘
 //! ```
 //! One to three servers share all but their agents, oracles and dice; appliers share the servers by leases, or all work on all
-//! of them. Over bytes there is one server.
+//! of them. Over bytes they share the ports too, which know them by their certificates (without TLS: by whose pipe it is).
 //!
 //! | to add | where |
 //! |---|---|

@@ -89,7 +89,9 @@ counters! {
     pipes_cut,
     /// Streams that a data port passed to the server's ingest.
     streams,
+    /// Of them, those that came while another server had one at the same port.
+    streams_side_by_side,
 }
 
 /// Counters that only a wire of bytes reaches.
-pub const OF_BYTES: &[&str] = &["pipes", "pipes_cut", "streams"];
+pub const OF_BYTES: &[&str] = &["pipes", "pipes_cut", "streams", "streams_side_by_side"];

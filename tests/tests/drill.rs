@@ -589,6 +589,18 @@ fn an_older_point_is_taken_when_its_instant_is_named() {
     world.start_run("later", &json!({"kind": "At", "time": seen["pointTime"]}));
     let why = world.hindrance("later");
     assert!(why.contains("put back to an older moment"), "{why}");
+    // An instant that is still to come is refused, and not taken for the latest one.
+    let hour = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(1);
+    world.start_run("to-come", &json!({"kind": "At", "time": hour}));
+    let ended = eventually("the run is refused", || {
+        Some(world.run("to-come")).filter(|run| phase(run) == RunPhase::CleanedUp)
+    });
+    let status = ended.status.unwrap();
+    let ready = conditions::find(&status.conditions, ConditionType::Ready).unwrap();
+    assert_eq!(ready.reason, "PointInFuture", "{ready:?}");
+    assert!(ready.message.contains("start another run") && status.started_at.is_none(), "{ready:?}");
     world.start_run("exact", &json!({"kind": "At", "time": first["pointTime"]}));
     eventually("the run starts", || (phase(&world.run("exact")) == RunPhase::Running).then_some(()));
+    let taken = world.run("exact").status.unwrap().servers[0].clone();
+    assert_eq!(taken.recovery_point_note, None, "it is older by choice");
 }

@@ -55,6 +55,7 @@ const WHOLE: i32 = 0;
 const NO_SUCH: i32 = 3;
 const UNREACHABLE: i32 = 4;
 const DAMAGED: i32 = 5;
+const REFUSED: i32 = 6;
 
 /// A vault on an Azurite of its own: two epochs, points in snapshots and in the journal, segments large and inline.
 struct Site {
@@ -418,6 +419,44 @@ fn a_whole_vault_is_listed_verified_exported_and_served_with_the_recovery_key_al
     let dead =
         format!("http://127.0.0.1:{port}/{}", AzureOptions::account_of(&site.azurite.endpoint).unwrap());
     site.vault_as(&dead, "account-key", "recovery-key", &["ls"]).exits(UNREACHABLE, "nobody listens");
+}
+
+/// Somebody deletes the container with the segments under a machine that runs.
+#[test]
+fn a_disk_server_whose_container_is_deleted_ends_with_the_reason_and_says_it_again() {
+    let site = Site::new("book-refused");
+    let serve = || {
+        let mut serve = site.serve();
+        serve.args(["--refused-for-seconds", "1"]);
+        serve
+    };
+    let mut serving = serve().stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut ready = String::new();
+    BufReader::new(serving.stdout.as_mut().unwrap()).read_line(&mut ready).unwrap();
+    assert!(ready.contains("\"ready\":true"), "{ready}");
+    let url = format!("{}/vault-cache?restype=container&{}", site.azurite.endpoint, site.sas("d"));
+    said(Command::new("curl").args(["-fsS", "-X", "DELETE", &url])).exits(0, "deleting the container");
+    let reads = (1..3).map(|slot| {
+        let url = format!("nbd+unix:///?socket={}/{slot}.sock", site.dir.path().display());
+        let mut convert = Command::new("qemu-img");
+        said(convert.args(["convert", "-f", "raw", "-O", "raw", &url]).arg(site.path("refused.raw")))
+    });
+    assert!(reads.filter(|said| said.code != 0).count() > 0, "it was read without its container");
+    assert_eq!(serving.wait().unwrap().code(), Some(REFUSED));
+    let last_words = || fs::read_to_string(site.path("termination-log")).unwrap();
+    let words = last_words();
+    assert!(
+        words.contains("the container does not exist") && words.contains("start the machine anew"),
+        "{words}"
+    );
+    assert_eq!(
+        fs::read_to_string(site.path("damaged")).unwrap(),
+        "",
+        "the machine is told that, and not why"
+    );
+    fs::remove_file(site.path("termination-log")).unwrap();
+    said(&mut serve()).exits(REFUSED, "a server of disks that were lost");
+    assert_eq!(last_words(), words);
 }
 
 #[test]

@@ -14,6 +14,7 @@ use lifeboat_replication::{
 use tokio::time::{Instant, sleep_until};
 
 use super::{
+    pages::{Batches, PageWrites},
     sample::{Areas, SAMPLE_BLOCKS, Sample, Spread, some_of},
     series::{Series, Span},
 };
@@ -77,6 +78,8 @@ pub struct DiskFigures {
     pub disk: v1::Disk,
     pub changed_bytes: u64,
     pub written_bytes: u64,
+    /// Asked of its seed disk.
+    pub pages: PageWrites,
 }
 
 /// Everything measured so far.
@@ -113,6 +116,7 @@ pub struct Measurement {
     read: Span,
     spread: Spread,
     areas: Areas,
+    batches: Batches,
     written_before: Vec<u64>,
     figures: Figures,
 }
@@ -135,7 +139,12 @@ impl Measurement {
             wider: wider.map(|interval| Wider::of(interval, Span::default())).collect(),
             disks: disks
                 .iter()
-                .map(|disk| DiskFigures { disk: disk.clone(), changed_bytes: 0, written_bytes: 0 })
+                .map(|disk| DiskFigures {
+                    disk: disk.clone(),
+                    changed_bytes: 0,
+                    written_bytes: 0,
+                    pages: PageWrites::default(),
+                })
                 .collect(),
             churn: Sample::default(),
             content: Sample::default(),
@@ -149,6 +158,7 @@ impl Measurement {
         };
         Self {
             written_before: churn.written(),
+            batches: Batches::new(disks.iter().map(|disk| DiskSlot(disk.slot)), now),
             areas: Areas::new(&disks, MOST_AREAS, Spread::new(start)),
             churn,
             source,
@@ -209,10 +219,12 @@ impl Measurement {
         let figures = &mut self.figures;
         figures.rounds += 1;
         figures.changed.push(Span { seconds: took.as_secs_f64(), bytes: taken.bytes() });
+        self.batches.add(taken, self.round_began);
         let written = self.churn.written();
         for (index, disk) in figures.disks.iter_mut().enumerate() {
             let changed = taken.disk(DiskSlot(disk.disk.slot)).map_or(0, |blocks| blocks.len());
             disk.changed_bytes += changed * BLOCK_BYTES;
+            disk.pages = self.batches.of(DiskSlot(disk.disk.slot));
             let of = |all: &[u64]| all.get(index).copied().unwrap_or(0);
             disk.written_bytes += of(&written).saturating_sub(of(&self.written_before));
         }

@@ -6,12 +6,13 @@
 //!                                          ▼
 //!                                       Figures ──sizing──► Report ──► text, JSON
 //! ```
-//! `series`, `sample` and `sizing` are pure; `measurement` owns no thread and no clock but `tokio::time`; `program` is
+//! `series`, `sample`, `pages` (what the seed disks would be asked for) and `sizing` are pure; `measurement` owns no thread and no clock but `tokio::time`; `program` is
 //! the edge (signals, disks, the kernel). Nothing is written, neither to a disk nor to the bpf file system: whatever
 //! ends the process also ends the tracking.
 
 mod length;
 pub mod measurement;
+pub mod pages;
 mod program;
 pub mod report;
 pub mod sample;

@@ -60,6 +60,16 @@ pub struct DiskReport {
     pub size_bytes: u64,
     pub changed_bytes: u64,
     pub written_bytes: u64,
+    /// `None`: less than a minute was measured.
+    pub page_writes: Option<PageWrites>,
+}
+
+/// Requests that the applier would make to the disk's page blob, in batches of a minute.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PageWrites {
+    pub average_per_second: f64,
+    pub peak_per_second: f64,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]

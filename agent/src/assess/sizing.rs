@@ -8,9 +8,10 @@ use std::time::Duration;
 use lifeboat_replication::wire::MAX_ON_THE_WAY_BYTES;
 
 use super::{
-    measurement::Figures,
+    measurement::{DiskFigures, Figures},
+    pages::{TARGET_BYTES, TARGET_REQUESTS},
     report::{
-        Bandwidth, Churn, Compression, DiskReport, FirstCopy, LineTime, Needs, Outage, Rates,
+        Bandwidth, Churn, Compression, DiskReport, FirstCopy, LineTime, Needs, Outage, PageWrites, Rates,
         StoreOperations, Uplink, VaultNeed, Wider,
     },
     sample::Sample,
@@ -62,6 +63,10 @@ pub fn disks(figures: &Figures) -> Vec<DiskReport> {
         size_bytes: disk.disk.size_bytes,
         changed_bytes: disk.changed_bytes,
         written_bytes: disk.written_bytes,
+        page_writes: disk.pages.average_requests().map(|average| PageWrites {
+            average_per_second: round(average, 1),
+            peak_per_second: round(disk.pages.peak_requests, 1),
+        }),
     };
     figures.disks.iter().map(report).collect()
 }
@@ -209,6 +214,31 @@ fn operations(figures: &Figures) -> StoreOperations {
     StoreOperations { log_appends_per_day: a_day(figures.appends), segment_puts_per_day: a_day(figures.puts) }
 }
 
+/// Whether a disk asks more of its seed disk than Azure means a page blob to give.
+fn beyond_a_page_blob(disk: &DiskFigures) -> Option<String> {
+    let pages = &disk.pages;
+    let (requests, bytes) = (pages.average_requests()?, pages.average_bytes()?);
+    let over = |requests: f64, bytes: f64| requests > TARGET_REQUESTS as f64 || bytes > TARGET_BYTES as f64;
+    let (when, requests, bytes, then) = if over(requests, bytes) {
+        let then = "the seed disk would fall behind for good: points stay recoverable, from a journal that grows and that a \
+                    recovery reads more and more of. Spread what is written over several disks, or write less scattered";
+        ("on average", requests, bytes, then)
+    } else if over(pages.peak_requests, pages.peak_bytes) {
+        let then = "the seed disk falls behind at such times, and catches up";
+        ("at times", pages.peak_requests, pages.peak_bytes, then)
+    } else {
+        return None;
+    };
+    Some(format!(
+        "{} needs up to {} page writes and {}/s {when}, and Azure's targets for a page blob of a standard account are \
+         {TARGET_REQUESTS} a second and {}/s: {then}",
+        disk.disk.path,
+        requests.ceil(),
+        super::text::bytes(whole(bytes)),
+        super::text::bytes(TARGET_BYTES)
+    ))
+}
+
 /// What a person should know before trusting the figures.
 pub fn notes(figures: &Figures, elapsed: Duration, asked: Duration, interval: Duration) -> Vec<String> {
     let mut notes = Vec::new();
@@ -239,6 +269,7 @@ pub fn notes(figures: &Figures, elapsed: Duration, asked: Duration, interval: Du
     if figures.content.samples == 0 {
         note("the disks were not sampled, so they are taken to be full and not to compress".to_owned());
     }
+    figures.disks.iter().filter_map(beyond_a_page_blob).for_each(&mut note);
     for loss in &figures.losses {
         note(format!("some changes were not counted ({loss}): the figures are too low for that time"));
     }

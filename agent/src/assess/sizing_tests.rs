@@ -9,6 +9,7 @@ use super::*;
 use crate::{
     assess::{
         measurement::{DiskFigures, Wider},
+        pages::PageWrites,
         report::{Asked, Report},
         series::Series,
     },
@@ -28,7 +29,7 @@ fn figures(rounds: &[u64]) -> Figures {
         rounds: rounds.len() as u64,
         changed,
         wider: Vec::new(),
-        disks: vec![DiskFigures { disk, changed_bytes: 0, written_bytes: 0 }],
+        disks: vec![DiskFigures { disk, changed_bytes: 0, written_bytes: 0, pages: PageWrites::default() }],
         churn: Sample::default(),
         content: Sample::default(),
         content_complete: false,
@@ -50,6 +51,31 @@ fn the_first_copy_goes_beside_the_rounds_and_never_ends_on_a_line_they_fill() {
     // 50 Mbit/s leave 5 MB/s.
     assert_eq!(copy.times[1].seconds, Some((1_u64 << 30).div_ceil(5_000_000)));
     assert_eq!((copy.used_bytes, copy.used_error_bytes, copy.compression.assumed), (1 << 30, None, true));
+}
+
+#[test]
+fn a_disk_that_asks_more_of_a_page_blob_than_it_gives_is_named() {
+    let told = |average: u64, peak: f64, peak_bytes: f64| {
+        let mut figures = figures(&[MIB; 60]);
+        let disk = &mut figures.disks[0];
+        disk.disk.path = "/dev/sda".into();
+        disk.pages = PageWrites {
+            seconds: 60.0,
+            requests: 60 * average,
+            bytes: 60 * MIB,
+            peak_requests: peak,
+            peak_bytes,
+        };
+        let notes = notes(&figures, Duration::from_secs(60), Duration::from_secs(60), Duration::from_secs(1));
+        notes.into_iter().find(|note| note.starts_with("/dev/sda"))
+    };
+    let mebibytes = |count: u64| (count * MIB) as f64;
+    assert_eq!(told(500, 500.0, mebibytes(60)), None);
+    let always = told(501, 600.0, mebibytes(1)).unwrap();
+    assert!(always.contains("501 page writes") && always.contains("for good"), "{always}");
+    let at_times = told(100, 600.0, mebibytes(1)).unwrap();
+    assert!(at_times.contains("600 page writes") && at_times.contains("catches up"), "{at_times}");
+    assert!(told(100, 100.0, mebibytes(61)).unwrap().contains("61 MiB/s at times"));
 }
 
 #[test]

@@ -142,6 +142,11 @@ impl Display for Report {
         }
         let operations = &needs.store_operations;
         let (appends, puts) = (operations.log_appends_per_day, operations.segment_puts_per_day);
+        for disk in disks {
+            let Some(pages) = &disk.page_writes else { continue };
+            let (average, peak) = (pages.average_per_second, pages.peak_per_second);
+            writeln!(f, "  page writes to the seed disk of {}: {average}/s, {peak}/s at most", disk.path)?;
+        }
         writeln!(f, "  store operations a day: {appends} appends to the log, {puts} segments")
     }
 }

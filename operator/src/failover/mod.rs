@@ -22,6 +22,7 @@
 mod answers;
 mod cleanup;
 pub mod effect;
+pub mod own_points;
 mod report;
 pub mod resolve;
 mod servers;
@@ -33,5 +34,5 @@ pub mod world;
 
 pub use effect::Effect;
 pub use report::outcome;
-pub use tick::{Outcome, Run, own_points_until, tick};
+pub use tick::{Outcome, Run, tick};
 pub use world::World;

@@ -95,7 +95,7 @@ fn observations(tick: &Tick<'_>, asking: &[String]) -> Vec<Observation> {
         RunPhase::Pending => going(Reason::WaitingForOtherRun, &waiting),
         RunPhase::Validating => match tick.world.resolution {
             Some(Resolution::Awaiting(_)) => going(Reason::Progressing, &waiting),
-            Some(Resolution::NotYet(_)) => going(Reason::ReferenceNotReady, &waiting),
+            Some(Resolution::NotYet { .. }) => going(Reason::ReferenceNotReady, &waiting),
             _ => stalled(Reason::InvalidPlan, &waiting),
         },
         RunPhase::Running => going(Reason::Progressing, &waiting),
@@ -150,6 +150,12 @@ fn result(tick: &Tick<'_>) -> Observation {
         }
         RunPhase::Cancelled => unmet(ConditionType::Ready, Reason::Cancelled, "the run was cancelled"),
         _ => match conditions::find(&tick.status.conditions, ConditionType::Ready) {
+            _ if let Some(Resolution::Refused(why)) = tick.world.resolution.as_ref() => {
+                unmet(ConditionType::Ready, Reason::PointInFuture, why.clone())
+            }
+            Some(known) if known.reason == Reason::PointInFuture.as_str() => {
+                unmet(ConditionType::Ready, Reason::PointInFuture, known.message.clone())
+            }
             // Machines are removed later; who was up at the end stays on record.
             Some(known) if known.reason == Reason::StepFailed.as_str() => {
                 unmet(ConditionType::Ready, Reason::StepFailed, known.message.clone())
@@ -159,6 +165,9 @@ fn result(tick: &Tick<'_>) -> Observation {
     }
 }
 
+/// Reasons of runs that have failed.
+const FAILED: [Option<&str>; 2] = [Some(Reason::StepFailed.as_str()), Some(Reason::PointInFuture.as_str())];
+
 /// Completed, Failed or Cancelled, also when the clean-up has changed the phase since.
 pub fn outcome(phase: RunPhase, known: &[Condition]) -> RunPhase {
     let reason = conditions::find(known, ConditionType::Ready).map(|ready| ready.reason.as_str());
@@ -166,9 +175,7 @@ pub fn outcome(phase: RunPhase, known: &[Condition]) -> RunPhase {
         RunPhase::CleaningUp | RunPhase::CleanedUp if reason == Some(Reason::Completed.as_str()) => {
             RunPhase::Completed
         }
-        RunPhase::CleaningUp | RunPhase::CleanedUp if reason == Some(Reason::StepFailed.as_str()) => {
-            RunPhase::Failed
-        }
+        RunPhase::CleaningUp | RunPhase::CleanedUp if FAILED.contains(&reason) => RunPhase::Failed,
         RunPhase::CleaningUp | RunPhase::CleanedUp => RunPhase::Cancelled,
         phase => phase,
     }

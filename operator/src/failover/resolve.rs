@@ -1,7 +1,10 @@
 //! Resolves a plan once, when its run starts: order, servers, points and targets, and the steps that follow from
 //! them. What is wrong is told all at once, each thing with its remedy.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use lifeboat_crds::{
     FailoverRunSpec, Time,
@@ -14,7 +17,11 @@ use lifeboat_crds::{
     server::Target,
 };
 
-use super::servers::{seconds, step_name};
+use super::{
+    own_points::{OwnPoint, OwnPoints},
+    servers::{seconds, step_name},
+    world::Resolution,
+};
 
 /// A server as the resolution needs it.
 #[derive(Debug, Clone)]
@@ -48,30 +55,64 @@ pub struct Lost {
     pub point_time: Time,
 }
 
-/// What is heard of a server while its point of the run's own moment may be on its way.
-#[derive(Debug, Clone, Default)]
-pub struct OwnPoint {
-    /// Until when the vault holds everything; `None` when its agent is not connected, so that no newer point will come.
-    pub recoverable_until: Option<Time>,
-    /// The agent has answered the run's request: the point is in the vault, or cannot be had.
-    pub answered: bool,
-}
-
-/// Servers whose latest point is wanted, and of which one of the moment `since` is on its way.
-pub fn awaited(spec: &FailoverRunSpec, servers: &BTreeMap<String, OwnPoint>, since: Time) -> Vec<String> {
-    let waits = |(name, own): &(&String, &OwnPoint)| {
-        let latest = matches!(
-            choice(spec, name).kind,
-            RecoveryPointKind::Latest | RecoveryPointKind::LatestCrashConsistent
-        );
-        latest && !own.answered && own.recoverable_until.is_some_and(|until| until < since)
-    };
-    servers.iter().filter(waits).map(|(name, _)| name.clone()).collect()
-}
-
-fn choice<'a>(spec: &'a FailoverRunSpec, name: &str) -> &'a RecoveryPointChoice {
+pub(super) fn choice<'a>(spec: &'a FailoverRunSpec, name: &str) -> &'a RecoveryPointChoice {
     let own = spec.servers.iter().find(|other| other.name == name);
     own.map_or(&spec.recovery_point, |other| &other.recovery_point)
+}
+
+/// Whether the run can start, once the vault was asked for the servers' points. `sound`: plan and servers are as they must
+/// be, so that what is missing may come by itself.
+pub fn conclude(
+    plan: Option<&[Group]>,
+    sound: bool,
+    servers: &BTreeMap<String, ServerFacts>,
+    run: &OwnPoints<'_>,
+    heard: &BTreeMap<String, OwnPoint>,
+    now: Time,
+) -> Resolution {
+    let vault_silent = servers.values().any(|server| server.points.is_err());
+    let resolved = resolve(run.spec, plan, servers);
+    let awaited = run.awaited(heard);
+    match resolved {
+        Ok(_) if !awaited.is_empty() && run.waits(now) => Resolution::Awaiting(awaited),
+        Ok(mut resolved) => {
+            for server in &mut resolved.servers {
+                let own = heard.get(&server.name);
+                server.recovery_point_note = run.note(&server.name, own, &server.recovery_point);
+            }
+            Resolution::Ready(Box::new(resolved))
+        }
+        Err(problems) if sound && servers.values().any(ServerFacts::is_to_come) => {
+            Resolution::NotYet { problems, vault_silent }
+        }
+        Err(problems) => Resolution::Problems(problems),
+    }
+}
+
+/// Clocks of people and of the API server may differ by this much.
+const CLOCKS_DIFFER: Duration = Duration::from_secs(60);
+
+/// Refuses instants that lie after the run was made: the newest point at or before them does not exist yet, and taking
+/// what is there, or starting by itself when the hour has come, is not what was asked for. Nothing has to be looked up for
+/// it.
+pub fn refuse(spec: &FailoverRunSpec, created: Time) -> Option<Resolution> {
+    let limit = created.checked_add(CLOCKS_DIFFER).unwrap_or(created);
+    let of_servers = spec.servers.iter().map(|server| {
+        (format!("spec.servers[{}].recoveryPoint.time", server.name), server.recovery_point.time)
+    });
+    let all = std::iter::once(("spec.recoveryPoint.time".to_owned(), spec.recovery_point.time));
+    let told = |(field, time): (String, Option<Time>)| {
+        let time = time.filter(|time| *time > limit)?;
+        Some(format!("{field} is {time}, after this run was made ({created})"))
+    };
+    let late: Vec<String> = all.chain(of_servers).filter_map(told).collect();
+    (!late.is_empty()).then(|| {
+        Resolution::Refused(format!(
+            "{}: start another run with an instant that has passed, in UTC (Z) or with its offset (+01:00), or with kind \
+             Latest",
+            late.join("; ")
+        ))
+    })
 }
 
 /// What the run will execute, or everything that stands in its way.
@@ -211,6 +252,7 @@ fn resolve_server(
         id: facts.id.clone(),
         appliance: facts.appliance.clone(),
         recovery_point: point.clone(),
+        recovery_point_note: None,
         target: facts.target.clone(),
         health_check: facts.health_check.clone(),
     })
@@ -447,6 +489,7 @@ pub(super) fn server_statuses(resolved: &Resolved, now: Time) -> Vec<ServerStatu
         name: server.name.clone(),
         state: ServerState::NotStarted,
         recovery_point: Some(server.recovery_point.clone()),
+        recovery_point_note: server.recovery_point_note.as_deref().map(super::report::bounded),
         rpo_seconds: Some(seconds(now.duration_since(server.recovery_point.time))),
         rto_seconds: None,
         target: None,

@@ -16,18 +16,11 @@ use lifeboat_crds::{
 };
 
 use super::{
-    Effect, World, answers, cleanup, effect, report, resolve, servers, steps::Progress, world::Resolution,
+    Effect, World, answers, cleanup, effect, own_points::OWN_POINT_LIMIT, report, resolve, servers,
+    steps::Progress, world::Resolution,
 };
 
-/// A point of the run's own moment is asked for and waited for at most this long: it takes a second or two where the
-/// uplink is free, and this is little beside the time that a machine takes to boot.
-const OWN_POINT_LIMIT: Duration = Duration::from_secs(30);
 const LOOK_FOR_POINTS: Duration = Duration::from_secs(1);
-
-/// Until when a run waits for points of its own moment: whoever starts one expects what was written until then.
-pub fn own_points_until(created: Time) -> Time {
-    created.checked_add(OWN_POINT_LIMIT).unwrap_or(created)
-}
 
 /// The parts of a run's object that never change, and its switches.
 #[derive(Debug, Clone, Copy)]
@@ -123,11 +116,18 @@ impl Tick<'_> {
                 self.status.phase = Some(RunPhase::Pending);
                 self.status.waiting_for = Some(format!("run {run} has server {server} and is {state}"));
             }
-            Some(Resolution::Problems(problems) | Resolution::NotYet(problems)) => {
-                self.status.phase = Some(RunPhase::Validating);
-                self.status.waiting_for = Some(super::report::bounded(&problems.join("; ")));
+            // Why stands in the conditions.
+            Some(Resolution::Refused(_)) => self.end(RunPhase::Failed, "the run was refused"),
+            Some(Resolution::Problems(problems)) => self.validating(problems),
+            Some(Resolution::NotYet { problems, vault_silent }) => {
+                self.status.vault_was_silent |= *vault_silent;
+                self.validating(problems);
             }
             Some(Resolution::Awaiting(servers)) => {
+                // Once: an operator that is started again and again finds no vault open each time.
+                if self.status.vault_was_silent && self.status.vault_back_at.is_none() {
+                    self.status.vault_back_at = Some(self.now);
+                }
                 // Nothing that is watched changes when the point comes.
                 self.wake(self.now.checked_add(LOOK_FOR_POINTS).unwrap_or(self.now));
                 self.status.phase = Some(RunPhase::Validating);
@@ -148,6 +148,11 @@ impl Tick<'_> {
                 self.wake(self.now);
             }
         }
+    }
+
+    fn validating(&mut self, problems: &[String]) {
+        self.status.phase = Some(RunPhase::Validating);
+        self.status.waiting_for = Some(super::report::bounded(&problems.join("; ")));
     }
 
     /// As far through the groups as their steps allow.

@@ -26,7 +26,13 @@ pub enum Resolution {
     /// What is missing, each with its remedy: somebody has to act. The run goes on by itself when it is mended.
     Problems(Vec<String>),
     /// The same, but some of it ends without anybody: a vault that gives no answer, a first copy that is under way.
-    NotYet(Vec<String>),
+    NotYet {
+        problems: Vec<String>,
+        /// The vault did not tell the points of every server.
+        vault_silent: bool,
+    },
+    /// What the run asks for can never be had, since a run is not changed: why, and what to do instead.
+    Refused(String),
     /// Another run has one of the servers: its name, the server, and what ends the wait.
     Taken {
         run: String,

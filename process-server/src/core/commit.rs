@@ -143,12 +143,15 @@ impl Commit {
         recent: &BTreeMap<u64, [u8; 32]>,
     ) -> Result<Option<Current>, WriteError> {
         let Begin { opening, pieces } = begin;
-        let (hello, down, answer) = match opening {
+        let (mut hello, down, answer) = match opening {
             Opening::Agent { hello, down, answer } => (hello, down, answer),
             Opening::Leftover { session, done } => {
                 return Ok(Some(Current { _done: Some(done), ..Current::new(session, pieces, None) }));
             }
         };
+        if self.planted == Some(Planted::StreamsMixed) {
+            hello.server_id = self.server.to_string();
+        }
         let judged = match hello::judge(&hello, &self.server, self.log.state(), recent) {
             Ok(judged) => judged,
             Err(refused) => {

@@ -115,7 +115,13 @@ impl Replication for DataPort {
         if assignment.process_server != self.name {
             return Ok(redirect(&directory, assignment));
         }
-        let member = self.members.borrow().get(&id).cloned();
+        let member = {
+            let members = self.members.borrow();
+            match self.planted {
+                Some(Planted::StreamsMixed) => members.values().next().cloned(),
+                _ => members.get(&id).cloned(),
+            }
+        };
         let Some(member) = member else {
             return Ok(refused("the vault is not open yet", SOON));
         };

@@ -247,6 +247,7 @@ async fn compare(
     progress: &mut impl FnMut(Stage),
 ) -> Result<(), StoreError> {
     let mut base: Option<Point> = None;
+    let mut proven = super::content::Proven::default();
     let total = standing.len();
     for (done, listed) in standing.iter_mut().enumerate() {
         progress(Stage::Snapshots { done, total });
@@ -267,8 +268,9 @@ async fn compare(
             base = Some(listed.point.clone());
             continue;
         }
+        let (point, before) = (&listed.point, base.as_ref());
         let compared =
-            super::content::compare(vault, server, env, patience, &listed.point, base.as_ref()).await;
+            super::content::compare(vault, server, env, patience, point, before, &mut proven).await;
         match compared {
             Ok(compared) => {
                 figures.compared_bytes += compared.bytes;

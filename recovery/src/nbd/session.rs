@@ -1,8 +1,8 @@
 //! The transmission phase: reads requests in order, performs them in parallel, answers each when it is done.
 //!
 //! Bounds: [`PARALLEL`] requests and [`BUDGET_KIB`] of payload are under way per client; beyond that its next
-//! request is not read. A failed read of the vault is answered with an I/O error and logged with the blob's name;
-//! the session goes on, since the client may try again, unless the vault is damaged ([`crate::damage`]).
+//! request is not read. What cannot be read is answered with an I/O error and logged with the blob's name; the session goes
+//! on, since the client may try again. When reads of the vault wait, fail, or end the server, says [`crate::damage`].
 
 use std::{io, sync::Arc};
 

@@ -25,7 +25,7 @@ pub(crate) fn agents_dial(
     buffer_bytes: usize,
     planted: Option<Planted>,
 ) -> Arc<dyn Dial> {
-    let pipes = SimPipes { net: net.net.clone(), alive: Alive::default(), buffer_bytes };
+    let pipes = SimPipes { net: net.clone(), alive: Alive::default(), buffer_bytes };
     let connector = Connector { pipes: Arc::new(pipes), planted };
     match wire {
         Wire::Tls => {

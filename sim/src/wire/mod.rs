@@ -19,7 +19,7 @@ pub(crate) use self::{
     dial::agents_dial,
     messages::SimDial,
     pipe::Doors,
-    ports::{Host, watch_ingest},
+    ports::{Host, Hosted, watch_ingest},
 };
 
 /// How agent and process servers talk in a schedule.

@@ -31,7 +31,7 @@ use super::{
 };
 use crate::{
     faults::Class,
-    net::{AGENT, Hop, Net, Nodes, lock},
+    net::{AGENT, Hop, Line as Way, Net, Nodes, lock},
 };
 
 /// A dial that nobody answers fails after this long, as the agent's own time-out for it.
@@ -41,9 +41,17 @@ const PIECE_BYTES: usize = 16 << 10;
 /// Pieces that a trickle makes of one.
 const MOST_DROPS: u64 = 16;
 
+/// Whoever comes to a port, and the number of the server whose agent it is: what only a certificate says, and a port without
+/// TLS has to be told.
+#[derive(Debug)]
+pub(crate) struct Caller {
+    pub(crate) pipe: DuplexStream,
+    pub(crate) server: usize,
+}
+
 /// Ports that are open, by address.
 #[derive(Debug, Default)]
-pub(crate) struct Doors(Mutex<BTreeMap<String, (mpsc::Sender<DuplexStream>, Life)>>);
+pub(crate) struct Doors(Mutex<BTreeMap<String, (mpsc::Sender<Caller>, Life)>>);
 
 impl Doors {
     /// Whoever comes to `address` from now on; `alive` is dropped with the program.
@@ -53,19 +61,19 @@ impl Doors {
         Door(receiver)
     }
 
-    fn at(&self, address: &str) -> Option<(mpsc::Sender<DuplexStream>, Life)> {
+    fn at(&self, address: &str) -> Option<(mpsc::Sender<Caller>, Life)> {
         lock(&self.0).get(address).filter(|(door, _)| !door.is_closed()).cloned()
     }
 }
 
 /// The process server's side of a port.
-pub(crate) struct Door(pub(crate) mpsc::Receiver<DuplexStream>);
+pub(crate) struct Door(pub(crate) mpsc::Receiver<Caller>);
 
 #[async_trait]
 impl Accept for Door {
     async fn accept(&mut self) -> io::Result<(Box<dyn Pipe>, IpAddr)> {
         match self.0.recv().await {
-            Some(pipe) => Ok((Box::new(pipe), Ipv4Addr::LOCALHOST.into())),
+            Some(caller) => Ok((Box::new(caller.pipe), Ipv4Addr::LOCALHOST.into())),
             None => std::future::pending().await,
         }
     }
@@ -74,7 +82,7 @@ impl Accept for Door {
 /// Opens pipes for the agent, as long as it lives.
 #[derive(Debug)]
 pub(super) struct SimPipes {
-    pub(super) net: Arc<Net>,
+    pub(super) net: Way,
     pub(super) alive: Alive,
     /// Bytes on their way in one direction before the writer waits.
     pub(super) buffer_bytes: usize,
@@ -97,10 +105,12 @@ impl Pipes for SimPipes {
             self.net.doors.at(address).ok_or_else(|| fails(io::ErrorKind::ConnectionRefused))?;
         let (agent, agents_far) = duplex(self.buffer_bytes);
         let (server, servers_far) = duplex(self.buffer_bytes);
-        door.send(server).await.map_err(|_| fails(io::ErrorKind::ConnectionRefused))?;
+        let caller = Caller { pipe: server, server: self.net.server };
+        door.send(caller).await.map_err(|_| fails(io::ErrorKind::ConnectionRefused))?;
         self.net.count(|reached| reached.pipes += 1);
         self.net.mark("pipe", format_args!("{address}"));
-        let line = Line { net: self.net.clone(), node, silent: AtomicBool::new(false) };
+        let line =
+            Line { net: self.net.net.clone(), server: self.net.server, node, silent: AtomicBool::new(false) };
         tokio::spawn(line.carry(agents_far, servers_far, [self.alive.life(), server_alive]));
         Ok(Box::new(agent))
     }
@@ -112,6 +122,7 @@ struct Broken;
 /// What lies between the two ends of a pipe.
 struct Line {
     net: Arc<Net>,
+    server: usize,
     node: usize,
     silent: AtomicBool,
 }
@@ -149,7 +160,9 @@ impl Line {
             let read = from.read(&mut buffer).await.map_err(|_| Broken)?;
             let Hop { delay_ms, breaks } = self.net.hop();
             sleep(Duration::from_millis(delay_ms)).await;
-            while cuts.has(self.node) || self.net.stands_still(self.node) || self.net.stands_still(AGENT) {
+            // Agents after the first stand still alone: what comes waits at their end of the pipe.
+            let agent_still = || self.server == 0 && self.net.stands_still(AGENT);
+            while cuts.has(self.node) || self.net.stands_still(self.node) || agent_still() {
                 sleep(Duration::from_millis(500)).await;
             }
             if dice.roll(Class::Silent) {

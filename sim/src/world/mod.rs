@@ -69,11 +69,7 @@ impl Schedule {
     /// The faults and the load that the seed draws.
     pub fn drawn(&self) -> (Dice, Load) {
         let rng = Rng::new(self.seed);
-        let mut load = Load::draw(&rng.named("load"), &self.simpler);
-        // Ports in front of several servers are not simulated.
-        if self.wire != Wire::Messages {
-            load.servers = 1;
-        }
+        let load = Load::draw(&rng.named("load"), &self.simpler);
         (Dice::draw(&rng.named("faults"), &self.off), load)
     }
 
@@ -107,8 +103,8 @@ pub(crate) struct World {
     retain: Retain,
     planted: Option<Planted>,
     wire: Wire,
-    /// On a wire of bytes.
-    certificates: Option<Arc<Certificates>>,
+    /// Of the servers, on a wire of bytes.
+    certificates: Vec<Arc<Certificates>>,
     servers: Vec<Server>,
     /// Of the process servers, then of the appliers.
     clocks: Vec<NodeClock>,
@@ -168,11 +164,11 @@ impl World {
                 if number == 0 { oracle_env.clone() } else { env(&origin.clock, origin.rng.named("oracle")) };
             servers.push(origin.server(number, &net, &load, &vault, &model, &retain, env));
         }
-        let certificates = servers
-            .first()
-            .filter(|_| schedule.wire != Wire::Messages)
-            .map(|server| Certificates::of(&server.id));
-        let certificates = certificates.and_then(|made| made.map_err(|why| net.fail(why)).ok()).map(Arc::new);
+        let bytes = schedule.wire != Wire::Messages;
+        let certificates = servers.iter().filter(|_| bytes).filter_map(|server: &Server| {
+            Certificates::of(&server.id).map(Arc::new).map_err(|why| net.fail(why)).ok()
+        });
+        let certificates = certificates.collect();
         let spool = |_| Arc::new(SimSpool { volume: MemSpool::default(), net: net.clone() });
         let spools = (0..load.process_servers).map(spool).collect();
         Self {

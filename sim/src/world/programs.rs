@@ -30,7 +30,7 @@ use crate::{
     program::Program,
     retention::{Reader, SimSealer},
     rng::Rng,
-    wire::{Host, SimDial, agents_dial, watch_ingest},
+    wire::{Host, Hosted, SimDial, Wire, agents_dial, watch_ingest},
 };
 
 /// Of logs and of appliers: shorter than by default, so that schedules see more of them run out.
@@ -83,16 +83,21 @@ impl World {
             log_options: self.log_options(),
             groups: Switchboard::default(),
         };
-        if let (Some(certificates), Some(server)) = (self.certificates.clone(), self.servers.first()) {
-            let Some(assignment) = server.assignments.get(node) else { return Program::start(async {}) };
+        if self.wire != Wire::Messages {
+            let hosted = self.servers.iter().zip(&self.certificates).filter_map(|(server, certificates)| {
+                Some(Hosted {
+                    id: server.id.clone(),
+                    line: server.line.clone(),
+                    certificates: certificates.clone(),
+                    assigned: server.assignments.get(node)?.subscribe(),
+                })
+            });
             let host = Host {
-                net: server.line.clone(),
+                net: self.net.clone(),
                 node,
                 process_servers: self.load.process_servers,
                 wire: self.wire,
-                certificates,
-                server: server.id.clone(),
-                assigned: assignment.subscribe(),
+                servers: hosted.collect(),
                 planted: self.planted,
             };
             return Program::start(host.run(shared));
@@ -106,7 +111,7 @@ impl World {
     }
 
     pub(super) fn start_agent(&self, server: &Server) -> Program {
-        let dial: Arc<dyn Dial> = match &self.certificates {
+        let dial: Arc<dyn Dial> = match self.certificates.get(server.number) {
             Some(certificates) => {
                 let buffer = self.load.pipe_bytes;
                 agents_dial(server.line.clone(), self.wire, certificates, buffer, self.planted)

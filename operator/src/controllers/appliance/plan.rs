@@ -31,7 +31,8 @@ pub fn kept_replicas(wanted: i32, running: i32, appliance: &str, servers: &[Prot
     used.map_or(wanted, |used| wanted.max(used + 1))
 }
 
-/// host:port at which agents reach one of the Services.
+/// host:port at which agents reach one of the Services. With node ports these are the given addresses alone: the cluster's
+/// own names lead nowhere from outside, and an agent that tries one loses a dial's time-out.
 pub fn addresses(
     appliance: &ReplicationAppliance,
     validated: &Validated,
@@ -40,25 +41,20 @@ pub fn addresses(
     services: &BTreeMap<String, Service>,
     domain: &str,
 ) -> Vec<String> {
-    let namespace = appliance.namespace().unwrap_or_default();
-    let inside = format!("{service}.{namespace}.svc.{domain}:{port}");
-    let given = &appliance.spec.exposure.addresses;
     let join = |port: i32| {
-        given.iter().map(move |host| {
+        appliance.spec.exposure.addresses.iter().map(move |host| {
             if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
         })
     };
-    if !validated.node_ports {
-        return join(i32::from(port)).chain([inside]).collect();
+    if validated.node_ports {
+        let spec = services.get(service).and_then(|service| service.spec.as_ref());
+        let node_port = spec.and_then(|spec| spec.ports.as_ref()?.first()?.node_port);
+        // None yet: nothing can be reached.
+        return node_port.into_iter().flat_map(join).collect();
     }
-    let node_port =
-        services.get(service).and_then(|service| service.spec.as_ref()?.ports.as_ref()?.first()?.node_port);
-    node_port
-        .map(|port| join(port).collect::<Vec<_>>())
-        .unwrap_or_default()
-        .into_iter()
-        .chain([inside])
-        .collect()
+    let namespace = appliance.namespace().unwrap_or_default();
+    let inside = format!("{service}.{namespace}.svc.{domain}:{port}");
+    join(i32::from(port)).chain([inside]).collect()
 }
 
 pub fn management_addresses(
@@ -215,7 +211,7 @@ mod tests {
     };
 
     #[test]
-    fn agents_are_told_node_ports_on_the_given_addresses() {
+    fn agents_are_told_what_they_reach_by_the_exposure_and_nothing_else() {
         let mut berlin = appliance();
         berlin.spec.exposure = serde_json::from_value(
             serde_json::json!({"type": "NodePort", "addresses": ["10.240.0.1", "fd00::1"]}),
@@ -224,10 +220,17 @@ mod tests {
         let service: Service = serde_json::from_value(serde_json::json!({"metadata": {"name": "berlin-management"}, "spec": {"ports": [{"port": 443, "nodePort": 30443}]}})).unwrap();
         let services = BTreeMap::from([("berlin-management".to_owned(), service)]);
         let found = management_addresses(&berlin, &validate(&berlin).unwrap(), &services, "cluster.local");
-        assert_eq!(
-            found,
-            ["10.240.0.1:30443", "[fd00::1]:30443", "berlin-management.prod.svc.cluster.local:443"]
-        );
+        assert_eq!(found, ["10.240.0.1:30443", "[fd00::1]:30443"]);
+        let none =
+            management_addresses(&berlin, &validate(&berlin).unwrap(), &BTreeMap::new(), "cluster.local");
+        assert_eq!(none, Vec::<String>::new(), "no node port was given out yet");
+        let data = data_addresses(&berlin, &validate(&berlin).unwrap(), &services, "cluster.local");
+        assert!(data.iter().all(|server| server.data_addresses.is_empty()), "{data:?}");
+        berlin.spec.exposure =
+            serde_json::from_value(serde_json::json!({"type": "ClusterIP", "addresses": ["10.240.0.1"]}))
+                .unwrap();
+        let found = management_addresses(&berlin, &validate(&berlin).unwrap(), &services, "cluster.local");
+        assert_eq!(found, ["10.240.0.1:443", "berlin-management.prod.svc.cluster.local:443"]);
     }
 
     #[test]

@@ -19,8 +19,9 @@ use kube::{
     runtime::{controller::Controller, reflector::ObjectRef, watcher},
 };
 use lifeboat_crds::{
-    FailoverApproval, FailoverRun, FailoverRunStatus, Reason, conditions, conditions::ConditionType,
-    run::RunPhase,
+    FailoverApproval, FailoverRun, FailoverRunStatus, Reason, conditions,
+    conditions::ConditionType,
+    run::{RunPhase, ServerStatus},
 };
 
 pub(crate) use self::effects::write_verdict;
@@ -151,11 +152,22 @@ async fn tell(run: &FailoverRun, new: &FailoverRunStatus, context: &Context) {
     if before == phase {
         return;
     }
-    let ready = conditions::find(&new.conditions, ConditionType::Ready)
-        .map(|ready| ready.message.clone())
-        .unwrap_or_default();
+    let ready = conditions::find(&new.conditions, ConditionType::Ready);
+    let refused = ready.is_some_and(|ready| ready.reason == Reason::PointInFuture.as_str());
+    let ready = ready.map(|ready| ready.message.clone()).unwrap_or_default();
+    if matches!(before, RunPhase::Pending | RunPhase::Validating) {
+        let noted = |server: &ServerStatus| {
+            Some(format!("server {}: {}", server.name, server.recovery_point_note.as_ref()?))
+        };
+        for note in new.servers.iter().filter_map(noted) {
+            context.events.warning(run, Reason::OlderPoint, "ChoosePoint", &note).await;
+        }
+    }
     let note = format!("{phase:?}: {}", new.waiting_for.clone().unwrap_or(ready));
     match phase {
+        RunPhase::Failed if refused => {
+            context.events.warning(run, Reason::PointInFuture, "ChangePhase", &note).await
+        }
         RunPhase::Failed => context.events.warning(run, Reason::StepFailed, "ChangePhase", &note).await,
         RunPhase::Waiting => {
             context.events.normal(run, Reason::WaitingForApproval, "ChangePhase", &note).await

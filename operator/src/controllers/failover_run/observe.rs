@@ -1,9 +1,6 @@
 //! The world as the engine wants it: plain data, read from the API server (not from a cache) and the vault.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
@@ -19,8 +16,9 @@ use crate::{
     control::{ApplianceKey, Asked},
     controllers::shared::{has_finalizer, is_deleting},
     failover::{
-        World, own_points_until,
-        resolve::{OwnPoint, ServerFacts, awaited, check_plan, resolve},
+        World,
+        own_points::{OwnPoint, OwnPoints, PointAnswer},
+        resolve::{ServerFacts, check_plan, conclude, refuse},
         world::{self, Approval, JobState, Resolution},
     },
     runtime::{Context, Failure},
@@ -34,7 +32,7 @@ pub(super) async fn world(
 ) -> Result<World, Failure> {
     let starting = matches!(status.phase.unwrap_or_default(), RunPhase::Pending | RunPhase::Validating);
     let stopping = is_deleting(run) || run.spec.cancel || run.spec.clean_up;
-    let resolution = if starting && !stopping { Some(resolution(run, context).await?) } else { None };
+    let resolution = if starting && !stopping { Some(resolution(run, status, context).await?) } else { None };
     Ok(World {
         resolution,
         jobs: jobs(run, context).await?,
@@ -48,7 +46,14 @@ pub(super) fn created(object: &impl kube::Resource) -> Timestamp {
 }
 
 /// Claimed under the lock of the caller.
-async fn resolution(run: &FailoverRun, context: &Context) -> Result<Resolution, Failure> {
+async fn resolution(
+    run: &FailoverRun,
+    status: &FailoverRunStatus,
+    context: &Context,
+) -> Result<Resolution, Failure> {
+    if let Some(refused) = refuse(&run.spec, created(run)) {
+        return Ok(refused);
+    }
     let namespace = run.namespace().unwrap_or_default();
     let groups = match &run.spec.plan_ref {
         None => None,
@@ -69,45 +74,43 @@ async fn resolution(run: &FailoverRun, context: &Context) -> Result<Resolution, 
     }
     let servers = servers(&namespace, &names, context).await?;
     let sound = servers.len() == names.len() && check_plan(groups.as_deref().unwrap_or_default()).is_empty();
-    // A run that cannot start says so at once; the logs are read when no better point is on its way.
-    let awaited = if sound { own_points(run, &servers, context) } else { Vec::new() };
-    if !awaited.is_empty() && context.now() < own_points_until(created(run)) {
+    let run_points = OwnPoints::new(&run.spec, created(run), status);
+    // A run that cannot start says so at once.
+    let heard = if sound { own_points(run, &run_points, &servers, context) } else { BTreeMap::new() };
+    let awaited = run_points.awaited(&heard);
+    if !awaited.is_empty() && run_points.waits_unasked(context.now()) {
         return Ok(Resolution::Awaiting(awaited));
     }
     let facts = facts(&servers, context).await;
-    Ok(match resolve(&run.spec, groups.as_deref(), &facts) {
-        Ok(resolved) => Resolution::Ready(Box::new(resolved)),
-        Err(problems) if sound && facts.values().any(ServerFacts::is_to_come) => Resolution::NotYet(problems),
-        Err(problems) => Resolution::Problems(problems),
-    })
+    Ok(conclude(groups.as_deref(), sound, &facts, &run_points, &heard, context.now()))
 }
 
-/// Asks for a point of the run's own moment where the vault does not hold that moment yet; the servers whose answer
-/// is still to come.
+/// What is heard of each server. Those whose point of the run's own moment is to come are asked for it.
 fn own_points(
     run: &FailoverRun,
+    run_points: &OwnPoints<'_>,
     servers: &BTreeMap<String, ProtectedServer>,
     context: &Context,
-) -> Vec<String> {
-    let created = created(run);
-    // Kubernetes leaves out the fraction of the second.
-    let since = created.checked_add(Duration::from_secs(1)).unwrap_or(created);
+) -> BTreeMap<String, OwnPoint> {
     let id = format!("run/{}", run.uid().unwrap_or_default());
     let heard = |(name, server): (&String, &ProtectedServer)| {
-        let own = OwnPoint { recoverable_until: recoverable_until(server, context), answered: false };
+        let own = OwnPoint { recoverable_until: recoverable_until(server, context), answer: None };
         (name.clone(), own)
     };
     let mut own: BTreeMap<String, OwnPoint> = servers.iter().map(heard).collect();
-    for name in awaited(&run.spec, &own, since) {
+    for name in run_points.awaited(&own) {
         let Some((key, process_server, server_id)) = servers.get(&name).and_then(place) else { continue };
         let wanted = Asked { consistency: v1::Consistency::CrashConsistent, group: false };
-        if context.fleet.ask_point(&key, &process_server, &server_id, &id, wanted).is_some()
-            && let Some(own) = own.get_mut(&name)
-        {
-            own.answered = true;
+        let answer = context.fleet.ask_point(&key, &process_server, &server_id, &id, wanted);
+        if let Some(own) = own.get_mut(&name) {
+            own.answer = answer.map(point_answer);
         }
     }
-    awaited(&run.spec, &own, since)
+    own
+}
+
+fn point_answer(answer: v1::PointAnswer) -> PointAnswer {
+    if answer.number == 0 { PointAnswer::Refused(answer.message) } else { PointAnswer::Taken }
 }
 
 fn names(run: &FailoverRun, groups: Option<&[Group]>) -> BTreeSet<String> {

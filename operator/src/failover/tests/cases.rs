@@ -3,20 +3,22 @@
 use std::collections::BTreeMap;
 
 use lifeboat_crds::{
+    FailoverRunSpec, FailoverRunStatus,
     approval::{Decision, VerdictReason},
     conditions::{self, ConditionType},
     plan::{Approvers, FailoverType, OnFailure, OnTimeout, When},
     run::{
         Consistency, RecoveryPointChoice, RecoveryPointKind, ResolvedPoint, ResolvedServer, RunPhase,
-        ServerState, StepState,
+        ServerOverride, ServerState, StepState,
     },
     server::Target,
 };
 
 use super::rig::*;
 use crate::failover::{
-    outcome, own_points_until,
-    resolve::{Lost, OwnPoint, ServerFacts, awaited, check_plan, resolve},
+    outcome,
+    own_points::{OwnPoint, OwnPoints, PointAnswer},
+    resolve::{Lost, ServerFacts, check_plan, conclude, refuse, resolve},
     world::Resolution,
 };
 
@@ -512,7 +514,10 @@ fn a_run_that_waits_for_what_comes_by_itself_does_not_ask_for_anybody() {
     let mut rig = Rig::new(vec![group("database", &["db-1"])]);
     let ready = std::mem::replace(
         &mut rig.resolution,
-        Resolution::NotYet(vec!["server db-1: the vault gives no answer".to_owned()]),
+        Resolution::NotYet {
+            problems: vec!["server db-1: the vault gives no answer".to_owned()],
+            vault_silent: true,
+        },
     );
     rig.run_until(5, |status| status.phase == Some(RunPhase::Validating));
     assert_eq!(rig.status.waiting_for.as_deref(), Some("server db-1: the vault gives no answer"));
@@ -527,33 +532,190 @@ fn a_run_that_waits_for_what_comes_by_itself_does_not_ask_for_anybody() {
 
 #[test]
 fn only_the_latest_point_of_a_connected_server_is_waited_for() {
-    let connected = OwnPoint { recoverable_until: Some(point(30).time), answered: false };
+    let connected = OwnPoint { recoverable_until: Some(point(30).time), answer: None };
     let mut servers =
         BTreeMap::from([("db-1".to_owned(), connected), ("db-2".to_owned(), OwnPoint::default())]);
     let mut spec = Rig::new(vec![]).spec;
-    assert_eq!(awaited(&spec, &servers, point(31).time), ["db-1"]);
-    assert!(awaited(&spec, &servers, point(30).time).is_empty(), "the vault holds that moment");
-    servers.get_mut("db-1").unwrap().answered = true;
-    assert!(awaited(&spec, &servers, point(31).time).is_empty(), "its agent has answered");
-    servers.get_mut("db-1").unwrap().answered = false;
+    let awaited = |spec: &FailoverRunSpec, servers: &BTreeMap<String, OwnPoint>, created: i64| {
+        OwnPoints::new(spec, point(created).time, &FailoverRunStatus::default()).awaited(servers)
+    };
+    assert_eq!(awaited(&spec, &servers, 30), ["db-1"]);
+    assert!(awaited(&spec, &servers, 29).is_empty(), "the vault holds that moment");
+    servers.get_mut("db-1").unwrap().answer = Some(PointAnswer::Taken);
+    assert!(awaited(&spec, &servers, 30).is_empty(), "its agent has answered");
+    servers.get_mut("db-1").unwrap().answer = None;
     spec.recovery_point = RecoveryPointChoice { kind: RecoveryPointKind::LatestProcessed, time: None };
-    assert!(awaited(&spec, &servers, point(31).time).is_empty());
+    assert!(awaited(&spec, &servers, 30).is_empty());
+}
+
+/// A run of second 100 over one server. The newest point in the vault is of second 90; what is heard of the server, and
+/// whether the vault answers, is the case's.
+struct Latest {
+    rig: Rig,
+    heard: OwnPoint,
+    points: Result<Vec<i64>, &'static str>,
+}
+
+impl Latest {
+    fn new() -> Self {
+        let mut rig = Rig::new(vec![group("database", &["db-1"])]);
+        rig.second = 100;
+        let heard = OwnPoint { recoverable_until: Some(point(90).time), answer: None };
+        Self { rig, heard, points: Ok(vec![90]) }
+    }
+
+    fn pass(&mut self) {
+        let heard = BTreeMap::from([("db-1".to_owned(), self.heard.clone())]);
+        let points = self.points.clone().map_err(str::to_owned);
+        let points = points.map(|points| points.into_iter().map(point).collect());
+        let servers = BTreeMap::from([("db-1".to_owned(), ServerFacts { points, ..facts(&[]) })]);
+        let (spec, now) = (self.rig.spec.clone(), self.rig.now());
+        let run = OwnPoints::new(&spec, point(100).time, &self.rig.status);
+        let awaited = run.awaited(&heard);
+        self.rig.resolution = if let Some(refused) = refuse(&spec, point(100).time) {
+            refused
+        } else if !awaited.is_empty() && run.waits_unasked(now) {
+            Resolution::Awaiting(awaited)
+        } else {
+            conclude(Some(&[group("database", &["db-1"])]), true, &servers, &run, &heard, now)
+        };
+        self.rig.pass(Crash::Never);
+    }
+
+    /// Until the run starts: when it does, the second of its point, and the note on it.
+    fn start(&mut self) -> (i64, u64, Option<String>) {
+        for _ in 0..200 {
+            self.pass();
+            if let Some(server) = self.rig.status.servers.first() {
+                let point = server.recovery_point.clone().unwrap();
+                return (self.rig.second, point.record, server.recovery_point_note.clone());
+            }
+            assert_eq!(self.rig.status.phase, Some(RunPhase::Validating));
+            // Nobody has to do anything.
+            let conditions = &self.rig.status.conditions;
+            assert!(conditions::is_true(conditions, ConditionType::Reconciling), "{conditions:?}");
+            assert!(conditions::find(conditions, ConditionType::Stalled).is_none(), "{conditions:?}");
+            self.rig.second_passes();
+        }
+        panic!("not started: {:?}", self.rig.status);
+    }
+
+    fn seconds_pass(&mut self, seconds: usize) {
+        for _ in 0..seconds {
+            self.pass();
+            assert!(self.rig.status.servers.is_empty(), "started at {}", self.rig.second);
+            self.rig.second_passes();
+        }
+    }
 }
 
 #[test]
-fn a_run_waits_for_a_point_of_its_own_moment_but_not_for_ever() {
-    let created = point(100).time;
-    assert_eq!(own_points_until(created).duration_since(created).as_secs(), 30);
-    let mut rig = Rig::new(vec![group("database", &["db-1"])]);
-    let ready = std::mem::replace(&mut rig.resolution, Resolution::Awaiting(vec!["db-1".to_owned()]));
-    rig.run_until(5, |status| status.phase == Some(RunPhase::Validating));
-    assert!(rig.status.waiting_for.as_deref().unwrap().contains("a point of db-1"), "{:?}", rig.status);
-    // Nobody has to do anything.
-    assert!(conditions::is_true(&rig.status.conditions, ConditionType::Reconciling), "{:?}", rig.status);
-    assert!(conditions::find(&rig.status.conditions, ConditionType::Stalled).is_none(), "{:?}", rig.status);
-    assert!(rig.journal.is_empty());
-    rig.resolution = ready;
-    rig.run_until(5, |status| status.phase == Some(RunPhase::Running));
+fn a_run_waits_for_a_point_of_its_own_moment_but_not_for_ever_and_says_that_it_took_an_older_one() {
+    let mut run = Latest::new();
+    run.seconds_pass(1);
+    assert!(
+        run.rig.status.waiting_for.as_deref().unwrap().contains("a point of db-1"),
+        "{:?}",
+        run.rig.status
+    );
+    let (second, record, note) = run.start();
+    assert_eq!((second, record), (130, 90));
+    let note = note.unwrap();
+    assert!(note.contains("did not reach the vault within 30 s") && note.contains("10 s older"), "{note}");
+}
+
+#[test]
+fn a_point_of_the_runs_moment_is_taken_as_soon_as_it_is_there_without_a_note() {
+    let mut run = Latest::new();
+    run.seconds_pass(7);
+    (run.heard.answer, run.points) = (Some(PointAnswer::Taken), Ok(vec![90, 101]));
+    assert_eq!(run.start(), (107, 101, None));
+}
+
+#[test]
+fn a_vault_that_was_away_gives_a_point_its_whole_time_once_it_is_back() {
+    let mut run = Latest::new();
+    run.points = Err("the vault gives no answer");
+    run.seconds_pass(60);
+    // It is back with the older point; the run's own comes seconds later.
+    run.points = Ok(vec![90]);
+    run.seconds_pass(20);
+    (run.heard.answer, run.points) = (Some(PointAnswer::Taken), Ok(vec![90, 101]));
+    assert_eq!(run.start(), (180, 101, None));
+
+    // The same where nothing is heard of the agent: it connects anew.
+    let mut run = Latest::new();
+    run.points = Err("the vault gives no answer");
+    run.seconds_pass(60);
+    (run.heard.recoverable_until, run.points) = (None, Ok(vec![90]));
+    run.seconds_pass(10);
+    // Away again, or an operator that has just started: the time goes on, and is over in the end.
+    run.points = Err("the vault gives no answer");
+    run.seconds_pass(10);
+    run.points = Ok(vec![90]);
+    let (second, record, note) = run.start();
+    assert_eq!((second, record), (190, 90));
+    assert!(note.unwrap().contains("its agent is not connected"));
+}
+
+#[test]
+fn an_agent_that_cannot_take_the_point_or_is_gone_is_told_and_not_waited_for() {
+    let mut run = Latest::new();
+    run.heard.answer = Some(PointAnswer::Refused("its disks are compared".into()));
+    let (second, record, note) = run.start();
+    assert_eq!((second, record), (100, 90));
+    assert!(note.unwrap().contains("its disks are compared"));
+    let mut run = Latest::new();
+    run.heard.recoverable_until = None;
+    let (second, _, note) = run.start();
+    assert_eq!(second, 100);
+    assert!(note.unwrap().contains("its agent is not connected"));
+    // Nothing was written since its last point.
+    let mut run = Latest::new();
+    run.heard.recoverable_until = Some(point(101).time);
+    assert_eq!(run.start(), (100, 90, None));
+}
+
+/// A run of second 100 whose point is of another second.
+fn run_of_an_instant(time: i64) -> Latest {
+    let mut run = Latest::new();
+    run.rig.spec.recovery_point =
+        RecoveryPointChoice { kind: RecoveryPointKind::At, time: Some(point(time).time) };
+    run
+}
+
+#[test]
+fn an_instant_that_is_still_to_come_is_refused_for_good() {
+    let mut run = run_of_an_instant(161);
+    run.pass();
+    // It is looked up once, and the reason stays.
+    run.rig.resolution = Resolution::Problems(vec![]);
+    run.rig.run_until(5, |status| status.phase == Some(RunPhase::CleanedUp));
+    let ready = conditions::find(&run.rig.status.conditions, ConditionType::Ready).unwrap().clone();
+    assert_eq!((ready.status.as_str(), ready.reason.as_str()), ("False", "PointInFuture"));
+    for text in [&format!("spec.recoveryPoint.time is {}", point(161).time), "start another run"] {
+        assert!(ready.message.contains(text), "{text} is missing in {}", ready.message);
+    }
+    assert_eq!(outcome(RunPhase::CleanedUp, &run.rig.status.conditions), RunPhase::Failed);
+    // Nor does it start by itself when the instant has come, and it had waited until then for another run.
+    let mut run = run_of_an_instant(161);
+    (run.rig.second, run.points) = (500, Ok(vec![90, 160]));
+    run.pass();
+    assert_eq!((run.rig.status.phase, run.rig.status.started_at), (Some(RunPhase::Failed), None));
+
+    let mut run = run_of_an_instant(100);
+    run.rig.spec.servers = vec![ServerOverride {
+        name: "db-1".into(),
+        recovery_point: RecoveryPointChoice { kind: RecoveryPointKind::At, time: Some(point(161).time) },
+    }];
+    run.pass();
+    let ready = conditions::find(&run.rig.status.conditions, ConditionType::Ready).unwrap();
+    assert!(ready.message.contains("spec.servers[db-1].recoveryPoint.time"), "{}", ready.message);
+}
+
+#[test]
+fn an_instant_of_now_is_no_future_though_clocks_differ() {
+    assert_eq!(run_of_an_instant(160).start(), (100, 90, None));
 }
 
 #[test]

@@ -7,6 +7,7 @@ use crate::{controllers::appliance::status::pod_trouble, failover::world::Machin
 /// Exit codes of `lifeboat-recovery` (`recovery/src/exit.rs`).
 const NO_POINT: i32 = 3;
 const DAMAGED: i32 = 5;
+const REFUSED: i32 = 6;
 /// Characters of the disk server's last words: with the remedy they fit into a step's message.
 const MAX_WORDS: usize = 800;
 
@@ -39,19 +40,22 @@ pub(super) fn machine(pod: &Pod) -> Machine {
     }
 }
 
-/// The disk server says by its exit code that trying again is in vain: no such point (3), damaged or wrong key (5). It
-/// may have been started again since, and stopped with the pod.
+/// The disk server says by its exit code that trying again is in vain: no such point (3), damaged or wrong key (5), or that
+/// the vault has refused the running machine for minutes (6). It may have been started again since, and stopped with the
+/// pod.
 fn hopeless(disks: &ContainerStatus) -> Option<String> {
     let states = [disks.state.as_ref(), disks.last_state.as_ref()];
     let mut ends = states.into_iter().flatten().filter_map(|state| state.terminated.as_ref());
-    let ended = ends.find(|ended| matches!(ended.exit_code, NO_POINT | DAMAGED))?;
+    let ended = ends.find(|ended| matches!(ended.exit_code, NO_POINT | DAMAGED | REFUSED))?;
     let said: String = ended.message.as_deref().unwrap_or_default().trim().chars().take(MAX_WORDS).collect();
-    let remedy = if ended.exit_code == DAMAGED {
-        "; `kubectl lifeboat vault verify` names everything that is damaged, and the points that it costs"
-    } else {
-        ""
-    };
-    Some(format!("the recovery point cannot be used: {said}{remedy}"))
+    Some(match ended.exit_code {
+        DAMAGED => format!(
+            "the recovery point cannot be used: {said}; `kubectl lifeboat vault verify` names everything that is damaged, and \
+             the points that it costs"
+        ),
+        REFUSED => format!("the machine has lost its disks: {said}: clean this run up and start another"),
+        _ => format!("the recovery point cannot be used: {said}"),
+    })
 }
 
 /// The pod has ended: `restartPolicy: Never`, so it stays so.

@@ -32,6 +32,7 @@ fn resolved(ports: serde_json::Value) -> ResolvedServer {
             consistency: Consistency::CrashConsistent,
             group_point: None,
         },
+        recovery_point_note: None,
         target: TargetSpec {
             virtual_machine_pod: serde_json::from_value(
                 serde_json::json!({"cpus": 2, "memory": "1Gi", "ports": ports}),
@@ -171,6 +172,29 @@ fn a_machine_that_has_read_damage_has_failed_with_its_remedy_however_the_pod_goe
             assert!(failed.contains(words), "{phase}: {failed}");
         }
     }
+}
+
+/// The words of `recovery/src/damage.rs` for a credential.
+const REFUSED: &str = "the vault refuses what the machine reads, and went on to do so, so its disks are not shown any more: the \
+                       store refused get of s/1: the credentials do not allow it: check what \
+                       spec.vault.azure.authentication says (HTTP 403); mend that, and start the machine anew";
+
+#[test]
+fn a_machine_whose_vault_goes_on_to_refuse_has_failed_with_the_reason_and_is_not_called_damaged() {
+    let ended = serde_json::json!({"terminated": {"exitCode": 6, "message": REFUSED}});
+    let mut disks = container("disks", serde_json::json!({"waiting": {"reason": "CrashLoopBackOff"}}), false);
+    disks["lastState"] = ended;
+    let running = container("machine", serde_json::json!({"running": {}}), true);
+    let status = serde_json::json!({"phase": "Running", "initContainerStatuses": [disks], "containerStatuses": [running]});
+    let failed = observed(status).failed.unwrap();
+    for words in ["lost its disks", "spec.vault.azure.authentication", "clean this run up and start another"]
+    {
+        assert!(failed.contains(words), "{failed}");
+    }
+    assert!(
+        !failed.contains("vault verify") && !failed.contains("recovery point cannot be used"),
+        "{failed}"
+    );
 }
 
 /// A vault that is away (4), or a kill for lack of memory: the kubelet tries again, and the machine waits for its disks.
