@@ -203,6 +203,10 @@ pub struct ResolvedServer {
     /// Why the point is older than the run, though the latest was wanted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recovery_point_note: Option<String>,
+    /// Until when the point holds all that the server wrote, if that is later than the point: nothing was written since,
+    /// or the server was shut down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub complete_until: Option<Time>,
     pub target: Target,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health_check: Option<HealthCheck>,

@@ -20,6 +20,9 @@ recover_all() {
   "$DEV/demo" 6
   echo "$(jq .acknowledgedBeforeRequest "$STATE/demo/compare.json") of $acknowledged rows that were ever acknowledged compared, none lost"
   [ "$(jq .acknowledgedBeforeRequest "$STATE/demo/compare.json")" = "$acknowledged" ] || fail "the point is not of after the last write: $(cat "$STATE/demo/compare.json")"
+  local rpo
+  rpo=$(k get frun "$(cat "$STATE/demo/run")" -o 'jsonpath={.status.rpoSeconds}')
+  [ "$rpo" = 0 ] || fail "the run says that $rpo s are lost"
   lifeboat failover "$(cat "$STATE/demo/run")" --clean-up
 }
 

@@ -23,7 +23,8 @@ pub const OWN_POINT_LIMIT: Duration = Duration::from_secs(30);
 /// What is heard of a server while its point of the run's own moment may be on its way.
 #[derive(Debug, Clone, Default)]
 pub struct OwnPoint {
-    /// Until when the vault holds everything; `None` when its agent is not connected.
+    /// Until when the vault holds everything, and its newest point too; `None` when its agent is not connected, unless the
+    /// server was shut down with everything in the vault.
     pub recoverable_until: Option<Time>,
     /// What the agent has answered to the run's request.
     pub answer: Option<PointAnswer>,
@@ -53,7 +54,7 @@ impl<'a> OwnPoints<'a> {
     }
 
     /// What the vault must hold. Kubernetes leaves out the fraction of the second.
-    fn moment(&self) -> Time {
+    pub fn moment(&self) -> Time {
         self.created.checked_add(Duration::from_secs(1)).unwrap_or(self.created)
     }
 
@@ -85,6 +86,11 @@ impl<'a> OwnPoints<'a> {
         let from = if self.vault_was_silent { self.vault_back_at } else { Some(self.created) };
         // It is back just now: the engine takes down when.
         from.is_none_or(|from| now < from.checked_add(OWN_POINT_LIMIT).unwrap_or(from))
+    }
+
+    /// Until when a server's latest point holds all that it wrote, if that is later than the point.
+    pub fn complete_until(&self, name: &str, own: Option<&OwnPoint>, point: &ResolvedPoint) -> Option<Time> {
+        own?.recoverable_until.filter(|until| self.wants(name) && *until > point.time)
     }
 
     /// Why a server's latest point is older than the run, for people; `None` when it is not, or older by choice.

@@ -79,6 +79,7 @@ pub fn conclude(
             for server in &mut resolved.servers {
                 let own = heard.get(&server.name);
                 server.recovery_point_note = run.note(&server.name, own, &server.recovery_point);
+                server.complete_until = run.complete_until(&server.name, own, &server.recovery_point);
             }
             Resolution::Ready(Box::new(resolved))
         }
@@ -253,6 +254,7 @@ fn resolve_server(
         appliance: facts.appliance.clone(),
         recovery_point: point.clone(),
         recovery_point_note: None,
+        complete_until: None,
         target: facts.target.clone(),
         health_check: facts.health_check.clone(),
     })
@@ -490,7 +492,9 @@ pub(super) fn server_statuses(resolved: &Resolved, now: Time) -> Vec<ServerStatu
         state: ServerState::NotStarted,
         recovery_point: Some(server.recovery_point.clone()),
         recovery_point_note: server.recovery_point_note.as_deref().map(super::report::bounded),
-        rpo_seconds: Some(seconds(now.duration_since(server.recovery_point.time))),
+        rpo_seconds: Some(seconds(
+            now.duration_since(server.complete_until.unwrap_or(server.recovery_point.time)),
+        )),
         rto_seconds: None,
         target: None,
         addresses: Vec::new(),

@@ -14,7 +14,10 @@ use lifeboat_replication::wire::v1;
 use super::{holds_servers, points};
 use crate::{
     control::{ApplianceKey, Asked},
-    controllers::shared::{has_finalizer, is_deleting},
+    controllers::{
+        protected_server::shutdown::switched_off,
+        shared::{has_finalizer, is_deleting},
+    },
     failover::{
         World,
         own_points::{OwnPoint, OwnPoints, PointAnswer},
@@ -94,7 +97,12 @@ fn own_points(
 ) -> BTreeMap<String, OwnPoint> {
     let id = format!("run/{}", run.uid().unwrap_or_default());
     let heard = |(name, server): (&String, &ProtectedServer)| {
-        let own = OwnPoint { recoverable_until: recoverable_until(server, context), answer: None };
+        let until = match switched_off(server) {
+            // What is off writes nothing.
+            Some(_) => Some(context.now().max(run_points.moment())),
+            None => recoverable_until(server, context),
+        };
+        let own = OwnPoint { recoverable_until: until, answer: None };
         (name.clone(), own)
     };
     let mut own: BTreeMap<String, OwnPoint> = servers.iter().map(heard).collect();

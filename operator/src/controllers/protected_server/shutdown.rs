@@ -20,12 +20,13 @@ const ANSWER_SECONDS: i64 = 900;
 pub fn order(server: &ProtectedServer) -> String {
     let known = server.status.as_ref().and_then(|status| status.shutdown.as_ref());
     let open = known.filter(|known| Some(known.requested_at) == server.spec.request_shutdown);
-    let open = open.filter(|known| !matches!(known.state, ShutdownState::PoweredOff | ShutdownState::Refused));
+    let open =
+        open.filter(|known| !matches!(known.state, ShutdownState::PoweredOff | ShutdownState::Refused));
     open.map_or_else(String::new, |known| id(known.requested_at))
 }
 
 /// The shutdown by which it went off, if that is the last thing that was asked of it.
-pub(super) fn switched_off(server: &ProtectedServer) -> Option<&Shutdown> {
+pub(in crate::controllers) fn switched_off(server: &ProtectedServer) -> Option<&Shutdown> {
     let known = server.status.as_ref()?.shutdown.as_ref()?;
     let asked = Some(known.requested_at) == server.spec.request_shutdown;
     (asked && known.state == ShutdownState::PoweredOff).then_some(known)

@@ -609,6 +609,25 @@ impl Latest {
     }
 }
 
+/// The newest point is ten seconds older than the run, and all that the server wrote is in it until the instant that was heard:
+/// an idle server, or one that was shut down.
+#[test]
+fn what_a_run_loses_is_not_counted_from_a_point_behind_which_nothing_was_written() {
+    let lost = |until: Option<i64>, kind: RecoveryPointKind, at: Option<i64>| {
+        let mut run = Latest::new();
+        run.rig.spec.recovery_point = RecoveryPointChoice { kind, time: at.map(|second| point(second).time) };
+        run.heard.recoverable_until = until.map(|second| point(second).time);
+        run.start();
+        let status = &run.rig.status;
+        (status.rpo_seconds, status.resolved.as_ref().unwrap().servers[0].complete_until.is_some())
+    };
+    let latest = RecoveryPointKind::Latest;
+    assert_eq!(lost(None, latest, None), (Some(10), false));
+    assert_eq!(lost(Some(101), latest, None), (Some(0), true));
+    // Older by choice.
+    assert_eq!(lost(Some(101), RecoveryPointKind::At, Some(95)), (Some(10), false));
+}
+
 #[test]
 fn a_run_waits_for_a_point_of_its_own_moment_but_not_for_ever_and_says_that_it_took_an_older_one() {
     let mut run = Latest::new();

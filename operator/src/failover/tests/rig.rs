@@ -327,6 +327,7 @@ pub(super) fn resolved(groups: Vec<Group>) -> Resolved {
         appliance: "berlin".to_owned(),
         recovery_point: point(999_990),
         recovery_point_note: None,
+        complete_until: None,
         target: Target {
             virtual_machine_pod: serde_json::from_value::<VirtualMachinePod>(serde_json::json!({})).unwrap(),
         },

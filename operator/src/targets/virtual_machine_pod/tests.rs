@@ -33,6 +33,7 @@ fn resolved(ports: serde_json::Value) -> ResolvedServer {
             group_point: None,
         },
         recovery_point_note: None,
+        complete_until: None,
         target: TargetSpec {
             virtual_machine_pod: serde_json::from_value(
                 serde_json::json!({"cpus": 2, "memory": "1Gi", "ports": ports}),
