@@ -3,7 +3,7 @@
 //! Secrets are read by name and held in memory only as long as the vault is; no pass copies them anywhere.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -69,15 +69,29 @@ struct Known {
 }
 
 #[derive(Clone, Default)]
-pub struct Vaults(Arc<Mutex<BTreeMap<ApplianceKey, Known>>>);
+pub struct Vaults {
+    known: Arc<Mutex<BTreeMap<ApplianceKey, Known>>>,
+    /// Those that could not be opened when it was tried last.
+    silent: Arc<Mutex<BTreeSet<ApplianceKey>>>,
+}
 
 impl Vaults {
     fn known(&self) -> MutexGuard<'_, BTreeMap<ApplianceKey, Known>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn silent(&self) -> MutexGuard<'_, BTreeSet<ApplianceKey>> {
+        self.silent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn forget(&self, key: &ApplianceKey) {
         self.known().remove(key);
+        self.silent().remove(key);
+    }
+
+    /// Whether it could not be opened, and not only has not been yet.
+    pub fn is_silent(&self, key: &ApplianceKey) -> bool {
+        self.silent().contains(key)
     }
 }
 
@@ -120,9 +134,13 @@ pub async fn bootstrap(
         Ok((vault, seen)) => {
             let known =
                 Known { fingerprint, vault: vault.clone(), seen: seen.clone(), checked: Instant::now() };
+            context.vaults.silent().remove(&key);
             context.vaults.known().insert(key, known);
         }
-        Err(_) => context.vaults.forget(&key),
+        Err(_) => {
+            context.vaults.known().remove(&key);
+            context.vaults.silent().insert(key);
+        }
     }
     opened
 }

@@ -33,6 +33,8 @@ pub struct ServerFacts {
     pub health_check: Option<HealthCheck>,
     /// Consistent points that can be recovered, in order of time; an error says why the vault did not tell them.
     pub points: Result<Vec<ResolvedPoint>, String>,
+    /// The vault gave no answer, or a refusal.
+    pub vault_silent: bool,
     /// T0 of the newest snapshot of the seed disks.
     pub latest_processed: Option<Time>,
     /// The vault was put back to an older moment, and nobody has acknowledged it.
@@ -70,7 +72,7 @@ pub fn conclude(
     heard: &BTreeMap<String, OwnPoint>,
     now: Time,
 ) -> Resolution {
-    let vault_silent = servers.values().any(|server| server.points.is_err());
+    let vault_silent = servers.values().any(|server| server.vault_silent);
     let resolved = resolve(run.spec, plan, servers);
     let awaited = run.awaited(heard);
     match resolved {

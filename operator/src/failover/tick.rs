@@ -124,7 +124,7 @@ impl Tick<'_> {
                 self.validating(problems);
             }
             Some(Resolution::Awaiting(servers)) => {
-                // Once: an operator that is started again and again finds no vault open each time.
+                // Once: a vault that comes and goes must not keep a run from its start for ever.
                 if self.status.vault_was_silent && self.status.vault_back_at.is_none() {
                     self.status.vault_back_at = Some(self.now);
                 }

@@ -28,7 +28,7 @@ pub enum Resolution {
     /// The same, but some of it ends without anybody: a vault that gives no answer, a first copy that is under way.
     NotYet {
         problems: Vec<String>,
-        /// The vault did not tell the points of every server.
+        /// The vault of a server gave no answer, or a refusal.
         vault_silent: bool,
     },
     /// What the run asks for can never be had, since a run is not changed: why, and what to do instead.

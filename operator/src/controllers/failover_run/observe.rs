@@ -169,7 +169,7 @@ async fn facts(
 ) -> BTreeMap<String, ServerFacts> {
     let mut all = BTreeMap::new();
     for (name, server) in servers {
-        let points::Points { points, latest_processed, lost } = points::of(server, context).await;
+        let points::Points { points, latest_processed, lost, silent } = points::of(server, context).await;
         let facts = ServerFacts {
             id: server.status.as_ref().and_then(|status| status.id.clone()).unwrap_or_default(),
             appliance: server.spec.appliance_ref.name.clone(),
@@ -179,6 +179,7 @@ async fn facts(
             points,
             latest_processed,
             lost,
+            vault_silent: silent,
         };
         all.insert(name.clone(), facts);
     }

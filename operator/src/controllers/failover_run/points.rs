@@ -29,6 +29,8 @@ pub(super) struct Points {
     pub latest_processed: Option<Time>,
     /// What it does not hold any more of what was seen in it.
     pub lost: Option<Lost>,
+    /// It gave no answer, or a refusal: not one that nobody has opened yet, since the operator has just started.
+    pub silent: bool,
 }
 
 pub(super) async fn of(server: &ProtectedServer, context: &Context) -> Points {
@@ -36,7 +38,7 @@ pub(super) async fn of(server: &ProtectedServer, context: &Context) -> Points {
     let appliance = &server.spec.appliance_ref.name;
     let Some(id) = server.status.as_ref().and_then(|status| status.id.clone()) else {
         let points = Err("it has no identity in the vault yet: see its conditions".to_owned());
-        return Points { points, latest_processed: None, lost: None };
+        return Points { points, latest_processed: None, lost: None, silent: false };
     };
     let key = ApplianceKey { namespace: namespace.clone(), name: appliance.clone() };
     let processed = context
@@ -44,17 +46,21 @@ pub(super) async fn of(server: &ProtectedServer, context: &Context) -> Points {
         .applied(&key, &id)
         .and_then(|applied| applied.report.points.iter().map(|point| point.t0_micros).max());
     let latest_processed = processed.and_then(|micros| Time::from_microsecond(micros).ok());
-    let read = match (vaults::of(&namespace, appliance, context).await, id.parse::<ServerId>()) {
-        (Ok(vault), Ok(id)) => read(server, &vault, &id, context).await,
-        (Err(failure), _) => Err(failure.message),
-        (_, Err(invalid)) => Err(invalid.to_string()),
+    let (read, silent) = match (vaults::of(&namespace, appliance, context).await, id.parse::<ServerId>()) {
+        (Ok(vault), Ok(id)) => {
+            let read = read(server, &vault, &id, context).await;
+            let silent = read.is_err();
+            (read, silent)
+        }
+        (Err(failure), _) => (Err(failure.message), context.vaults.is_silent(&key)),
+        (_, Err(invalid)) => (Err(invalid.to_string()), false),
     };
     match read {
         Ok((points, snapshot, lost)) => {
             // An applier of another cluster reports to nobody here: what it has listed in the vault counts.
-            Points { points: Ok(points), latest_processed: latest_processed.max(snapshot), lost }
+            Points { points: Ok(points), latest_processed: latest_processed.max(snapshot), lost, silent }
         }
-        Err(why) => Points { points: Err(why), latest_processed, lost: None },
+        Err(why) => Points { points: Err(why), latest_processed, lost: None, silent },
     }
 }
 

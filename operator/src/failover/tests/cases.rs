@@ -352,6 +352,7 @@ fn facts(points: &[i64]) -> ServerFacts {
         target: Target { virtual_machine_pod: serde_json::from_value(serde_json::json!({})).unwrap() },
         health_check: None,
         points: Ok(points.iter().map(|second| point(*second)).collect()),
+        vault_silent: false,
         latest_processed: points.first().map(|second| point(*second).time),
     }
 }
@@ -554,6 +555,8 @@ struct Latest {
     rig: Rig,
     heard: OwnPoint,
     points: Result<Vec<i64>, &'static str>,
+    /// An operator that has just started has not opened the vault yet.
+    fresh: bool,
 }
 
 impl Latest {
@@ -561,14 +564,16 @@ impl Latest {
         let mut rig = Rig::new(vec![group("database", &["db-1"])]);
         rig.second = 100;
         let heard = OwnPoint { recoverable_until: Some(point(90).time), answer: None };
-        Self { rig, heard, points: Ok(vec![90]) }
+        Self { rig, heard, points: Ok(vec![90]), fresh: false }
     }
 
     fn pass(&mut self) {
         let heard = BTreeMap::from([("db-1".to_owned(), self.heard.clone())]);
         let points = self.points.clone().map_err(str::to_owned);
         let points = points.map(|points| points.into_iter().map(point).collect());
-        let servers = BTreeMap::from([("db-1".to_owned(), ServerFacts { points, ..facts(&[]) })]);
+        let vault_silent = points.is_err() && !self.fresh;
+        let facts = ServerFacts { points, vault_silent, ..facts(&[]) };
+        let servers = BTreeMap::from([("db-1".to_owned(), facts)]);
         let (spec, now) = (self.rig.spec.clone(), self.rig.now());
         let run = OwnPoints::new(&spec, point(100).time, &self.rig.status);
         let awaited = run.awaited(&heard);
@@ -668,13 +673,24 @@ fn a_vault_that_was_away_gives_a_point_its_whole_time_once_it_is_back() {
     run.seconds_pass(60);
     (run.heard.recoverable_until, run.points) = (None, Ok(vec![90]));
     run.seconds_pass(10);
-    // Away again, or an operator that has just started: the time goes on, and is over in the end.
+    // Away again: the time goes on, and is over in the end.
     run.points = Err("the vault gives no answer");
     run.seconds_pass(10);
     run.points = Ok(vec![90]);
     let (second, record, note) = run.start();
     assert_eq!((second, record), (190, 90));
     assert!(note.unwrap().contains("its agent is not connected"));
+}
+
+/// Whoever takes over from an operator that died must not make a server that burnt wait.
+#[test]
+fn an_operator_that_has_just_started_gives_no_server_more_time() {
+    let mut run = Latest::new();
+    (run.heard.recoverable_until, run.points, run.fresh) = (None, Err("the vault is not open"), true);
+    run.seconds_pass(3);
+    run.points = Ok(vec![90]);
+    let (second, record, _) = run.start();
+    assert_eq!((second, record), (103, 90));
 }
 
 #[test]
