@@ -1,7 +1,7 @@
 //! A store that refuses in the middle of a sweep: what is gone already is done, anything else ends it with the reason.
 
 use lifeboat_replication::{
-    catalogue::{Point, Points},
+    catalogue::{self, Point, Points},
     ids::{Epoch, RecordId, RecordNumber},
     log::{LogState, PartName},
     pins::{Pin, Records},
@@ -119,10 +119,11 @@ async fn a_refusal_ends_the_sweep_with_its_reason() {
 #[tokio::test(start_paused = true)]
 async fn a_list_that_cannot_be_looked_at_is_not_taken_for_none() {
     let (seeds, listed, log) = vault().await;
+    let written = catalogue::write(&seeds.vault, &seeds.server, &listed, None).await.unwrap();
     let mut collector = Collector::new(std::time::Duration::from_secs(1), no_policy(), None);
     let keep = Keep { retention: std::time::Duration::MAX, journal: std::time::Duration::MAX };
     let denied = refusing(&seeds, "properties", Refusal::Denied);
-    let ran = collector.run(&denied, keep, &log, &mut (listed, None), &mut Swept::default()).await;
+    let ran = collector.run(&denied, keep, &log, &mut (listed, Some(written)), &mut Swept::default()).await;
     assert!(matches!(&ran, Err(CollectError::Store(error)) if error.is(Refusal::Denied)), "{ran:?}");
 }
 

@@ -47,6 +47,11 @@ fn points_thin_out_as_the_reference_system_does() {
 }
 
 #[test]
+fn a_gap_of_months_ages_points_by_eight_hours() {
+    assert_eq!(ages(&points([0, 7 * HOUR, 100 * DAY])), [15 * HOUR, 8 * HOUR, 0]);
+}
+
+#[test]
 fn a_retention_of_nothing_leaves_the_newest_and_what_the_journal_needs() {
     let all = every_five_minutes(1);
     let nothing = Keep { retention: Duration::ZERO, journal: Duration::ZERO };
