@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    hook_files, kernel,
+    files, hook_files, kernel,
     restart_files::{self, RestartError, RestartPlaces},
     state::{StateDir, StateError},
     upgrade::files::beside,
@@ -136,12 +136,11 @@ pub fn remove_after_stop(places: &Places) -> Vec<InstallError> {
 }
 
 fn remove_file(path: &Path) -> Result<(), InstallError> {
-    match fs::remove_file(path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            Err(InstallError::File { operation: "remove", path: path.to_owned(), source })
-        }
-        _ => Ok(()),
-    }
+    files::remove(path).map_err(|source| InstallError::File {
+        operation: "remove",
+        path: path.to_owned(),
+        source,
+    })
 }
 
 fn systemctl(arguments: &[&str]) -> Result<(), InstallError> {

@@ -31,6 +31,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::sys;
+use crate::files;
 
 /// Default place of the socket: in memory, so that it works while disks are frozen.
 pub const SOCKET: &str = "/run/lifeboat/thaw.sock";
@@ -66,10 +67,7 @@ pub fn run(socket: &Path) -> io::Result<()> {
     if let Some(folder) = socket.parent() {
         fs::create_dir_all(folder)?;
     }
-    match fs::remove_file(socket) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
+    files::remove(socket)?;
     let listener = UnixListener::bind(socket)?;
     fs::set_permissions(socket, fs::Permissions::from_mode(0o600))?;
     loop {

@@ -32,7 +32,10 @@ use super::{
     connect::{ConnectError, host},
     management::Management,
 };
-use crate::digest::{Digest, Sum};
+use crate::{
+    digest::{Digest, Sum},
+    files::remove,
+};
 
 const PATH: &str = "/lifeboat-agent";
 /// More than any agent will ever have.
@@ -253,10 +256,7 @@ async fn receive(
 
 /// A new file, never one that somebody else has put (or linked) there.
 fn create(path: &Path) -> io::Result<File> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
+    remove(path)?;
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
 }
 

@@ -17,7 +17,10 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::UpgradeError;
-use crate::{digest::Digest, files};
+use crate::{
+    digest::Digest,
+    files::{self, remove, sync_folder},
+};
 
 const NOTE: &str = "upgrade.json";
 /// Names, with `{}` for the program's.
@@ -163,17 +166,6 @@ impl Files {
 
 fn file(operation: &'static str, path: &Path) -> impl Fn(io::Error) -> UpgradeError {
     move |source| UpgradeError::File { operation, path: path.to_owned(), source }
-}
-
-fn remove(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
-}
-
-fn sync_folder(path: &Path) -> io::Result<()> {
-    path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
 }
 
 #[cfg(test)]
